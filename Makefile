@@ -1,0 +1,34 @@
+# make run · make test · make check · make bench. Each makes the virtual environment in .venv first, if need be.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: run test check bench constraints clean
+
+run: .venv/installed
+	$(BIN)/jaxbp run configs/digits.toml
+
+test: .venv/installed
+	$(BIN)/pytest -n 2 $(PYTEST_ARGS)
+
+check: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: .venv/installed
+	$(BIN)/python -m experiments.bench_value_and_grad
+
+constraints: .venv/installed
+	$(BIN)/uv pip compile --universal --no-header --no-annotate --upgrade --extra dev -o constraints.txt pyproject.toml
+
+clean:
+	rm -rf .venv
+
+# Written last, so that an interrupted installation is begun again.
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("jaxbp needs Python 3.11 or newer: make PYTHON=python3.12 …" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
