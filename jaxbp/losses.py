@@ -1,0 +1,193 @@
+"""Losses: each ℓ with its hand-derived ∂ℓ/∂x on the next lines.
+
+A loss belongs to one sample: x = x⁽ᴸ⁾ is the network's output, (C,), y its target. It sums over the C outputs and is
+never divided by the number of samples. At a kink ∂ℓ/∂x is the slope on the left, as for activations; NaN goes through.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.scipy.special import xlogy
+
+from jaxbp.names import lookup
+
+Array = jax.Array
+LN_2 = 0.6931471805599453
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    """ℓ and ∂ℓ/∂x.
+
+    Args:
+      name: shown by `repr` and in error messages.
+      ell: (x, y) ↦ ℓ(x, y), one sample: x is (C,), the result a scalar.
+      dl_dx: (x, y) ↦ ∂ℓ/∂x, (C,).
+      target: what y is: "array" (C,) numbers, "label" an integer in 0 … C − 1, or "label or array".
+
+    Example:
+      >>> quartic = Loss("quartic", lambda x, y: jnp.sum((x - y) ** 4), lambda x, y: 4 * (x - y) ** 3)
+      >>> quartic
+      Loss(name='quartic')
+    """
+
+    name: str
+    ell: Callable[[Array, Array], Array] = dataclasses.field(repr=False)
+    dl_dx: Callable[[Array, Array], Array] = dataclasses.field(repr=False)
+    target: Literal["array", "label", "label or array"] = dataclasses.field(default="array", repr=False)
+
+
+squared_error = Loss(
+    "squared_error",  # ½ ‖x − y‖²
+    lambda x, y: 0.5 * jnp.sum((x - y) ** 2),
+    lambda x, y: x - y,
+)
+
+absolute_error = Loss(
+    "absolute_error",  # Σ |x − y|
+    lambda x, y: jnp.sum(jnp.abs(x - y)),
+    lambda x, y: jnp.where(x == y, -1.0, jnp.sign(x - y)),  # −1 at x = y, the slope on the left
+)
+
+
+def _huber(x: Array, y: Array) -> Array:
+    """Σ h(x − y), h(e) = ½e² where |e| ≤ 1, |e| − ½ elsewhere (Huber 1964, δ = 1)."""
+    inner = jnp.clip(x - y, -1, 1)
+    return jnp.sum(0.5 * inner**2 + (jnp.abs(x - y) - jnp.abs(inner)))
+
+
+huber = Loss(
+    "huber",
+    _huber,
+    lambda x, y: jnp.clip(x - y, -1, 1),
+)
+
+
+def _log_cosh(x: Array, y: Array) -> Array:
+    """Σ ln cosh(x − y), as ½ log1p(sinh² e) where e = |x − y| < 1, as e + log1p(e^(−2e)) − ln 2 beyond."""
+    e = jnp.abs(x - y)
+    near = 0.5 * jnp.log1p(jnp.sinh(jnp.minimum(e, 1)) ** 2)
+    return jnp.sum(jnp.where(e < 1, near, e + jnp.log1p(jnp.exp(-2 * e)) - LN_2))
+
+
+log_cosh = Loss(
+    "log_cosh",
+    _log_cosh,
+    lambda x, y: jnp.tanh(x - y),
+)
+
+
+def _one_hot(x: Array, label: Array) -> Array:
+    """(C,), 1 at the label; all NaN for a label outside 0 … C − 1, so that no wrong gradient can be finite."""
+    largest = min(x.size - 1, jnp.iinfo(label.dtype).max)  # a uint8 label cannot be compared with C = 300
+    known = (label >= 0) & (label <= largest)
+    one_hot = jnp.arange(x.size, dtype=jnp.int32) == label.astype(jnp.int32)
+    return jnp.where(known, one_hot.astype(x.dtype), jnp.nan)
+
+
+@functools.cache
+def smoothed_softmax_cross_entropy(label_smoothing: float) -> Loss:
+    """−Σ pᵢ ln softmax(x)ᵢ, p = (1 − α) y + (α/C) Σy, α the label smoothing (Szegedy et al. 2016, §7).
+
+    y is an integer label or C numbers, which need not sum to 1: ∂ℓ/∂x = (Σy) softmax(x) − p.
+
+    Raises:
+      ValueError: the label smoothing is not in [0, 1).
+
+    Example:
+      >>> loss = smoothed_softmax_cross_entropy(0.1)
+      >>> loss.dl_dx(jnp.zeros(2, jnp.float32), jnp.int32(0))
+      Array([-0.45,  0.45], dtype=float32)
+    """
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"label_smoothing is {label_smoothing}, allowed: 0 ≤ label_smoothing < 1")
+
+    def target(x: Array, y: Array) -> Array:
+        y = _one_hot(x, y) if y.ndim == 0 else y
+        return (1 - label_smoothing) * y + label_smoothing / x.size * jnp.sum(y) if label_smoothing else y
+
+    def ell(x: Array, y: Array) -> Array:
+        p = target(x, y)
+        return -jnp.sum(jnp.where(p == 0, 0.0, p * jax.nn.log_softmax(x)))
+
+    def dl_dx(x: Array, y: Array) -> Array:
+        p = target(x, y)
+        return jnp.sum(p) * jax.nn.softmax(x) - p
+
+    name = "softmax_cross_entropy" + (f"(label_smoothing={label_smoothing})" if label_smoothing else "")
+    return Loss(name, ell, dl_dx, target="label or array")
+
+
+softmax_cross_entropy = smoothed_softmax_cross_entropy(0.0)
+
+
+def _sigmoid_cross_entropy(x: Array, y: Array) -> Array:
+    """Σ softplus(x) − x y, as max(x, 0) − x y + log1p(e^(−|x|)); y in [0, 1]. A matched ±inf costs 0."""
+    linear = jnp.where(x > 0, x * (1 - y), -x * y)
+    matched = jnp.where(x > 0, y == 1, y == 0)
+    return jnp.sum(jnp.where(matched, 0.0, linear) + jnp.log1p(jnp.exp(-jnp.abs(x))))
+
+
+sigmoid_cross_entropy = Loss(
+    "sigmoid_cross_entropy",
+    _sigmoid_cross_entropy,
+    lambda x, y: jnp.where(x > 0, (1 - y) - lax.logistic(-x), lax.logistic(x) - y),  # σ(x) − y, kept exact near y = 1
+)
+
+
+def _hinge_violation(x: Array, y: Array) -> tuple[Array, Array]:
+    """The label's one-hot and the margins 1 + xᵢ − x_y of the other classes (0 at the label itself)."""
+    one_hot = _one_hot(x, y)
+    return one_hot, jnp.where(one_hot == 1, 0.0, 1 + x - jnp.sum(jnp.where(one_hot == 0, 0.0, one_hot * x)))
+
+
+def _hinge(x: Array, y: Array) -> Array:
+    """Σ_{i≠y} max(0, 1 + xᵢ − x_y) (Weston & Watkins 1999); y an integer label."""
+    return jnp.sum(jnp.maximum(_hinge_violation(x, y)[1], 0))
+
+
+def _hinge_gradient(x: Array, y: Array) -> Array:
+    one_hot, margin = _hinge_violation(x, y)
+    violated = jnp.where(jnp.isnan(margin), margin, (margin > 0).astype(x.dtype))
+    return violated - one_hot * jnp.sum(violated)
+
+
+hinge = Loss("hinge", _hinge, _hinge_gradient, target="label")
+
+kl_divergence = Loss(
+    "kl_divergence",  # Σ y (ln y − ln softmax(x)): x are logits, y probabilities; 0 ln 0 = 0
+    lambda x, y: jnp.sum(xlogy(y, y) - jnp.where(y == 0, 0.0, y * jax.nn.log_softmax(x))),
+    lambda x, y: jnp.sum(y) * jax.nn.softmax(x) - y,
+)
+
+poisson = Loss(
+    "poisson",  # Σ eˣ − y x: x is the logarithm of the rate, y a count; ln y! is left out; 0 · (−∞) = 0
+    lambda x, y: jnp.sum(jnp.exp(x) - jnp.where(y == 0, 0.0, y * x)),
+    lambda x, y: jnp.exp(x) - y,
+)
+
+LOSSES: dict[str, Loss] = {
+    loss.name: loss
+    for loss in (
+        *(squared_error, absolute_error, huber, log_cosh, softmax_cross_entropy, sigmoid_cross_entropy, hinge),
+        *(kl_divergence, poisson),
+    )
+}
+
+
+def get(loss: str | Loss) -> Loss:
+    """The loss of that name; a Loss is returned as it is.
+
+    Raises:
+      ValueError: no loss has that name; the nearest one is given.
+
+    Example:
+      >>> get("huber").ell(jnp.float32([3.0]), jnp.float32([0.0]))
+      Array(2.5, dtype=float32)
+    """
+    return loss if isinstance(loss, Loss) else lookup("loss", loss, LOSSES)
