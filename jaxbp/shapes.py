@@ -1,0 +1,62 @@
+"""What the public functions check before they compute: shapes always, values where there are any (not inside jit)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxbp.losses import Loss
+
+
+def check_shape(name: str, shape: Sequence[int], *expected: Sequence[int | str]) -> None:
+    """ValueError unless the shape is one of those expected; a letter stands for any length.
+
+    Example:
+      >>> check_shape("x", (7, 5), ("N", 3))
+      Traceback (most recent call last):
+      ValueError: x has shape (7, 5), expected (N, 3)
+    """
+
+    def fits(pattern: Sequence[int | str]) -> bool:
+        return len(shape) == len(pattern) and all(
+            isinstance(p, str) or p == n for n, p in zip(shape, pattern, strict=True)
+        )
+
+    if not any(fits(pattern) for pattern in expected):
+        shown = " or ".join(f"({', '.join(map(str, pattern))}{',' * (len(pattern) == 1)})" for pattern in expected)
+        raise ValueError(f"{name} has shape {tuple(shape)}, expected {shown}")
+
+
+def check_params(sizes: tuple[int, ...], params: Sequence[Any]) -> None:
+    """ValueError unless params holds L layers of w (out, in) and b (out,)."""
+    if len(params) != len(sizes) - 1:
+        raise ValueError(f"params has {len(params)} layers, sizes {sizes} has {len(sizes) - 1}")
+    for layer, ((w, b), inputs, outputs) in enumerate(zip(params, sizes, sizes[1:], strict=False), start=1):
+        check_shape(f"w of layer {layer}", w.shape, (outputs, inputs))
+        check_shape(f"b of layer {layer}", b.shape, (outputs,))
+
+
+def check_targets(loss: Loss, y: jax.Array, batch: int, outputs: int) -> None:
+    """ValueError unless y is what the loss takes: (N, C) numbers, (N,) integer labels in 0 … C − 1, or either."""
+    expected: list[tuple[int, ...]] = [(batch, outputs)] if "array" in loss.target else []
+    if "label" in loss.target:
+        expected.append((batch,))
+    check_shape(f"y of {loss.name}", y.shape, *expected)
+    if y.ndim == 1:
+        check_labels(y, outputs)
+
+
+def check_labels(y: jax.Array, classes: int) -> None:
+    """TypeError for labels that are not integers, ValueError for one out of range: the first bad row is named.
+
+    Inside jit there is no value to look at; there a label out of range makes loss and gradient NaN.
+    """
+    if y.dtype.kind not in "iu":
+        raise TypeError(f"y holds labels and has dtype {y.dtype}, expected integers in 0 … {classes - 1}")
+    if isinstance(y, jax.core.Tracer):
+        return
+    labels = np.asarray(y)
+    bad = np.flatnonzero((labels < 0) | (labels >= classes))
+    if bad.size:
+        raise ValueError(f"y[{bad[0]}] is {labels[bad[0]]}, expected a label in 0 … {classes - 1}")
