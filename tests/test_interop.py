@@ -1,0 +1,236 @@
+"""`apply` in other people's programs: transformations, Optax, Flax, Equinox, memory, custom σ and ℓ."""
+
+import equinox
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import oracles
+import pytest
+from flax import linen, nnx
+from oracles import assert_close, tolerance
+
+import jaxbp
+from jaxbp import MLP, Activation, Affine, Loss
+
+NET = MLP((4, 6, 5, 3), hidden=("tanh", "gelu"), output="softplus", loss="squared_error")
+WIDE = [jnp.float64, jnp.float32]
+in_both_dtypes = pytest.mark.parametrize("dtype", WIDE)
+
+
+def tol(dtype):
+    return tolerance(dtype, len(NET.sizes), max(NET.sizes))
+
+
+def naive(params, x):
+    """The batch output, x (…, n₀), by autodiff's network."""
+    return jnp.vectorize(lambda x: oracles.network(oracles.sigmas(NET), params, x), signature="(i)->(o)")(x)
+
+
+def objective(f):
+    """A scalar that depends on every output in its own way."""
+    return lambda params, x: jnp.sum(jnp.sin(f(params, x)) ** 2)
+
+
+def ours(params, x):
+    return jaxbp.apply(NET, params, x)
+
+
+@pytest.mark.parametrize(
+    ("leading", "dtype"), [((5,), jnp.float32), *((leading, jnp.float64) for leading in [(), (2, 3), (0,)])]
+)
+def test_value_and_both_gradients(leading, dtype):
+    """With respect to params and x, any leading axes, under jit."""
+    params, x, _ = oracles.data(NET, seed=0, batch=int(np.prod(leading)), dtype=dtype)
+    x = x.reshape(*leading, 4)
+
+    @jax.jit
+    def run(params, x):
+        return [(f(params, x), jax.grad(objective(f), (0, 1))(params, x)) for f in (ours, naive)]
+
+    got, want = run(params, x)
+    assert got[0].shape == (*leading, 3) and got[1][1].shape == x.shape
+    assert_close(got, want, tol(dtype), "apply")
+
+
+def test_vmap_over_inputs_and_over_networks():
+    """vmap of grad with a batch of inputs is the per-sample gradients; with a stack of networks an ensemble."""
+    params, x, _ = oracles.data(NET, seed=1, batch=3)
+    stack = jax.tree.map(lambda a: jnp.stack([a, 2 * a, -a]), params)
+
+    @jax.jit
+    def run(params, stack, x):
+        grads = [jax.grad(objective(f)) for f in (ours, naive)]
+        return [(jax.vmap(g, (None, 0))(params, x), jax.vmap(g, (0, None))(stack, x)) for g in grads]
+
+    assert_close(*run(params, stack, x), 1e-12, "vmap")
+
+
+def test_hessian_vector_product_and_mixed_derivative():
+    """Gradient of a gradient, reverse over reverse; the second derivative of the oracle by the same road."""
+    params, x, _ = oracles.data(NET, seed=2, batch=3)
+    v = jax.tree.map(jnp.cos, params)
+
+    @jax.jit
+    def run(params, x):
+        def along(f, params, x):
+            grads = jax.grad(objective(f))(params, x)
+            return sum(jnp.vdot(g, t) for g, t in zip(jax.tree.leaves(grads), jax.tree.leaves(v), strict=True))
+
+        return [jax.grad(along, (1, 2))(f, params, x) for f in (ours, naive)]
+
+    assert_close(*run(params, x), 4e-12, "Hv")  # twice as deep, and again
+
+
+def test_inside_scan():
+    """A recurrence x ← f(x) of a square network, differentiated through five steps."""
+    net = MLP((3, 5, 3), hidden="tanh", output="tanh", loss="squared_error")
+    params, x, _ = oracles.data(net, seed=3, batch=2)
+
+    def final(f):
+        return lambda params: jnp.sum(jax.lax.scan(lambda x, _: (f(params, x), None), x, length=5)[0] ** 2)
+
+    def by_autodiff(params, x):
+        return jax.vmap(lambda x: oracles.network([jnp.tanh, jnp.tanh], params, x))(x)
+
+    got, want = (jax.jit(jax.grad(final(f)))(params) for f in (lambda p, x: jaxbp.apply(net, p, x), by_autodiff))
+    assert_close(got, want, 1e-12, "scan")
+
+
+def test_remat():
+    params, x, _ = oracles.data(NET, seed=4, batch=2)
+    got = jax.jit(jax.grad(objective(jax.checkpoint(ours))))(params, x)
+    assert_close(got, jax.jit(jax.grad(objective(naive)))(params, x), 1e-12, "checkpoint")
+
+
+@in_both_dtypes
+def test_optax_training_step(dtype):
+    """Three steps of Adam end where the oracle's end. Adam's first steps divide g by |g|: errors of g are relative."""
+    params, x, y = oracles.data(NET, seed=5, batch=8, dtype=dtype)
+    adam = optax.adam(1e-2)
+
+    def train(f):
+        def step(carry, _):
+            params, state = carry
+            grads = jax.grad(lambda params: jnp.mean((f(params, x) - y) ** 2))(params)
+            updates, state = adam.update(grads, state, params)
+            return (optax.apply_updates(params, updates), state), None
+
+        return jax.lax.scan(step, (params, adam.init(params)), length=3)[0][0]
+
+    with jax.numpy_dtype_promotion("standard"):  # Optax is not strict about its step count
+        got, want = jax.jit(lambda: [train(f) for f in (ours, naive)])()
+    assert_close(got, want, tol(dtype), "adam")
+    assert all(leaf.dtype == dtype for leaf in jax.tree.leaves(got))
+
+
+def test_in_an_equinox_module():
+    class Model(equinox.Module):
+        params: tuple
+        scale: jax.Array
+
+        def __call__(self, x):
+            return self.scale * jaxbp.apply(NET, self.params, x)
+
+    params, x, _ = oracles.data(NET, seed=6, batch=3)
+    grads = equinox.filter_jit(equinox.filter_grad(lambda model: jnp.sum(model(x) ** 2)))(Model(params, jnp.array(2.0)))
+    want = jax.jit(jax.grad(lambda params: jnp.sum((2 * naive(params, x)) ** 2)))(params)
+    assert_close(grads.params, want, 1e-12, "equinox")
+
+
+def test_in_a_flax_linen_module():
+    class Model(linen.Module):
+        @linen.compact
+        def __call__(self, x):
+            params = self.param("mlp", lambda key: jaxbp.init(NET, key, dtype=jnp.float64))
+            return jaxbp.apply(NET, params, x)
+
+    _, x, _ = oracles.data(NET, seed=7, batch=3)
+    variables = Model().init(jax.random.key(0), x)
+    grads = jax.jit(jax.grad(lambda v: jnp.sum(Model().apply(v, x) ** 2)))(variables)["params"]["mlp"]
+    want = jax.jit(jax.grad(lambda params: jnp.sum(naive(params, x) ** 2)))(variables["params"]["mlp"])
+    assert_close(grads, want, 1e-12, "linen")
+
+
+def test_in_a_flax_nnx_module():
+    class Model(nnx.Module):
+        def __init__(self, params):
+            self.params = nnx.data([(nnx.Param(w), nnx.Param(b)) for w, b in params])
+
+        def __call__(self, x):
+            return jaxbp.apply(NET, tuple(Affine(w[...], b[...]) for w, b in self.params), x)
+
+    params, x, _ = oracles.data(NET, seed=8, batch=3)
+    grads = nnx.jit(nnx.grad(lambda model: jnp.sum(model(x) ** 2)))(Model(params))
+    want = jax.jit(jax.grad(lambda params: jnp.sum(naive(params, x) ** 2)))(params)
+    assert_close(jax.tree.leaves(grads), jax.tree.leaves(want), 1e-12, "nnx")
+
+
+def test_forward_mode_is_refused_by_apply_and_given_by_forward():
+    params, x, _ = oracles.data(NET, seed=9, batch=2)
+    with pytest.raises(TypeError, match="forward-mode"):
+        jax.jvp(lambda x: ours(params, x), (x,), (x,))
+
+    @jax.jit
+    def run(x):
+        by_forward = jax.vmap(lambda x: jaxbp.forward(NET, params, x).x[-1])
+        return [jax.jvp(f, (x,), (jnp.cos(x),))[1] for f in (by_forward, lambda x: naive(params, x))]
+
+    assert_close(*run(x), 1e-12, "jvp")
+
+
+@pytest.mark.parametrize(("sigma", "kept"), [("relu", 1), ("tanh", 1), ("sigmoid", 1), ("gelu", 2)])
+def test_what_stays_in_memory_between_forward_and_backward(sigma, kept):
+    """params, x⁽⁰⁾ and one array a layer, as jax.grad keeps; two where σ′ reads s. In elements of the vjp."""
+    sizes, batch = (11, 13, 17, 19), 23
+    net = MLP(sizes, sigma, output="identity", loss="squared_error")
+    params, x, _ = oracles.data(net, seed=0, batch=batch, dtype=jnp.float32)
+    vjp = jax.jit(lambda params, x: jax.vjp(lambda params, x: jaxbp.apply(net, params, x), params, x)[1])(params, x)
+    held = sum(leaf.size for leaf in jax.tree.leaves(vjp))
+    assert held == sum(leaf.size for leaf in jax.tree.leaves(params)) + batch * (11 + kept * (13 + 17) + 19)
+
+
+gradient = jax.jit(jax.grad(objective(ours)))
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int32, np.float64, np.float32])
+def test_input_of_another_dtype(kind):
+    """Cast to the parameters' float32; the gradient with respect to x comes back in x's own dtype if it is a float."""
+    params, x, _ = oracles.data(NET, seed=10, batch=2, dtype=jnp.float32)
+    x = np.abs(np.round(3 * np.asarray(x))).astype(kind)
+    oracles.assert_same_bits(gradient(params, x), gradient(params, jnp.asarray(x, jnp.float32)))
+    if np.issubdtype(kind, np.floating):
+        assert jax.eval_shape(jax.grad(objective(ours), 1), params, x).dtype == kind
+
+
+def test_your_own_activation_and_loss():
+    """By their objects, through every function: σ(s) = s², ℓ = Σ (x − y)⁴."""
+    square = Activation("square", lambda s: s**2, lambda s, x: 2 * s)
+    quartic = Loss("quartic", lambda x, y: jnp.sum((x - y) ** 4), lambda x, y: 4 * (x - y) ** 3)
+    net = MLP((4, 5, 3), hidden=square, loss=quartic)
+    params, x, _ = oracles.data(MLP((4, 5, 3), loss="squared_error"), seed=11, batch=3)
+    y = jnp.zeros((3, 3))
+
+    def mean(params):
+        (w1, b1), (w2, b2) = params
+        out = (x @ w1.T + b1[None]) ** 2 @ w2.T + b2[None]
+        return jnp.mean(jnp.sum((out - y) ** 4, axis=1))
+
+    want = jax.jit(jax.value_and_grad(mean))(params)
+    assert_close(jax.jit(jaxbp.value_and_grad, static_argnums=0)(net, params, x, y), want, 1e-12, "own σ and ℓ")
+    by_apply = jax.grad(lambda params: jnp.mean(jnp.sum((jaxbp.apply(net, params, x) - y) ** 4, axis=1)))
+    assert_close(jax.jit(by_apply)(params), want[1], 1e-12, "own σ")
+
+
+def test_gradient_of_apply_is_value_and_grad():
+    """The factor 1/N comes with the caller's loss."""
+    params, x, y = oracles.data(NET, seed=12, batch=5)
+
+    @jax.jit
+    def run(params):
+        def mean(params):
+            return jnp.mean(jax.vmap(oracles.LOSSES["squared_error"])(ours(params, x), y))
+
+        return jax.value_and_grad(mean)(params), jaxbp.value_and_grad(NET, params, x, y)
+
+    assert_close(*run(params), 1e-12, "apply")
