@@ -1,0 +1,141 @@
+"""The command `jaxbp`."""
+
+import argparse
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jaxbp import __version__
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+RUN_HELP = (
+    "CONFIG is a TOML file; any of its keys can be overridden: --train.epochs 3. `jaxbp run CONFIG --help` lists them."
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit status.
+
+    0 done · 2 bad input, said in one line · 3 the loss became NaN or infinite · 130 interrupted by Ctrl-C.
+    """
+    if importlib.util.find_spec("tyro") is None:
+        return _fail("the command needs more packages than the library: pip install 'jaxbp[run]'", 2)
+    from jaxbp.run.errors import Diverged, UserError
+
+    try:
+        options, overrides = _parser().parse_known_args(arguments)
+        if overrides and options.command is not _run:
+            raise UserError(f"command line: unknown argument {overrides[0]!r}, see --help")
+        options.command(options, overrides)
+    except UserError as error:
+        return _fail(str(error), 2)
+    except Diverged as error:
+        return _fail(f"diverged: {error}; a smaller learning rate may help", 3)
+    except Exception as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):  # XLA's word for it
+            raise
+        reason = str(error).partition("\n")[0]
+        return _fail(f"out of memory: {reason}; smaller model.sizes or train.batch_size need less", 2)
+    except KeyboardInterrupt:
+        return _fail("interrupted; what was measured is in the run folder", 130)
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse prints its usage before an error; here an error is one line."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        from jaxbp.run.errors import UserError
+
+        raise UserError(f"command line: {message}, see {self.prog} --help")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="jaxbp", description="Back-propagation by hand, in JAX.", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"jaxbp {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    run = commands.add_parser("run", help="train the network of a config", description=RUN_HELP, add_help=False)
+    run.add_argument("config", metavar="CONFIG", nargs="?", help="a TOML file, such as configs/digits.toml")
+    run.set_defaults(command=_run)
+
+    predict = commands.add_parser("predict", help="apply a trained network to new data")
+    predict.add_argument("run", metavar="RUN_DIR", help="the folder of a finished run")
+    predict.add_argument(
+        "--data", metavar="FILE.npz", required=True, help="its array x, (N, inputs), is read; raw inputs"
+    )
+    predict.add_argument("--out", metavar="FILE.csv", help="where to write the predictions; standard output by default")
+    predict.set_defaults(command=_predict)
+
+    data = commands.add_parser("data", help="list the data sets, import one from files at hand")
+    actions = data.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    listing = actions.add_parser("list", help="the data sets, their sizes and where they are")
+    listing.set_defaults(command=_data_list)
+    importing = actions.add_parser("import", help="take a data set from files instead of downloading it")
+    importing.add_argument("name", metavar="NAME", help="mnist or fashion_mnist")
+    importing.add_argument("path", metavar="PATH", help="a folder or archive with the four IDX files, gzipped or not")
+    importing.set_defaults(command=_data_import)
+    return parser
+
+
+def _run(options: argparse.Namespace, overrides: list[str]) -> None:
+    from jaxbp.run import config as configs
+    from jaxbp.run import loop
+    from jaxbp.run.errors import UserError
+
+    if options.config is None:
+        if set(overrides) & {"-h", "--help"}:
+            print(RUN_HELP, end="\n\n")
+            configs.parse(configs.Config(), ["--help"], program="jaxbp run CONFIG")
+        raise UserError("command line: which config? For example: jaxbp run configs/digits.toml")
+    path = Path(options.config)
+    if overrides and path.suffix != ".toml" and not path.exists():
+        raise UserError(f"command line: {path} is no config; it comes first: jaxbp run CONFIG {overrides[0]} …")
+    config = configs.read(path, overrides)
+    try:
+        loop.run(config, path.stem, _console())
+    except UserError as error:
+        raise UserError(f"{path}{' and command line' if overrides else ''}: {error}") from None
+
+
+def _predict(options: argparse.Namespace, _: list[str]) -> None:
+    from jaxbp.run.predict import predict
+
+    predict(Path(options.run), Path(options.data), Path(options.out) if options.out else None)
+
+
+def _data_list(options: argparse.Namespace, _: list[str]) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from jaxbp.run import data
+
+    table = Table()
+    for column in data.DataRow._fields:
+        table.add_column(column, justify="right" if column in ("samples", "inputs", "classes") else "left")
+    for row in data.describe():
+        table.add_row(
+            *("" if value is None else f"{value:,}" if isinstance(value, int) else escape(value) for value in row)
+        )
+    _console().print(table)
+
+
+def _data_import(options: argparse.Namespace, _: list[str]) -> None:
+    from jaxbp.run import data
+
+    print(f"{options.name} is in {data.import_files(options.name, Path(options.path))}")
+
+
+def _console() -> "Console":
+    from rich.console import Console
+
+    return Console()
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"jaxbp: {message}", file=sys.stderr)
+    return status

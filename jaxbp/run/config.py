@@ -1,0 +1,241 @@
+"""A run's configuration: TOML → frozen dataclasses, validated by pydantic → overrides from the command line by tyro.
+
+A config is data: nothing in it is executed, names are looked up in tables.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import json
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+import tyro
+from pydantic import Field
+
+from jaxbp.names import Entry, lookup, nearest
+from jaxbp.run.data import STRICT, DataConfig
+from jaxbp.run.errors import UserError
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1, lt=2**31)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Number = bool | int | Finite | str
+Argument = Number | dict[str, Finite]
+"""An Optax argument; a table maps steps to numbers, as piecewise_constant_schedule takes them."""
+
+
+@pydantic.with_config(STRICT)
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The network: `jaxbp.MLP` and `jaxbp.init`."""
+
+    sizes: Annotated[tuple[Count, ...], Field(min_length=2)] = (64, 64, 10)
+    """Widths of the input, of the hidden layers and of the output."""
+    hidden: str | tuple[str, ...] = "relu"
+    """Activation of the hidden layers: one name for all, or a name a layer."""
+    output: str = "identity"
+    """Activation of the last layer."""
+    loss: str = "softmax_cross_entropy"
+    """Loss of one sample."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the label's probability spread over all classes; softmax_cross_entropy only, in training only."""
+    scheme: str = "he"
+    """Initial weights: he, glorot or lecun (each _normal or _uniform), orthogonal, normal."""
+    scheme_std: Positive | None = None
+    """Standard deviation of the scheme "normal"; None: 0.01."""
+    bias: Literal["zeros", "normal"] = "zeros"
+    """Initial biases."""
+    bias_std: Positive | None = None
+    """Standard deviation of the biases "normal"; None: 0.01."""
+    dtype: Literal["float32", "float64", "bfloat16"] = "float32"
+    """Of parameters and data."""
+
+
+@pydantic.with_config(STRICT)
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """The update. "sgd" without arguments is the lecture's step w ← w − η ∂ℓ/∂w."""
+
+    name: str = "sgd"
+    """sgd, or any Optax optimiser by its Optax name."""
+    learning_rate: NonNegative | None = None
+    """η; None where a schedule gives it."""
+    arguments: dict[str, Number] = dataclasses.field(default_factory=dict)
+    """The optimiser's own arguments, by their Optax names."""
+    schedule: str | None = None
+    """Learning-rate schedule by its Optax name."""
+    schedule_arguments: dict[str, Argument] = dataclasses.field(default_factory=dict)
+    """The schedule's arguments, by their Optax names; they count steps, not epochs."""
+    weight_decay: NonNegative = 0.0
+    """λ: adds λw, the gradient of ½λ‖w‖², to the gradient of the weights; biases are not decayed."""
+    clip_norm: Positive | None = None
+    """The gradient is scaled down to this norm when its norm over all parameters is larger."""
+
+
+@pydantic.with_config(STRICT)
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """The training loop and what it writes."""
+
+    epochs: Count = 10
+    """Passes over the training set."""
+    batch_size: Count = 128
+    """Samples a step; the last step of an epoch takes what is left."""
+    seed: Seed = 0
+    """Of the initial parameters and of the order of the samples."""
+    folder: str | None = None
+    """Run folder, new or empty; None: runs/<config>, with a number behind it when that exists."""
+    plots: bool = True
+    """Whether to draw the PNGs."""
+    tensorboard: bool = False
+    """Whether to write TensorBoard event files too."""
+
+
+@pydantic.with_config(STRICT)
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Everything that decides a run."""
+
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+
+
+def read(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """The config in a TOML file, changed by command-line overrides such as ``--train.epochs 3``.
+
+    Raises:
+      UserError: the file is missing or is not TOML; an unknown key, a wrong type, an impossible value. One line: where,
+        the dotted key, what was given, what is allowed.
+    """
+    config = validate(_read_toml(path), source=str(path))
+    if not overrides:
+        return config
+    return validate(dataclasses.asdict(parse(config, overrides, program=f"jaxbp run {path}")), source="command line")
+
+
+def validate(values: dict[str, Any], source: str) -> Config:
+    """A Config from nested tables; every type and range is checked, no value is converted to another type.
+
+    By way of JSON, because pydantic's strict mode takes a table for a dataclass and an array for a tuple only there.
+    """
+    try:
+        return _ADAPTER.validate_json(json.dumps(values, default=lambda date: {"date": str(date)}), strict=True)
+    except pydantic.ValidationError as error:
+        problems = list(dict.fromkeys(_describe(error.errors())))
+        more = f" (and {len(problems) - 1} more)" if problems[1:] else ""
+        raise UserError(f"{source}: {problems[0]}{more}") from None
+
+
+def parse(config: Config, overrides: Sequence[str], program: str) -> Config:
+    """The config with overrides; `--help` prints every key with its present value and leaves with SystemExit(0)."""
+    shown = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(shown):
+            return tyro.cli(Config, default=config, args=list(overrides), prog=program)
+    except SystemExit as stop:
+        if stop.code == 0:
+            raise
+        raise UserError(f"command line: {_override_error(overrides, shown.getvalue())}") from None
+
+
+def keys(config: type = Config, prefix: str = "") -> list[str]:
+    """Every dotted key, "data.name" … "train.tensorboard"."""
+    fields = [(f"{prefix}{field.name}", field.type) for field in dataclasses.fields(config)]
+    nested = [keys(kind, f"{key}.") if dataclasses.is_dataclass(kind) else [key] for key, kind in fields]  # type: ignore[arg-type]
+    return [key for group in nested for key in group]
+
+
+def to_dict(config: Config) -> dict[str, dict[str, Any]]:
+    """Nested tables without the keys that are None, which TOML cannot write; `validate` takes them back."""
+    tables = dataclasses.asdict(config)
+    return {name: {k: v for k, v in table.items() if v is not None} for name, table in tables.items()}
+
+
+def choose(key: str, kind: str, name: str, table: Mapping[str, Entry]) -> Entry:
+    """What a config names, from a table of what there is; UserError for an unknown name."""
+    try:
+        return lookup(kind, name, table)
+    except ValueError as error:
+        raise UserError(f"{key}: {error}") from None
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))  # some editors begin a file with a byte-order mark
+    except FileNotFoundError:
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.toml")], n=1, cutoff=0)
+        hint = f", did you mean {path.with_name(near[0])}?" if near else ""
+        raise UserError(f"{path}: no such file{hint}") from None
+    except OSError as error:
+        raise UserError(f"{path}: can't be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not a TOML file: not UTF-8 text") from None
+    except (ValueError, RecursionError) as error:  # ValueError: also an integer of more than 4300 digits
+        raise UserError(f"{path}: not a TOML file: {error}") from None
+
+
+def _describe(errors: Sequence[Any]) -> list[str]:
+    """Pydantic's errors as "train.epochs: got 0, input should be greater than or equal to 1", one for each value.
+
+    For a value of several possible types pydantic gives an error for each of them.
+    """
+    found: dict[str, list[str]] = {}
+    for error in errors:
+        if error["type"] == "unexpected_keyword_argument":
+            found[_unknown(".".join(map(str, error["loc"])))] = []
+        else:
+            where = f"{_key(error['loc'])}: got {_short(error['input'])}"
+            found.setdefault(where, []).append(_allowed(error))
+    return [f"{where}, {' or '.join(dict.fromkeys(allowed))}" if allowed else where for where, allowed in found.items()]
+
+
+def _unknown(key: str) -> str:
+    table = key.rpartition(".")[0]
+    siblings = [k for k in keys() if table and k.startswith(f"{table}.")] or list(Config.__dataclass_fields__)
+    return f"unknown key {key!r}, {nearest(key, siblings)}?"
+
+
+def _key(location: Sequence[str | int]) -> str:
+    """The dotted key, with the name of an optimiser's argument, without pydantic's names for the members of a union."""
+    key = ".".join(map(str, location))
+    known = next((k for k in keys() if f"{key}.".startswith(f"{k}.")), key)
+    return f"{known}.{location[2]}" if known.endswith("arguments") and len(location) > 2 else known
+
+
+def _short(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 60 else f"{shown[:60]}…"
+
+
+def _allowed(error: Any) -> str:
+    text = error["msg"].replace("Input should", "it should").replace("an object", "a table")
+    text = re.sub(
+        r"^Tuple should have at least (\d+) items after validation, not (\d+)", r"it needs at least \1 items", text
+    )
+    choices = re.findall(r"'(\w+)'", error["ctx"]["expected"]) if error["type"] == "literal_error" else []
+    return f"{text}, {nearest(str(error['input']), choices)}?" if choices else str(text)
+
+
+def _override_error(overrides: Sequence[str], printed: str) -> str:
+    """What tyro printed in a box, as one line; for an unknown option, the nearest key."""
+    known = keys()
+    for option in overrides:
+        key = re.sub(r"^--|=.*$", "", option).replace("-", "_")
+        if option.startswith("--") and option != "--" and key.replace(".no_", ".") not in known:
+            return f"unknown key {key!r}, {nearest(key, known)}?"
+    text = " ".join(re.sub(r"[─-╿]|-{3,}", " ", printed).split())  # the box, of lines or of dashes
+    text = re.split(" Argument helptext| For full helptext", text)[0]
+    return re.sub(r"^(Value error|Missing argument|Invalid choice|Unrecognized options) (?=\S+ )", "", text)
+
+
+_ADAPTER = pydantic.TypeAdapter(Config)

@@ -1,0 +1,121 @@
+"""The pictures of a run. Each function takes numbers and writes one PNG."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import numpy.typing as npt
+
+matplotlib.use("agg")
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+COLOURS = {"train": "tab:blue", "test": "tab:orange"}
+
+
+def learning_curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Loss and score of the training and the test set against the epoch."""
+    score = next(name for name in ("accuracy", "rmse") if f"test_{name}" in rows[0])
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for axis, name in zip(axes, ("loss", score), strict=True):
+        for split, colour in COLOURS.items():
+            values = np.array([row[f"{split}_{name}"] for row in rows])
+            values = 100 * values if name == "accuracy" else values
+            axis.plot([row["epoch"] for row in rows], values, color=colour, label=split, marker=_marker(rows))
+        axis.set(
+            xlabel="epoch", ylabel={"accuracy": "accuracy (%)", "rmse": "RMSE (units of the target)"}.get(name, name)
+        )
+        axis.grid(alpha=0.3)
+        axis.legend()
+    _log_if_positive(axes[0], [row[f"{split}_loss"] for row in rows for split in COLOURS])
+    axes[0].set_title("mean loss of a sample")
+    axes[1].set_title({"accuracy": "share classified correctly", "rmse": "root mean square error"}[score])
+    _whole_epochs(axes)
+    _save(figure, path)
+
+
+def layer_rms(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """The RMS of δ and of the gradient of each layer against the epoch, on a logarithmic scale."""
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    titles = {"delta_rms": "δ = ∂ℓ/∂s of a sample", "gradient_rms": "gradient of the mean loss of a batch"}
+    for axis, (name, title) in zip(axes, titles.items(), strict=True):
+        values = np.array([row[name] for row in rows])
+        colours = plt.get_cmap("viridis")(np.linspace(0, 0.9, values.shape[1]))
+        for layer, colour in enumerate(colours):
+            axis.plot(
+                [row["epoch"] for row in rows],
+                values[:, layer],
+                color=colour,
+                label=f"layer {layer + 1}",
+                marker=_marker(rows),
+            )
+        axis.set(xlabel="epoch", ylabel="root mean square", title=title)
+        _log_if_positive(axis, values)
+        axis.grid(alpha=0.3)
+    axes[1].legend(fontsize="small", ncols=1 + values.shape[1] // 12)
+    _whole_epochs(axes)
+    _save(figure, path)
+
+
+def first_layer(w: np.ndarray, image_shape: tuple[int, int], path: Path) -> None:
+    """The weights of the first units of layer 1 as images; red is positive, blue negative, one scale for all."""
+    shown = w[:64].reshape(-1, *image_shape)
+    limit = float(np.abs(shown).max()) or 1.0
+    figure, axes = _grid(len(shown), "weights w⁽¹⁾ of the first layer, a unit each")
+    for axis, image in zip(axes, shown, strict=False):
+        drawn = axis.imshow(image, cmap="RdBu_r", vmin=-limit, vmax=limit)
+    figure.colorbar(drawn, ax=axes, shrink=0.6, label="weight")
+    _save(figure, path)
+
+
+def worst(
+    x: np.ndarray,
+    labels: Sequence[str],
+    predicted: Sequence[str],
+    losses: np.ndarray,
+    image_shape: tuple[int, int],
+    path: Path,
+) -> None:
+    """The images given, in the order given, with label, prediction and loss; the caller sorts by loss."""
+    figure, axes = _grid(len(x), "test images with the largest loss: label → prediction, loss", size=1.25)
+    for axis, image, label, guess, loss in zip(axes, x, labels, predicted, losses, strict=False):
+        axis.imshow(image.reshape(image_shape), cmap="gray_r")
+        axis.set_title(f"{label} → {guess}\n{loss:.3g}", fontsize=7)
+    _save(figure, path)
+
+
+def _grid(count: int, title: str, size: float = 0.9) -> tuple[Figure, list[Axes]]:
+    columns = min(8, count)
+    rows = -(-count // columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(max(size * columns + 1, 6), size * rows + 0.8), layout="constrained", squeeze=False
+    )
+    for axis in axes.flat:
+        axis.set_axis_off()
+    figure.suptitle(title)
+    return figure, list(axes.flat)
+
+
+def _log_if_positive(axis: Axes, values: npt.ArrayLike) -> None:
+    """A logarithmic scale, unless a value is negative (poisson has such losses) or all are 0."""
+    finite = np.asarray(values, np.float64)[np.isfinite(values)]
+    if finite.size and finite.min() >= 0 and finite.max() > 0:
+        axis.set_yscale("log")
+
+
+def _marker(rows: Sequence[Any]) -> str:
+    return "o" if len(rows) == 1 else ""
+
+
+def _whole_epochs(axes: Iterable[Axes]) -> None:
+    for axis in axes:
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _save(figure: Figure, path: Path) -> None:
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

@@ -1,0 +1,108 @@
+"""The compiled part of a run: an epoch is one `lax.scan` over data that live on the device; so is an evaluation."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxbp import losses
+from jaxbp.mlp import MLP, Array, Factors, Params, factors, forward, gradient, wide
+from jaxbp.run.optimizers import Optimizer
+
+EVALUATED_AT_ONCE = 1000  # samples; bounds the memory of an evaluation
+
+
+class State(NamedTuple):
+    """What a step takes and returns. `alive` is False once a loss or gradient was not finite: then nothing changes."""
+
+    params: Params
+    optimizer: Any
+    alive: Array
+
+
+class Steps(NamedTuple):
+    """What the steps of an epoch measured, in order; S steps, L layers.
+
+    loss: (S,), the mean over the batch;  delta, gradient: (S, L), mean squares over the elements of δ⁽ˡ⁾ (and the
+    samples) and of ∂ℒ/∂(w⁽ˡ⁾, b⁽ˡ⁾), ℒ the mean loss of the batch.
+    """
+
+    loss: Array
+    delta: Array
+    gradient: Array
+
+
+class Evaluation(NamedTuple):
+    """Of every sample: the loss (N,) and the network's output (N, C)."""
+
+    loss: Array
+    output: Array
+
+
+@functools.partial(jax.jit, static_argnames=("net", "optimizer", "batch_size"), donate_argnames="state")
+def epoch(
+    net: MLP, optimizer: Optimizer, batch_size: int, state: State, x: Array, y: Array, key: Array
+) -> tuple[State, Steps]:
+    """One pass over the samples in an order drawn from the key.
+
+    The last batch is filled up with samples of weight 0, so that every step has the same shape and none is dropped.
+    """
+    samples = len(x)
+    batch_size = min(batch_size, samples)
+    steps = -(-samples // batch_size)
+    order = jnp.resize(jax.random.permutation(key, samples), (steps, batch_size))
+    weights = (jnp.arange(steps * batch_size) < samples).astype(x.dtype).reshape(steps, batch_size)
+
+    def step(state: State, batch: tuple[Array, Array]) -> tuple[State, Steps]:
+        rows, weights = batch
+        return jax.lax.cond(
+            state.alive,
+            lambda state: _step(net, optimizer, state, x[rows], y[rows], weights),
+            lambda state: (state, _nothing(net, x)),
+            state,
+        )
+
+    return jax.lax.scan(step, state, (order, weights))
+
+
+@functools.partial(jax.jit, static_argnames="net")
+def evaluate(net: MLP, params: Params, x: Array, y: Array) -> Evaluation:
+    """Loss and output of every sample, EVALUATED_AT_ONCE samples at a time."""
+    loss = losses.get(net.loss)
+
+    def sample(batch: tuple[Array, Array]) -> Evaluation:
+        output = forward(net, params, batch[0]).x[-1].astype(wide(x.dtype))
+        return Evaluation(loss.ell(output, batch[1]), output)
+
+    return jax.lax.map(sample, (x, y), batch_size=EVALUATED_AT_ONCE)
+
+
+def _step(net: MLP, optimizer: Optimizer, state: State, x: Array, y: Array, weights: Array) -> tuple[State, Steps]:
+    count = jnp.sum(weights, dtype=jnp.float32)  # bfloat16 counts to 256
+    loss, f = factors(net, state.params, x, y)
+    grads = gradient(f, weights, normalize_by=count)
+    mean_loss = jnp.sum(jnp.where(weights == 0, 0, loss)) / count.astype(loss.dtype)
+    squares = _gradient_squares(grads)
+    alive = jnp.isfinite(mean_loss) & jnp.all(jnp.isfinite(squares))
+    params, inner = optimizer.step(state.params, grads, state.optimizer)
+    stepped = State(params, inner, alive)
+    kept: State = jax.tree.map(lambda new, old: jnp.where(alive, new, old), stepped, state._replace(alive=alive))
+    return kept, Steps(mean_loss, _delta_squares(f, weights, count), squares)
+
+
+def _delta_squares(f: Factors, weights: Array, count: Array) -> Array:
+    """(L,) mean squares of the deltas of the samples that count."""
+    squares = [jnp.mean(jnp.square(delta.astype(jnp.float32)), axis=1) for delta in f.delta]
+    return jnp.stack([jnp.sum(jnp.where(weights == 0, 0, square)) for square in squares]) / count
+
+
+def _gradient_squares(grads: Params) -> Array:
+    """(L,) mean squares of the elements of each layer's gradient."""
+    sums = [sum(jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in layer) for layer in grads]
+    return jnp.stack(sums) / jnp.array([sum(leaf.size for leaf in layer) for layer in grads], jnp.float32)
+
+
+def _nothing(net: MLP, x: Array) -> Steps:
+    nan = jnp.full(len(net.sizes) - 1, jnp.nan, jnp.float32)
+    return Steps(nan[0].astype(wide(x.dtype)), nan, nan)

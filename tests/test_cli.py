@@ -1,0 +1,532 @@
+"""The command `jaxbp`: in this process where that is enough, in one of its own for terminals, signals and output."""
+
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+from matplotlib import image
+
+from jaxbp.cli import main
+from jaxbp.run import loop
+from jaxbp.run.config import read
+from jaxbp.run.data import DataConfig
+from jaxbp.run.data import load as load_data
+from jaxbp.run.errors import Diverged, UserError
+from jaxbp.run.folder import append
+from jaxbp.run.model import load
+
+ROOT = Path(__file__).parent.parent
+IRIS = """
+[data]
+name = "iris"
+[model]
+sizes = [4, 8, 3]
+[optimizer]
+learning_rate = 0.1
+[train]
+epochs = 2
+batch_size = 50
+plots = false
+"""
+DIABETES = """
+[data]
+name = "diabetes"
+standardize_targets = true
+[model]
+sizes = [10, 4, 1]
+hidden = "tanh"
+loss = "squared_error"
+[optimizer]
+learning_rate = 0.05
+[train]
+epochs = 2
+"""
+KEYS = ("epoch", "step", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "learning_rate")
+KEYS = (*KEYS, "delta_rms", "gradient_rms", "seconds", "samples_per_second")
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty folder to work in, with x.toml, and no data on this machine."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("JAXBP_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("JAXBP_MIRROR", "http://127.0.0.1:9")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    Path("x.toml").write_text(IRIS)
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):  # as Optax has it
+        yield tmp_path
+
+
+@pytest.fixture
+def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    def run(*arguments: str, status: int = 2, match: str = "") -> str:
+        """What the command says on failure: one line, to which the pattern fits."""
+        capsys.readouterr()
+        assert main(arguments) == status
+        return one_line(capsys.readouterr().err, match)
+
+    return run
+
+
+def one_line(err: str, match: str) -> str:
+    assert re.fullmatch(r"jaxbp: [^\n]+\n", err), err
+    assert re.search(match, err), err
+    return err
+
+
+def works(*arguments: str) -> None:
+    assert main(arguments) == 0
+
+
+def strict_rows(path: str | Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl as JSON proper, which has no NaN."""
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    text = (Path(path) / "metrics.jsonl").read_text()
+    assert text.endswith("\n")
+    return [json.loads(line, parse_constant=refuse) for line in text.splitlines()]
+
+
+def trained(path: str | Path) -> bytes:
+    return (Path(path) / "params.safetensors").read_bytes()
+
+
+# --- a run ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_and_its_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    works("run", "x.toml")
+    shown = capsys.readouterr()
+    assert shown.err == ""
+    assert "iris: 120 training and 30 test samples · 4-8-3 relu, softmax_cross_entropy, 67 parameters" in shown.out
+    assert re.search(r"run folder runs.x\nepoch 1/2  train loss [\d.]+  train accuracy [\d.]+ %  test loss ", shown.out)
+    assert "\x1b" not in shown.out
+    assert {path.name for path in Path("runs/x").iterdir()} == {
+        *("config.toml", "metrics.jsonl", "params.safetensors", "provenance.json")
+    }
+    assert read(Path("runs/x/config.toml")) == read(Path("x.toml"))
+    rows = strict_rows("runs/x")
+    assert [(row["epoch"], row["step"]) for row in rows] == [(1, 3), (2, 6)]
+    assert all(tuple(row) == KEYS for row in rows)
+    assert all(len(row["delta_rms"]) == len(row["gradient_rms"]) == 2 and row["learning_rate"] == 0.1 for row in rows)
+    assert rows[1]["train_loss"] < rows[0]["train_loss"]
+    provenance = json.loads(Path("runs/x/provenance.json").read_text())
+    assert provenance["seed"] == {"data": 0, "train": 0}
+    assert provenance["versions"]["jax"] == jax.__version__
+    assert {"started", "command", "platform", "devices", "git_commit"} <= set(provenance)
+    # What the metrics say is what the saved network does.
+    model, data = load("runs/x"), load_data(DataConfig("iris"))
+    assert model.classes == ("setosa", "versicolor", "virginica")
+    assert np.mean(model.predict(data.x_test).argmax(axis=1) == data.y_test) == rows[1]["test_accuracy"]
+
+
+def test_the_same_config_and_seed_give_the_same_bytes(capsys: pytest.CaptureFixture[str]) -> None:
+    works("run", "x.toml")
+    before = {path.name: path.read_bytes() for path in Path("runs/x").iterdir()}
+    works("run", "x.toml")
+    assert "run folder runs/x-2" in capsys.readouterr().out
+    assert {path.name: path.read_bytes() for path in Path("runs/x").iterdir()} == before
+    works("run", "runs/x/config.toml", "--train.folder", "resolved")
+    assert trained("runs/x") == trained("runs/x-2") == trained("resolved")
+    measured = [
+        [{k: v for k, v in row.items() if k not in KEYS[-2:]} for row in strict_rows(f)] for f in ("runs/x", "resolved")
+    ]
+    assert measured[0] == measured[1]
+    works("run", "x.toml", "--train.seed", "1")
+    works("run", "x.toml", "--data.seed", "1")
+    assert len({trained("runs/x"), trained("runs/x-3"), trained("runs/x-4")}) == 3
+
+
+def test_regression_scores_are_those_of_scikit_learn() -> None:
+    from sklearn.metrics import r2_score, root_mean_squared_error
+
+    Path("d.toml").write_text(DIABETES)
+    works("run", "d.toml", "--train.no-plots", "--train.folder", "scaled")
+    works("run", "d.toml", "--train.no-plots", "--train.folder", "raw", "--data.no-standardize-targets",
+          "--optimizer.learning-rate", "1e-4")  # fmt: skip
+    data = load_data(DataConfig("diabetes"))
+    for name in ("scaled", "raw"):
+        row, model = strict_rows(name)[-1], load(name)
+        for split, x, y in (("train", data.x_train, data.y_train), ("test", data.x_test, data.y_test)):
+            output = model.predict(x)
+            assert row[f"{split}_rmse"] == pytest.approx(root_mean_squared_error(y, output), rel=1e-5)
+            assert row[f"{split}_r2"] == pytest.approx(r2_score(y, output), rel=1e-4)
+    assert strict_rows("scaled")[-1]["test_rmse"] < 100  # the targets are between 25 and 346
+
+
+def test_losses_of_labels_and_of_numbers() -> None:
+    """A loss of numbers takes labels one-hot; label smoothing is part of the training, not of the score."""
+    data = load_data(DataConfig("iris"))
+    one_hot = np.eye(3)[data.y_test]
+    works("run", "x.toml", "--model.loss", "squared_error", "--train.folder", "squares")
+    output = load("squares").predict(data.x_test)
+    expected = np.mean(np.sum((output - one_hot) ** 2, axis=1) / 2)
+    assert strict_rows("squares")[-1]["test_loss"] == pytest.approx(expected, rel=1e-5)
+    works("run", "x.toml", "--model.label-smoothing", "0.3", "--train.folder", "smooth")
+    works("run", "x.toml", "--train.folder", "sharp")
+    assert trained("smooth") != trained("sharp")
+    output = load("smooth").predict(data.x_test)
+    expected = np.mean(np.log(np.sum(np.exp(output), axis=1)) - np.sum(output * one_hot, axis=1))
+    assert strict_rows("smooth")[-1]["test_loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_dtypes_and_an_optax_optimizer_with_a_schedule() -> None:
+    for dtype in ("float64", "bfloat16"):
+        works("run", "x.toml", "--model.dtype", dtype, "--optimizer.name", "adam", "--train.folder", dtype)
+        assert {str(layer.w.dtype) for layer in load(dtype).params} == {dtype}
+        assert len(strict_rows(dtype)) == 2
+    works("run", "x.toml", "--optimizer.learning-rate", "None", "--optimizer.schedule", "linear_schedule",
+          "--optimizer.schedule-arguments", "init_value", "0.6", "end_value", "0", "transition_steps", "6",
+          "--train.folder", "schedule")  # fmt: skip
+    rates = [row["learning_rate"] for row in strict_rows("schedule")]  # of the last step of an epoch: 2 and 5
+    assert rates == pytest.approx([0.4, 0.1])
+
+
+def test_plots_and_tensorboard() -> None:
+    Path("digits.toml").write_text("[optimizer]\nlearning_rate = 0.1\n[train]\nepochs = 2\ntensorboard = true\n")
+    works("run", "digits.toml")
+    pictures = {path.name: image.imread(path) for path in Path("runs/digits").glob("*.png")}
+    assert set(pictures) == {"first_layer.png", "layers.png", "learning_curves.png", "worst.png"}
+    for pixels in pictures.values():
+        assert min(pixels.shape[:2]) > 200 and pixels[..., :3].std() > 0.02
+    events = b"".join(path.read_bytes() for path in Path("runs/digits/events").iterdir())
+    assert all(
+        tag in events for tag in (b"train_loss", b"test_accuracy", b"delta_rms/layer_2", b"gradient_rms/layer_1")
+    )
+    Path("d.toml").write_text(DIABETES)
+    works("run", "d.toml")
+    assert {path.name for path in Path("runs/d").glob("*.png")} == {"layers.png", "learning_curves.png"}
+
+
+def test_a_name_with_brackets_is_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    works("run", "x.toml", "--train.folder", "a[/b] [red]:smile:")
+    assert "run folder a[/b] [red]:smile:\n" in capsys.readouterr().out
+
+
+# --- what goes wrong --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ([], "arguments are required: COMMAND"),
+        (["rnu"], "invalid choice: 'rnu' .*run.*predict.*data"),
+        (["run"], "which config\\? For example: jaxbp run configs/digits.toml"),
+        (["run", "y.toml"], "y.toml: no such file, did you mean x.toml\\?"),
+        (["run", "--train.epochs", "3", "x.toml"], "3 is no config; it comes first: jaxbp run CONFIG --train.epochs …"),
+        (["run", "x.toml", "--train.epohcs", "3"], "unknown key 'train.epohcs', did you mean 'train.epochs'\\?"),
+        (
+            ["run", "x.toml", "--data.name", "irs"],
+            "x.toml and command line: data.name: 'irs' .* did you mean 'iris'\\?",
+        ),
+        (["run", "x.toml", "--model.sizes", "5", "3"], "model.sizes: begins with 5, iris has 4 inputs"),
+        (["run", "x.toml", "--model.sizes", "4", "2"], "model.sizes: ends with 2, iris has 3 classes"),
+        (["run", "x.toml", "--model.scheme", "hee"], "model.scheme: unknown scheme 'hee', did you mean 'he'\\?"),
+        (["run", "x.toml", "--model.scheme-std", "1"], 'model.scheme_std: only scheme "normal" has it, scheme is "he"'),
+        (["run", "x.toml", "--model.hidden", "rellu"], "model.hidden: unknown activation 'rellu', did you mean 'relu'"),
+        (
+            ["run", "x.toml", "--optimizer.name", "adamm"],
+            "optimizer.name: unknown optimizer 'adamm', did you mean 'adam'",
+        ),
+        (["run", "x.toml", "--data.standardize-targets"], "data.standardize_targets: true, but iris has classes"),
+        (["predict"], "arguments are required: RUN_DIR, --data"),
+        (["predict", "here", "--data", "x.npz"], "here: not a run folder"),
+        (["predict", "here", "--data", "x.npz", "--batch", "3"], "unknown argument '--batch'"),
+        (["data"], "arguments are required: COMMAND"),
+        (["data", "import", "mnits", "here"], "'mnits' .* did you mean 'mnist'"),
+        (["data", "import", "mnist", "here"], "here: no such file or folder"),
+    ],
+)
+def test_wrong_input_is_one_line(fails: Callable[..., str], arguments: list[str], match: str) -> None:
+    fails(*arguments, match=match)
+    assert not Path("runs").exists()  # nothing was begun
+
+
+@pytest.mark.parametrize(
+    ("loss", "match"),
+    [
+        ("hinge", "model.loss: hinge takes labels, the targets of diabetes are numbers"),
+        ("softmax_cross_entropy", "model.loss: softmax_cross_entropy takes probabilities, the targets of diabetes are"),
+        ("kl_divergence", "model.loss: kl_divergence takes probabilities, the targets of diabetes are numbers"),
+    ],
+)
+def test_losses_that_do_not_fit_a_regression(fails: Callable[..., str], loss: str, match: str) -> None:
+    Path("d.toml").write_text(DIABETES)
+    fails("run", "d.toml", "--model.loss", loss, match=match)
+    fails("run", "d.toml", "--model.sizes", "10", "2", match="model.sizes: ends with 2, diabetes has 1 targets")
+
+
+def test_probabilities_are_targets_of_a_softmax() -> None:
+    y = np.random.default_rng(0).dirichlet(np.ones(3), 40)
+    np.savez("p.npz", x=np.random.default_rng(1).normal(size=(40, 4)), y=y)
+    works("run", "x.toml", "--data.name", "p.npz", "--train.folder", "p")
+    assert np.isfinite(strict_rows("p")[-1]["test_loss"])
+
+
+def test_folders_that_cannot_be_used(fails: Callable[..., str]) -> None:
+    Path("full").mkdir()
+    Path("full/mine.txt").write_text("mine")
+    fails("run", "x.toml", "--train.folder", "full", match="train.folder: full is not empty; name a new folder")
+    assert [path.name for path in Path("full").iterdir()] == ["mine.txt"]
+    for name in ("x.toml", "x.toml/runs", "a\0b", "y" * 300):
+        fails("run", "x.toml", "--train.folder", name, match="train.folder: '.*' can't be written: ")
+    Path("runs").write_text("a file in the way")
+    fails("run", "x.toml", match="train.folder: '?runs/x'? can't be written")
+    Path("empty").mkdir()
+    works("run", "x.toml", "--train.folder", "empty")
+
+
+def test_a_run_that_diverges_at_once(fails: Callable[..., str]) -> None:
+    Path("d.toml").write_text(DIABETES)
+    fails("run", "d.toml", "--optimizer.learning-rate", "1e30", status=3,
+          match=r"diverged: the (loss is (nan|inf)|gradient overflows) at epoch 1, step [23] of 3")  # fmt: skip
+    params = safetensors.numpy.load(trained("runs/d"))
+    assert all(np.isfinite(array).all() for array in params.values())
+    assert not Path("runs/d/metrics.jsonl").exists()
+
+
+def test_a_run_that_diverges_later_keeps_what_it_had(fails: Callable[..., str]) -> None:
+    """One step an epoch, the rate is sane in the first two and absurd from then on."""
+    steps = (
+        "--train.batch-size",
+        "1000",
+        "--optimizer.learning-rate",
+        "None",
+        "--optimizer.schedule",
+        "linear_schedule",
+    )
+    steps = (*steps, "--optimizer.schedule-arguments", "init_value", "0.01", "end_value", "1e25")
+    steps = (*steps, "transition_steps", "1", "transition_begin", "2", "--model.loss", "squared_error")
+    fails("run", "x.toml", *steps, "--train.epochs", "9", status=3, match=r"diverged: .* at epoch [56], step 1 of 1")
+    rows = strict_rows("runs/x")
+    assert len(rows) in (4, 5) and [row["epoch"] for row in rows] == list(range(1, len(rows) + 1))
+    assert rows[0]["test_loss"] < 10
+    params = safetensors.numpy.load(trained("runs/x"))
+    assert all(np.isfinite(array).all() for array in params.values())
+    works("run", "x.toml", *steps, "--train.epochs", str(len(rows)), "--train.folder", "short")
+    assert trained("short") == trained("runs/x")  # those after the last whole epoch
+
+
+def test_numbers_that_json_lacks_become_null(folder: Path) -> None:
+    append(folder, {"a": float("nan"), "b": [1.0, float("inf")], "c": {"d": -float("inf")}, "e": 1})
+    assert strict_rows(folder) == [{"a": None, "b": [1.0, None], "c": {"d": None}, "e": 1}]
+
+
+def test_every_ending_has_its_status(fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def ends(error: BaseException) -> None:
+        def run(*_: Any) -> None:
+            raise error
+
+        monkeypatch.setattr(loop, "run", run)
+
+    ends(UserError("no"))
+    assert fails("run", "x.toml") == "jaxbp: x.toml: no\n"
+    ends(Diverged("the loss is nan"))
+    assert fails("run", "x.toml", status=3) == "jaxbp: diverged: the loss is nan; a smaller learning rate may help\n"
+    ends(KeyboardInterrupt())
+    fails("run", "x.toml", status=130, match="interrupted; what was measured is in the run folder")
+    ends(RuntimeError("RESOURCE_EXHAUSTED: Out of memory.\nDetails"))
+    fails("run", "x.toml", match="out of memory: RESOURCE_EXHAUSTED: Out of memory")
+    ends(RuntimeError("a bug"))
+    with pytest.raises(RuntimeError, match="a bug"):  # a bug of ours keeps its traceback
+        main(["run", "x.toml"])
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    fails("run", "x.toml", match=r"pip install 'jaxbp\[run\]'")
+
+
+# --- predict and data -------------------------------------------------------------------------------------------------
+
+
+def test_predict(fails: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> None:
+    works("run", "x.toml", "--train.folder", "iris")
+    x = load_data(DataConfig("iris")).x_test[:5]
+    np.savez("new.npz", x=x)
+    capsys.readouterr()
+    works("predict", "iris", "--data", "new.npz")
+    shown, model = capsys.readouterr().out, load("iris")
+    assert model.classes is not None
+    expected = [f"{i},{model.classes[k]}" for i, k in enumerate(model.predict(x).argmax(axis=1))]
+    assert shown.splitlines() == ["index,class", *expected]
+    works("predict", "iris", "--data", "new.npz", "--out", "out.csv")
+    assert Path("out.csv").read_text() == shown
+    assert capsys.readouterr() == ("", "")
+
+    arrays = {"short": x[:, :3], "nan": np.where(np.arange(5)[:, None] == 2, np.nan, x), "text": np.array(["a"])}
+    for name, array in arrays.items():
+        np.savez(f"{name}.npz", x=array)
+    np.savez("z.npz", z=x)
+    Path("damaged.npz").write_bytes(Path("new.npz").read_bytes()[:100])
+    for name, match in {
+        "short": r"short.npz: x has shape \(5, 3\), expected \(N, 4\)",
+        "nan": "nan.npz: row 2 of x is not finite",
+        "text": "text.npz: x has dtype <U1, expected numbers",
+        "z": "z.npz: not an .npz file with an array x",
+        "damaged": "damaged.npz: not an .npz file with an array x",
+        "no": "no.npz: no such file",
+    }.items():
+        fails("predict", "iris", "--data", f"{name}.npz", match=match)
+    fails("predict", "iris", "--data", "x.toml", match="x.toml: not an .npz file")
+    fails("predict", "iris", "--data", "new.npz", "--out", "no/out.csv", match="--out: no/out.csv can't be written")
+    assert capsys.readouterr().out == ""
+
+
+def test_predict_of_a_regression(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("d.toml").write_text(DIABETES)
+    works("run", "d.toml", "--train.no-plots", "--train.folder", "d")
+    x = load_data(DataConfig("diabetes")).x_test[:3]
+    np.savez("new.npz", x=x)
+    capsys.readouterr()
+    works("predict", "d", "--data", "new.npz")
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head == "index,y0"
+    np.testing.assert_array_equal([float(line.split(",")[1]) for line in lines], load("d").predict(x)[:, 0])
+
+
+def test_data_list(capsys: pytest.CaptureFixture[str]) -> None:
+    works("data", "list")
+    shown = capsys.readouterr().out
+    for name in (
+        "digits",
+        "iris",
+        "wine",
+        "breast_cancer",
+        "diabetes",
+        "mnist",
+        "fashion_mnist",
+        "1,797",
+        "70,000",
+        "784",
+    ):
+        assert name in shown
+    assert "\x1b" not in shown and shown.count("to be") == 2  # downloaded
+
+
+# --- processes --------------------------------------------------------------------------------------------------------
+
+# A shell that starts pytest in the background has SIGINT ignored, and so have all its children; hence the handler.
+COMMAND = (
+    "import runpy, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
+    "runpy.run_module('jaxbp', run_name='__main__', alter_sys=True)"
+)
+
+
+def start(*arguments: str, **options: Any) -> subprocess.Popen[str]:
+    environment = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "PYTHONWARNINGS")}
+    environment |= {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "TERM": "xterm-256color", "COLUMNS": "80"}
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment} | options
+    return subprocess.Popen([sys.executable, "-c", COMMAND, *arguments], **options)
+
+
+HELP = {
+    ("--help",): ("run", "predict", "data", "--version"),
+    ("run", "--help"): ("CONFIG", "--train.epochs", "--optimizer.learning-rate"),
+    ("run", "x.toml", "--help"): ("--train.epochs", "Passes over the training set", "50"),
+    ("predict", "--help"): ("RUN_DIR", "--data", "--out"),
+    ("data", "--help"): ("list", "import"),
+    ("data", "list", "--help"): ("jaxbp data list",),
+    ("data", "import", "--help"): ("NAME", "PATH", "mnist"),
+    ("--version",): ("jaxbp ",),
+}
+
+
+@pytest.mark.parametrize("arguments", HELP)
+def test_help(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    shown = capsys.readouterr()
+    assert (stop.value.code, shown.err) == (0, "")
+    assert [word for word in HELP[arguments] if word not in shown.out] == []
+
+
+def test_help_and_usage_errors_of_a_process() -> None:
+    """Side by side, because each starts Python and JAX."""
+    helped, wrong = start("run", "x.toml", "--help"), start("run", "x.toml", "--train.epochs", "x")
+    out, err = helped.communicate(timeout=120)
+    assert (helped.returncode, err) == (0, "")
+    assert [word for word in HELP["run", "x.toml", "--help"] if word not in out] == []
+    out, err = wrong.communicate(timeout=120)
+    assert (wrong.returncode, out) == (2, "")
+    one_line(err, "Error parsing --train.epochs: invalid literal")
+
+
+def test_a_run_without_a_terminal_and_without_a_network() -> None:
+    mnist = ("--data.name", "mnist", "--model.sizes", "784", "10")
+    run, missing = start("run", "x.toml"), start("run", "x.toml", *mnist, "--train.folder", "mnist")
+    out, err = run.communicate(timeout=120)
+    assert (err, run.returncode) == ("", 0)
+    assert "\x1b" not in out and len(re.findall(r"^epoch \d/2  train loss ", out, re.MULTILINE)) == 2
+    # In float32, without the x64 mode and the strictness that tests have:
+    assert load("runs/x").params[0].w.dtype == np.float32
+    _, err = missing.communicate(timeout=120)
+    *downloads, last = err.splitlines(keepends=True)
+    assert missing.returncode == 2
+    one_line(last, "cannot download mnist: .*`jaxbp data import mnist PATH`")
+    assert all(line.startswith("downloading http://127.0.0.1:9/") for line in downloads)
+    assert not Path("mnist").exists()
+
+
+def test_float64_without_the_x64_mode() -> None:
+    """The run turns it on, and so does predict."""
+    x = load_data(DataConfig("iris")).x_test
+    np.savez("new.npz", x=x)
+    Path("f64.toml").write_text(IRIS.replace("[model]", "[model]\ndtype = 'float64'\nloss = 'squared_error'"))
+    run = start("run", "f64.toml")
+    assert run.communicate(timeout=120)[1] == "" and run.returncode == 0
+    row, output = strict_rows("runs/f64")[-1], load("runs/f64").predict(x)
+    y = np.eye(3)[load_data(DataConfig("iris")).y_test]
+    assert row["test_loss"] == pytest.approx(np.mean(np.sum((output - y) ** 2, axis=1)) / 2, rel=1e-12)
+    predict = start("predict", "runs/f64", "--data", "new.npz")
+    out, err = predict.communicate(timeout=120)
+    assert (err, predict.returncode) == ("", 0) and len(out.splitlines()) == 31
+
+
+def test_a_terminal_gets_a_bar() -> None:
+    ours, theirs = pty.openpty()
+    process = start("run", "x.toml", "--train.epochs", "3", stdout=theirs, stderr=theirs, stdin=theirs)
+    os.close(theirs)
+    shown, end = b"", time.monotonic() + 120
+    while time.monotonic() < end:
+        if select.select([ours], [], [], 1)[0]:
+            try:
+                part = os.read(ours, 65536)
+            except OSError:  # Linux's end of file for a terminal
+                break
+            if not part:
+                break
+            shown += part
+    os.close(ours)
+    assert process.wait(timeout=30) == 0
+    text = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", shown.decode())
+    assert "\x1b[" in shown.decode()
+    assert re.search(r"epoch 3/3 ━{20} 0:00:\d\d left 0:00:00 test accuracy [\d.]+ %\s", text)  # whole, in 80 columns
+    assert not re.search(r"epoch 1/3  train loss", text)  # no line an epoch beside the bar
+
+
+def test_ctrl_c_keeps_what_was_measured() -> None:
+    process = start("run", "x.toml", "--train.epochs", "1000000")
+    metrics, end = Path("runs/x/metrics.jsonl"), time.monotonic() + 60
+    while time.monotonic() < end and not (metrics.exists() and metrics.read_text().count("\n") >= 2):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    one_line(err, "interrupted; what was measured is in the run folder")
+    assert "Traceback" not in out
+    rows = strict_rows("runs/x")
+    assert [row["epoch"] for row in rows] == list(range(1, len(rows) + 1)) and len(rows) >= 2
+    assert load("runs/x").predict(np.zeros((1, 4))).shape == (1, 3)

@@ -1,0 +1,320 @@
+"""The config: every way in which a file or an option can be wrong, overrides, and the way back to TOML."""
+
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxbp.run import config as configs
+from jaxbp.run.config import Config, ModelConfig, OptimizerConfig, TrainConfig, keys, read, to_dict, validate
+from jaxbp.run.data import DataConfig
+from jaxbp.run.errors import UserError
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.toml"))
+
+
+def message(call: Callable[[], object]) -> str:
+    """The message of the UserError that `call` raises: one line."""
+    with pytest.raises(UserError) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def written(tmp_path: Path, text: str | bytes) -> Path:
+    path = tmp_path / "x.toml"
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return path
+
+
+# --- a file -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        # unknown tables and keys
+        ("[trian]\nepochs = 1", "unknown key 'trian', did you mean 'train'?"),
+        ("epochs = 1", "unknown key 'epochs', did you mean 'model'?"),
+        ("[train]\nepohcs = 1", "unknown key 'train.epohcs', did you mean 'train.epochs'?"),
+        ("[data]\nstandardise = 'none'", "unknown key 'data.standardise', did you mean 'data.standardize'?"),
+        ("[model.sub]\nx = 1", "unknown key 'model.sub', did you mean 'model.loss'?"),
+        # wrong types: nothing is converted
+        ("train = 1", "train: got 1, it should be a table"),
+        ("[train]\nepochs = true", "train.epochs: got True, it should be a valid integer"),
+        ("[train]\nepochs = '3'", "train.epochs: got '3', it should be a valid integer"),
+        ("[train]\nepochs = 3.0", "train.epochs: got 3.0, it should be a valid integer"),
+        ("[train]\nepochs = [3]", "train.epochs: got [3], it should be a valid integer"),
+        ("[train]\nplots = 1", "train.plots: got 1, it should be a valid boolean"),
+        ("[train]\nplots = 'yes'", "train.plots: got 'yes', it should be a valid boolean"),
+        ("[train]\nfolder = 3", "train.folder: got 3, it should be a valid string"),
+        ("[train]\nfolder = 2024-01-01", "train.folder: got {'date': '2024-01-01'}, it should be a valid string"),
+        ("[optimizer]\nlearning_rate = true", "optimizer.learning_rate: got True, it should be a valid number"),
+        ("[optimizer]\nlearning_rate = '0.1'", "optimizer.learning_rate: got '0.1', it should be a valid number"),
+        ("[model]\nsizes = 64", "model.sizes: got 64, it should be a valid array"),
+        ("[model]\nhidden = 3", "model.hidden: got 3, it should be a valid string or it should be a valid array"),
+        # out of range
+        ("[train]\nepochs = 0", "train.epochs: got 0, it should be greater than or equal to 1"),
+        ("[train]\nbatch_size = -1", "train.batch_size: got -1, it should be greater than or equal to 1"),
+        (f"[train]\nepochs = {10**21}", f"train.epochs: got {10**21}, it should be less than 2147483648"),
+        (f"[train]\nseed = {2**32}", f"train.seed: got {2**32}, it should be less than 4294967296"),
+        ("[data]\nseed = -1", "data.seed: got -1, it should be greater than or equal to 0"),
+        ("[data]\ntest_fraction = 1", "data.test_fraction: got 1, it should be less than 1"),
+        ("[data]\ntest_fraction = 0.0", "data.test_fraction: got 0.0, it should be greater than 0"),
+        ("[model]\nlabel_smoothing = 1", "model.label_smoothing: got 1, it should be less than 1"),
+        ("[model]\nscheme_std = 0", "model.scheme_std: got 0, it should be greater than 0"),
+        ("[optimizer]\nlearning_rate = -1", "optimizer.learning_rate: got -1, it should be greater than or equal to 0"),
+        ("[optimizer]\nclip_norm = 0", "optimizer.clip_norm: got 0, it should be greater than 0"),
+        # not finite
+        ("[optimizer]\nlearning_rate = nan", "optimizer.learning_rate: got nan, it should be a finite number"),
+        ("[optimizer]\nlearning_rate = inf", "optimizer.learning_rate: got inf, it should be a finite number"),
+        ("[optimizer]\nweight_decay = -inf", "optimizer.weight_decay: got -inf, it should be a finite number"),
+        ("[data]\ntest_fraction = nan", "data.test_fraction: got nan, it should be "),
+        ("[optimizer.arguments]\nb1 = nan", "optimizer.arguments.b1: got nan, it should be "),
+        # bad choices
+        (
+            "[model]\ndtype = 'flaot32'",
+            "model.dtype: got 'flaot32', it should be 'float32', 'float64' or 'bfloat16', did you mean 'float32'?",
+        ),
+        ("[model]\nbias = 'zero'", "model.bias: got 'zero', it should be 'zeros' or 'normal', did you mean 'zeros'?"),
+        ("[data]\nstandardize = 'features'", "did you mean 'feature'?"),
+        # an element of a list or a table
+        ("[model]\nsizes = [64]", "model.sizes: got [64], it needs at least 2 items"),
+        ("[model]\nsizes = [64, 'a', 10]", "model.sizes: got 'a', it should be a valid integer"),
+        ("[model]\nsizes = [64, 0, 10]", "model.sizes: got 0, it should be greater than or equal to 1"),
+        ("[model]\nsizes = [64, true, 10]", "model.sizes: got True, it should be a valid integer"),
+        ("[model]\nhidden = ['relu', 3]", "model.hidden: got "),
+        ("[optimizer.arguments]\nb1 = [1]", "optimizer.arguments.b1: got [1], it should be "),
+        (
+            "[optimizer.schedule_arguments.boundaries_and_scales]\n10 = 'a'",
+            "optimizer.schedule_arguments.boundaries_and_",
+        ),
+        # not TOML
+        ("[data\n", "not a TOML file: Expected ']' at the end of a table declaration (at line 1, column 6)"),
+        ("[train]\nepochs = 1\nepochs = 2", "not a TOML file: Cannot overwrite a value (at "),
+        (f"[train]\nseed = {'9' * 5000}", "not a TOML file: Exceeds the limit"),
+        (b"\xff\xfe", "not a TOML file: not UTF-8 text"),
+        (b"\x89PNG\r\n\x1a\n\x00", "not a TOML file: "),
+    ],
+)
+def test_a_wrong_file_is_one_line(tmp_path: Path, text: str | bytes, expected: str) -> None:
+    path = written(tmp_path, text)
+    said = message(lambda: read(path))
+    assert said.startswith(f"{path}: ")
+    assert expected in said
+
+
+def test_several_mistakes_are_counted_values_not_types(tmp_path: Path) -> None:
+    path = written(tmp_path, "[train]\nepochs = 0\nseed = -1\n[model]\nhidden = 3")
+    assert message(lambda: read(path)).endswith("(and 2 more)")
+    assert "more)" not in message(lambda: validate({"model": {"hidden": 3}}, "x"))
+
+
+def test_a_long_value_is_cut(tmp_path: Path) -> None:
+    path = written(tmp_path, f"[train]\nepochs = '{'x' * 5000}'")
+    assert len(message(lambda: read(path)).removeprefix(str(path))) < 150
+
+
+def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
+    assert read(written(tmp_path, "")) == Config()
+
+
+def test_a_byte_order_mark_is_no_error(tmp_path: Path) -> None:
+    assert read(written(tmp_path, "\ufeff[train]\nepochs = 7")).train.epochs == 7
+
+
+def test_missing_files(tmp_path: Path) -> None:
+    for name in ("digits.toml", "mnist.toml"):
+        (tmp_path / name).touch()
+    missing = tmp_path / "digit.toml"
+    assert message(lambda: read(missing)) == f"{missing}: no such file, did you mean {tmp_path / 'digits.toml'}?"
+    missing = tmp_path / "no" / "x.toml"
+    assert message(lambda: read(missing)) == f"{missing}: no such file"
+    assert message(lambda: read(tmp_path)) == f"{tmp_path}: can't be read: Is a directory"
+
+
+def test_a_string_is_data_whatever_it_says(tmp_path: Path) -> None:
+    code = "__import__('os').mkdir('made')"
+    config = read(written(tmp_path, f'[train]\nfolder = "{code}"\n[optimizer.arguments]\nb1 = "{code}"'))
+    assert (config.train.folder, config.optimizer.arguments) == (code, {"b1": code})
+
+
+# --- overrides --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "key", "expected"),
+    [
+        (["--train.epochs", "3"], "train.epochs", 3),
+        (["--train.epochs=3"], "train.epochs", 3),
+        (["--train.epochs", "3", "--train.epochs", "4"], "train.epochs", 4),
+        (["--train.batch-size", "7"], "train.batch_size", 7),
+        (["--train.batch_size", "7"], "train.batch_size", 7),
+        (["--train.no-plots"], "train.plots", False),
+        (["--train.tensorboard"], "train.tensorboard", True),
+        (["--train.folder", "there"], "train.folder", "there"),
+        (["--train.folder", "None"], "train.folder", None),
+        (["--optimizer.learning-rate", "1e-3"], "optimizer.learning_rate", 1e-3),
+        (["--optimizer.learning-rate", "None"], "optimizer.learning_rate", None),
+        (["--model.sizes", "4", "5", "3"], "model.sizes", (4, 5, 3)),
+        (["--model.hidden", "tanh"], "model.hidden", "tanh"),
+        (["--model.hidden", "tanh", "relu"], "model.hidden", ("tanh", "relu")),
+        (["--model.dtype", "float64"], "model.dtype", "float64"),
+        (
+            ["--optimizer.arguments", "b1", "0.5", "nesterov", "True"],
+            "optimizer.arguments",
+            {"b1": 0.5, "nesterov": True},
+        ),
+        (["--data.test-fraction", "0.25"], "data.test_fraction", 0.25),
+    ],
+)
+def test_overrides(tmp_path: Path, options: list[str], key: str, expected: object) -> None:
+    path = written(tmp_path, "[train]\nfolder = 'here'\nseed = 5\n[optimizer]\nlearning_rate = 0.1")
+    config = read(path, options)
+    table, name = key.split(".")
+    value = getattr(getattr(config, table), name)
+    assert (value, type(value)) == (expected, type(expected))
+    changed = to_dict(config)
+    changed[table].pop(name, None)
+    unchanged = to_dict(read(path))
+    unchanged[table].pop(name, None)
+    assert changed == unchanged
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--train.epohcs", "3"], "unknown key 'train.epohcs', did you mean 'train.epochs'?"),
+        (["--epochs", "3"], "unknown key 'epochs', did you mean 'train.epochs'?"),
+        (["--train.no-plot"], "unknown key 'train.no_plot', did you mean 'train.plots'?"),
+        (["--train.epochs", "x"], "Error parsing --train.epochs: invalid literal for int() with base 10: 'x'"),
+        (["--train.epochs", "1.5"], "Error parsing --train.epochs: invalid literal for int() with base 10: '1.5'"),
+        (["--train.epochs"], "Missing value for argument '--train.epochs'. Expected 1 values."),
+        (["--train.epochs", "--train.seed", "1"], "Missing value for argument '--train.epochs'. Expected 1 values."),
+        (["--train.epochs", "0"], "train.epochs: got 0, it should be greater than or equal to 1"),
+        (["--optimizer.learning-rate", "nan"], "optimizer.learning_rate: got nan, it should be a finite number"),
+        (["--model.sizes"], "model.sizes: got [], it needs at least 2 items"),
+        (["--model.sizes", "4,3"], "--model.sizes"),
+        (["--model.dtype", "float16"], "invalid choice 'float16' for argument '--model.dtype'. Expected one of "),
+        (["extra"], "Unrecognized options: extra"),
+        (["-x"], "Unrecognized options: -x"),
+    ],
+)
+def test_a_wrong_override_is_one_line(tmp_path: Path, options: list[str], expected: str) -> None:
+    said = message(lambda: read(written(tmp_path, ""), options))
+    assert said.startswith("command line: ")
+    assert expected in said
+    assert "--" not in said.replace("'--", "").replace(" --", "")  # nothing is left of tyro's box
+
+
+def test_help_names_every_key_and_its_value(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        read(written(tmp_path, "[train]\nepochs = 12345"), ["--help"])
+    shown = capsys.readouterr()
+    assert stop.value.code == 0
+    assert "12345" in shown.out
+    plain = shown.out.replace("no-", "")
+    assert [key for key in keys() if f"--{key.replace('_', '-')}" not in plain] == []
+
+
+# --- the way back -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_the_configs_are_valid_and_come_back(path: Path, tmp_path: Path) -> None:
+    config = read(path)
+    assert config.model.sizes[0] in (4, 10, 13, 30, 64, 784)
+    assert read(written(tmp_path, tomli_w.dumps(to_dict(config)))) == config
+
+
+def optional(strategy: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.none() | strategy
+
+
+TEXT = st.text(st.characters(codec="utf-8"), max_size=8)
+POSITIVE = st.floats(0, exclude_min=True, allow_infinity=False)
+COUNT = st.integers(1, 2**31 - 1)
+SEED = st.integers(0, 2**32 - 1)
+FINITE = st.floats(allow_nan=False, allow_infinity=False)
+NUMBER = st.booleans() | st.integers(-(2**62), 2**62) | FINITE | TEXT
+# Dictionaries, because beartype, which checks what the dataclasses are made of, draws from `random`: no strategy may.
+TABLES = st.fixed_dictionaries(
+    {
+        "data": st.fixed_dictionaries(
+            {
+                "name": TEXT,
+                "test_fraction": optional(st.floats(0.01, 0.99)),
+                "seed": SEED,
+                "standardize": st.sampled_from(["feature", "global", "none"]),
+                "standardize_targets": st.booleans(),
+            }
+        ),
+        "model": st.fixed_dictionaries(
+            {
+                "sizes": st.lists(COUNT, min_size=2, max_size=4).map(tuple),
+                "hidden": TEXT | st.lists(TEXT, max_size=3).map(tuple),
+                "output": TEXT,
+                "loss": TEXT,
+                "label_smoothing": st.floats(0, 1, exclude_max=True),
+                "scheme": TEXT,
+                "scheme_std": optional(POSITIVE),
+                "bias": st.sampled_from(["zeros", "normal"]),
+                "bias_std": optional(POSITIVE),
+                "dtype": st.sampled_from(["float32", "float64", "bfloat16"]),
+            }
+        ),
+        "optimizer": st.fixed_dictionaries(
+            {
+                "name": TEXT,
+                "learning_rate": optional(POSITIVE),
+                "arguments": st.dictionaries(TEXT, NUMBER, max_size=3),
+                "schedule": optional(TEXT),
+                "schedule_arguments": st.dictionaries(
+                    TEXT, NUMBER | st.dictionaries(TEXT, FINITE, max_size=2), max_size=3
+                ),
+                "weight_decay": POSITIVE,
+                "clip_norm": optional(POSITIVE),
+            }
+        ),
+        "train": st.fixed_dictionaries(
+            {
+                "epochs": COUNT,
+                "batch_size": COUNT,
+                "seed": SEED,
+                "folder": optional(TEXT),
+                "plots": st.booleans(),
+                "tensorboard": st.booleans(),
+            }
+        ),
+    }
+)
+
+
+@given(TABLES)
+def test_every_config_comes_back(tables: dict[str, dict[str, Any]]) -> None:
+    kinds = {"data": DataConfig, "model": ModelConfig, "optimizer": OptimizerConfig, "train": TrainConfig}
+    assert {f"{table}.{name}" for table, values in tables.items() for name in values} == set(keys())
+    config = Config(**{name: kind(**tables[name]) for name, kind in kinds.items()})
+    again = validate(tomllib.loads(tomli_w.dumps(to_dict(config))), "x")
+    assert again == config
+    assert repr(again) == repr(config)  # 1, 1.0 and True are equal and not the same
+
+
+def test_keys_are_the_fields() -> None:
+    assert keys()[0] == "data.name" and keys()[-1] == "train.tensorboard"
+    assert {key.split(".")[0] for key in keys()} == set(to_dict(Config()))
+    assert (
+        len(keys())
+        == len(set(keys()))
+        == sum(len(c.__dataclass_fields__) for c in (DataConfig, ModelConfig, OptimizerConfig, TrainConfig))
+    )
+
+
+def test_choose_names_key_value_nearest_and_what_is_allowed() -> None:
+    said = message(lambda: configs.choose("a.b", "colour", "gren", {"red": 1, "green": 2}))
+    assert said == "a.b: unknown colour 'gren', did you mean 'green'? Allowed: red, green"

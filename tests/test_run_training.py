@@ -1,0 +1,255 @@
+"""The compiled epoch and evaluation against naive loops, one step after the other, one sample after the other."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+from oracles import assert_close, assert_same_bits
+
+import jaxbp
+from jaxbp import MLP, Affine
+from jaxbp.run import metrics, training
+from jaxbp.run.config import OptimizerConfig
+from jaxbp.run.optimizers import Optimizer, build
+from jaxbp.run.training import State, Steps, epoch, evaluate
+
+RATE = 0.3
+AUTODIFF = jax.jit(oracles.value_and_grad, static_argnums=0)
+BY_HAND = jax.jit(jaxbp.value_and_grad, static_argnums=0)
+
+
+def start(optimizer: Optimizer, params: Any) -> State:
+    """A state that owns its buffers: `epoch` takes them away."""
+    return jax.tree.map(jnp.copy, State(params, optimizer.init(params), jnp.array(True)))
+
+
+def problem(
+    samples: int, dtype: Any = jnp.float64, loss: str = "softmax_cross_entropy"
+) -> tuple[MLP, Any, Any, Any, Optimizer]:
+    net = MLP((4, 5, 3), hidden="tanh", loss=loss)
+    params, x, y = oracles.data(net, seed=1, batch=samples, dtype=dtype)
+    return net, params, x, y, build(OptimizerConfig(learning_rate=RATE), params)
+
+
+def batches(key: Any, samples: int, size: int) -> list[Any]:
+    """The rows of each step, the ragged one included."""
+    order = np.asarray(jax.random.permutation(key, samples))
+    return [order[i : i + size] for i in range(0, samples, size)]
+
+
+# --- an epoch ---------------------------------------------------------------------------------------------------------
+
+
+SOFTMAX, SQUARED = "softmax_cross_entropy", "squared_error"
+
+
+@pytest.mark.parametrize(
+    ("samples", "size", "loss"),
+    [
+        (10, 4, SOFTMAX),
+        (10, 4, SQUARED),
+        (10, 5, SOFTMAX),
+        (10, 1, SQUARED),
+        (10, 11, SOFTMAX),
+        (1, 2**31 - 1, SQUARED),
+    ],
+)
+def test_an_epoch_is_a_loop_over_batches(samples: int, size: int, loss: str) -> None:
+    """Against `jax.grad` and against `jaxbp.value_and_grad`; the last batch is as short as it is."""
+    net, params, x, y, optimizer = problem(samples, loss=loss)
+    key = jax.random.key(3)
+    ours, theirs, losses = params, params, []
+    for rows in batches(key, samples, size):
+        loss_of_batch, grads = AUTODIFF(net, theirs, x[rows], y[rows])
+        losses.append(loss_of_batch)
+        theirs = jaxbp.update(theirs, grads, RATE)
+        ours = jaxbp.update(ours, BY_HAND(net, ours, x[rows], y[rows])[1], RATE)
+    state, steps = epoch(net, optimizer, size, start(optimizer, params), x, y, key)
+    assert state.alive
+    assert_close(state.params, ours, 1e-12)
+    assert_close(state.params, theirs, 1e-12)
+    assert_close([steps.loss], [jnp.array(losses)], 1e-12)
+
+
+def test_two_epochs_go_on_with_the_optimizers_state() -> None:
+    net, params, x, y, _ = problem(10)
+    pieces = {"init_value": 0.5, "boundaries_and_scales": {"4": 0.1}}
+    with jax.numpy_dtype_promotion("standard"):
+        optimizer = build(OptimizerConfig(schedule="piecewise_constant_schedule", schedule_arguments=pieces), params)
+        expected, state, step = params, start(optimizer, params), 0
+        for number in range(2):
+            key = jax.random.key(number)
+            for rows in batches(key, 10, 4):
+                rate = float(np.asarray(optimizer.learning_rate(step)))
+                expected = jaxbp.update(expected, BY_HAND(net, expected, x[rows], y[rows])[1], rate)
+                step += 1
+            state, _ = epoch(net, optimizer, 4, state, x, y, key)
+    assert_close(state.params, expected, 1e-7)  # the rates are float32
+
+
+def ranks(samples: int, batch_size: int, key: Any) -> np.ndarray:
+    """The number of the step that saw each sample, from 1 on, added up over its visits.
+
+    Sample n is the unit vector eₙ, so that only wₙ has its gradient; step t adds t where the gradient is negative.
+    """
+    net = MLP((samples, 1), loss="absolute_error")
+    params = (Affine(jnp.zeros((1, samples)), jnp.zeros(1)),)
+    optimizer = Optimizer(
+        lambda params: jnp.float64(1),
+        lambda params, grads, t: (jax.tree.map(lambda p, g: p + t * jnp.sign(-g), params, grads), t + 1),
+        lambda t: t,
+    )
+    x, y = jnp.eye(samples), jnp.full((samples, 1), 1e9)
+    state, _ = epoch(net, optimizer, batch_size, start(optimizer, params), x, y, key)
+    return np.asarray(state.params[0].w[0])
+
+
+def test_every_sample_is_seen_once_an_epoch_in_another_order_each_time() -> None:
+    orders = [ranks(50, 1, jax.random.key(seed)) for seed in range(3)]
+    for order in orders:
+        np.testing.assert_array_equal(np.sort(order), np.arange(1, 51))
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        assert np.sum(orders[i] == orders[j]) < 10
+    np.testing.assert_array_equal(orders[0], ranks(50, 1, jax.random.key(0)))
+    seen = ranks(10, 4, jax.random.key(0))
+    np.testing.assert_array_equal(np.sort(seen), [1, 1, 1, 1, 2, 2, 2, 2, 3, 3])
+
+
+def test_a_ragged_batch_is_not_compiled_again_and_no_epoch_is() -> None:
+    net, params, x, y, optimizer = problem(11)
+    state, before = start(optimizer, params), epoch._cache_size()
+    for number in range(3):
+        state, _ = epoch(net, optimizer, 4, state, x, y, jax.random.key(number))
+    assert epoch._cache_size() == before + 1
+
+
+def test_the_state_is_given_away() -> None:
+    net, params, x, y, optimizer = problem(10)
+    state = start(optimizer, params)
+    epoch(net, optimizer, 4, state, x, y, jax.random.key(0))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((params, x, y)))
+
+
+# --- divergence -------------------------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_not_finite_stops_everything_before_its_step() -> None:
+    net, params, x, y, optimizer = problem(10)
+    key = jax.random.key(5)
+    steps = batches(key, 10, 2)
+    x = x.at[steps[3][1]].set(jnp.nan)
+    expected = params
+    for rows in steps[:3]:
+        expected = jaxbp.update(expected, BY_HAND(net, expected, x[rows], y[rows])[1], RATE)
+    state, measured = epoch(net, optimizer, 2, start(optimizer, params), x, y, key)
+    assert not state.alive
+    assert_close(state.params, expected, 1e-12)
+    np.testing.assert_array_equal(np.isfinite(measured.loss), [True, True, True, False, False])
+    assert int(state.optimizer[0]) == 3  # the count of steps taken
+    stopped = jax.device_get(state.params)
+    again, measured = epoch(net, optimizer, 2, state, x, y, jax.random.key(6))
+    assert not again.alive and np.isnan(measured.loss).all()
+    assert_same_bits(again.params, stopped)
+
+
+def test_a_gradient_that_overflows_stops_too() -> None:
+    """w = 0, so that the loss is 1, whatever x is; the gradient is x."""
+    net = MLP((2, 1), loss="absolute_error")
+    params = (Affine(jnp.zeros((1, 2), jnp.float32), jnp.zeros(1, jnp.float32)),)
+    optimizer = build(OptimizerConfig(learning_rate=1.0), params)
+    x = jnp.full((4, 2), 1e30, jnp.float32)
+    state, measured = epoch(
+        net, optimizer, 2, start(optimizer, params), x, jnp.ones((4, 1), jnp.float32), jax.random.key(0)
+    )
+    assert not state.alive and measured.loss[0] == 1 and not np.isfinite(measured.gradient[0]).any()
+    assert_same_bits(state.params, params)
+
+
+def test_an_exploding_run_keeps_finite_parameters() -> None:
+    net, params, x, y, _ = problem(10, jnp.float32, "squared_error")
+    net = MLP(net.sizes, "relu", loss="squared_error")
+    optimizer = build(OptimizerConfig(learning_rate=1e6), params)
+    state = start(optimizer, params)
+    for number in range(5):
+        state, _ = epoch(net, optimizer, 2, state, x, y, jax.random.key(number))
+    assert not state.alive
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
+
+
+# --- what is measured -------------------------------------------------------------------------------------------------
+
+
+def test_delta_and_gradient_rms_are_those_of_single_samples() -> None:
+    """δₙ⁽ˡ⁾ is ∂ℓₙ/∂b⁽ˡ⁾; the gradient is the mean over the batch of ∂ℓₙ/∂(w, b)."""
+    net, params, x, y, optimizer = problem(10)
+    key = jax.random.key(2)
+    _, measured = epoch(net, optimizer, 4, start(optimizer, params), x, y, key)
+    delta, gradient = [], []
+    for rows in batches(key, 10, 4):
+        single = oracles.per_sample_gradients(net, params, x[rows], y[rows])
+        delta.append([np.mean(np.square(layer.b)) for layer in single])
+        means = jax.tree.map(lambda g: jnp.mean(g, axis=0), single)
+        gradient.append([np.mean(np.square(np.concatenate([p.w.ravel(), p.b]))) for p in means])
+        params = jaxbp.update(params, means, RATE)
+    np.testing.assert_allclose(measured.delta, delta, rtol=1e-6)
+    np.testing.assert_allclose(measured.gradient, gradient, rtol=1e-6)
+    found = metrics.layers(measured)
+    assert set(found) == {"delta_rms", "gradient_rms"}
+    np.testing.assert_allclose(found["delta_rms"], np.sqrt(np.mean(delta, axis=0)), rtol=1e-6)
+    np.testing.assert_allclose(found["gradient_rms"], np.sqrt(np.mean(gradient, axis=0)), rtol=1e-6)
+
+
+def test_bfloat16_counts_its_samples() -> None:
+    """bfloat16 has no 301: a sum of 301 ones in it is 300 or 302, and the mean loss would be off by as much."""
+    net, params, x, y, optimizer = problem(301, jnp.bfloat16)
+    expected = np.mean(np.asarray(jaxbp.factors(net, params, x, y)[0], np.float64))
+    _, measured = epoch(net, optimizer, 400, start(optimizer, params), x, y, jax.random.key(0))
+    assert measured.loss.dtype == jnp.float32
+    np.testing.assert_allclose(measured.loss, [expected], rtol=1e-3)  # 1/301 is 3e-3
+
+
+@pytest.mark.parametrize(("samples", "loss"), [(1, SQUARED), (1000, SOFTMAX), (1001, SOFTMAX), (2017, SQUARED)])
+def test_an_evaluation_is_a_loop_over_samples(samples: int, loss: str) -> None:
+    net, params, x, y, _ = problem(samples, loss=loss)
+    found = evaluate(net, params, x, y)
+    sigmas = oracles.sigmas(net)
+    assert_close([found.output], [jax.jit(jax.vmap(lambda x: oracles.network(sigmas, params, x)))(x)], 1e-12)
+    assert_close([found.loss], [jax.jit(oracles.losses, static_argnums=0)(net, params, x, y)], 1e-12)
+
+
+def test_an_evaluation_in_parts_is_one_in_one_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, params, x, y, _ = problem(17)
+    whole = evaluate(net, params, x, y)
+    monkeypatch.setattr(training, "EVALUATED_AT_ONCE", 5)
+    evaluate.clear_cache()
+    assert_close(evaluate(net, params, x, y), whole, 1e-14)
+    evaluate.clear_cache()
+
+
+def test_scores_of_labels_and_of_numbers() -> None:
+    evaluation = training.Evaluation(jnp.array([1.0, 3.0]), jnp.array([[0.1, 0.9], [0.8, 0.2]]))
+    assert metrics.scores("test", evaluation, np.array([1, 1]), None) == {"test_loss": 2.0, "test_accuracy": 0.5}
+    steps = Steps(jnp.zeros(2), jnp.array([[9.0], [16.0]]), jnp.array([[0.0], [2.0]]))
+    assert metrics.layers(steps) == {"delta_rms": [np.sqrt(12.5)], "gradient_rms": [1.0]}
+
+
+def test_rmse_and_r2_are_those_of_scikit_learn() -> None:
+    from sklearn.metrics import r2_score, root_mean_squared_error
+
+    from jaxbp.run.data import Scaling
+
+    rng = np.random.default_rng(0)
+    y, scaled = rng.normal(size=(20, 3)) * [1, 10, 100], rng.normal(size=(20, 3))
+    targets = Scaling.fit(y)
+    found = metrics.scores("test", training.Evaluation(jnp.zeros(20), jnp.asarray(scaled)), y, targets)
+    guesses = scaled * y.std(axis=0) + y.mean(axis=0)
+    assert found["test_rmse"] == pytest.approx(np.sqrt(np.mean((guesses - y) ** 2)), rel=1e-12)
+    assert found["test_r2"] == pytest.approx(r2_score(y, guesses), rel=1e-12)
+    one = metrics.scores("test", training.Evaluation(jnp.zeros(20), jnp.asarray(scaled[:, :1])), y[:, :1], None)
+    assert one["test_rmse"] == pytest.approx(root_mean_squared_error(y[:, 0], scaled[:, 0]), rel=1e-12)
+    constant = metrics.scores("test", training.Evaluation(jnp.zeros(20), jnp.asarray(scaled)), np.ones((20, 3)), None)
+    assert np.isnan(constant["test_r2"])  # of targets without a spread there is none
