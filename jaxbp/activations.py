@@ -214,7 +214,7 @@ hard_silu = Activation(
 
 
 def _squareplus(s: Array) -> Array:
-    root = (jnp.abs(s) + jnp.hypot(s, jnp.full_like(s, 2))) / 2
+    root = jnp.abs(s) / 2 + jnp.hypot(_finite(s), jnp.full_like(s, 2)) / 2
     return jnp.where(s > 0, root, 1 / root)  # σ(s) σ(−s) = 1: no cancellation where s < 0
 
 

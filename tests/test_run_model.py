@@ -14,7 +14,7 @@ import safetensors.numpy
 import tomli_w
 from oracles import assert_same_bits
 
-from jaxbp import MLP, init
+from jaxbp import MLP, Affine
 from jaxbp.run import model as models
 from jaxbp.run.config import Config, ModelConfig, to_dict
 from jaxbp.run.data import Scaling
@@ -33,7 +33,11 @@ def saved(
     """A model of random parameters, saved with its config as a run does it."""
     config = ModelConfig((4, 3, 2), "tanh", loss=loss, dtype=dtype)
     net = network(config)
-    params = init(net, jax.random.key(0), bias="normal", dtype=dtype)
+    rng = np.random.default_rng(1)
+    params = tuple(
+        Affine(*(jnp.asarray(rng.normal(size=shape), dtype) for shape in ((outputs, inputs), (outputs,))))
+        for inputs, outputs in ((4, 3), (3, 2))
+    )
     model = Model(net, params, INPUTS, targets, None if targets else ("no", "yés"))
     (folder / "config.toml").write_text(tomli_w.dumps(to_dict(Config(model=config))), encoding="utf-8")
     model.save(folder)
@@ -93,6 +97,17 @@ def test_saving_leaves_nothing_else_and_the_same_bytes(tmp_path: Path) -> None:
     model.save(tmp_path)
     assert (tmp_path / FILE).read_bytes() == first
     assert {path.name for path in tmp_path.iterdir()} == {FILE, "config.toml"}
+
+
+def test_loading_float64_turns_the_x64_mode_on(tmp_path: Path) -> None:
+    model = saved(tmp_path, "float64")
+    jax.config.update("jax_enable_x64", False)
+    try:
+        again = load(tmp_path)
+        assert jax.config.jax_enable_x64
+        assert_same_bits(again.params, model.params)
+    finally:
+        jax.config.update("jax_enable_x64", True)
 
 
 # --- the file ---------------------------------------------------------------------------------------------------------

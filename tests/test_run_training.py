@@ -51,7 +51,6 @@ SOFTMAX, SQUARED = "softmax_cross_entropy", "squared_error"
     [
         (10, 4, SOFTMAX),
         (10, 4, SQUARED),
-        (10, 5, SOFTMAX),
         (10, 1, SQUARED),
         (10, 11, SOFTMAX),
         (1, 2**31 - 1, SQUARED),
@@ -90,20 +89,23 @@ def test_two_epochs_go_on_with_the_optimizers_state() -> None:
     assert_close(state.params, expected, 1e-7)  # the rates are float32
 
 
+# Adds the number of the step, from 1 on, to every parameter whose gradient is negative.
+NUMBERING = Optimizer(
+    lambda params: jnp.float64(1),
+    lambda params, grads, t: (jax.tree.map(lambda p, g: jnp.where(g < 0, p + t, p), params, grads), t + 1),
+    lambda t: t,
+)
+
+
 def ranks(samples: int, batch_size: int, key: Any) -> np.ndarray:
     """The number of the step that saw each sample, from 1 on, added up over its visits.
 
-    Sample n is the unit vector eₙ, so that only wₙ has its gradient; step t adds t where the gradient is negative.
+    Sample n is the unit vector eₙ, so that only wₙ has its gradient, which is negative.
     """
     net = MLP((samples, 1), loss="absolute_error")
     params = (Affine(jnp.zeros((1, samples)), jnp.zeros(1)),)
-    optimizer = Optimizer(
-        lambda params: jnp.float64(1),
-        lambda params, grads, t: (jax.tree.map(lambda p, g: p + t * jnp.sign(-g), params, grads), t + 1),
-        lambda t: t,
-    )
     x, y = jnp.eye(samples), jnp.full((samples, 1), 1e9)
-    state, _ = epoch(net, optimizer, batch_size, start(optimizer, params), x, y, key)
+    state, _ = epoch(net, NUMBERING, batch_size, start(NUMBERING, params), x, y, key)
     return np.asarray(state.params[0].w[0])
 
 
