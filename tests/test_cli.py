@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -27,6 +28,7 @@ from jaxbp.run.data import load as load_data
 from jaxbp.run.errors import Diverged, UserError
 from jaxbp.run.folder import append
 from jaxbp.run.model import load
+from jaxbp.run.training import State, epoch
 
 ROOT = Path(__file__).parent.parent
 IRIS = """
@@ -149,6 +151,19 @@ def test_the_same_config_and_seed_give_the_same_bytes(capsys: pytest.CaptureFixt
     assert measured[0] == measured[1]
     works("run", "x.toml", "--train.seed", "1")
     assert trained("runs/x-3") != trained("runs/x")
+
+
+def test_every_epoch_has_an_order_of_its_own() -> None:
+    """Epoch e draws from fold_in(fold_in(key(seed), 0), e), so that a run could go on from any epoch."""
+    setup = loop.prepare(read(Path("x.toml"), ["--train.seed", "7"]))
+    *_, (model, _) = loop.epochs(setup)
+    params, key = setup.model.params, jax.random.fold_in(jax.random.key(7), 0)
+    state = jax.tree.map(jnp.copy, State(params, setup.optimizer.init(params), jnp.array(True)))
+    for number in (1, 2):
+        order = jax.random.fold_in(key, number)
+        state, _ = epoch(setup.model.net, setup.optimizer, 50, state, *setup.train, order)
+    for ours, theirs in zip(jax.tree.leaves(model.params), jax.tree.leaves(state.params), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_a_regression_and_its_scores_against_scikit_learn(capsys: pytest.CaptureFixture[str]) -> None:

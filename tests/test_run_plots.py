@@ -63,6 +63,16 @@ def test_learning_curves_of_a_loss_without_a_logarithm(tmp_path: Path, loss: flo
     looked_at(tmp_path / "b.png")
 
 
+@pytest.mark.parametrize(("loss", "scale"), [(1.0, "log"), (0.0, "log"), (np.inf, "log"), (-1.0, "linear")])
+def test_a_logarithmic_scale_hides_no_loss(loss: float, scale: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def check(figure: Any, path: Path) -> None:
+        assert figure.axes[0].get_yscale() == scale
+        plt.close(figure)
+
+    monkeypatch.setattr(plots, "_save", check)
+    plots.learning_curves([*rows(3), rows(4)[3] | {"test_loss": loss}], Path("unused"))
+
+
 @pytest.mark.parametrize("layers", [1, 3, 30])
 def test_layer_rms(tmp_path: Path, layers: int) -> None:
     plots.layer_rms(rows(5, layers=layers), tmp_path / "a.png")
