@@ -29,7 +29,9 @@ def check_shape(name: str, shape: Sequence[int], *expected: Sequence[int | str])
 
 
 def check_params(sizes: tuple[int, ...], params: Sequence[Any]) -> None:
-    """ValueError unless params holds L layers of w (out, in) and b (out,)."""
+    """TypeError or ValueError unless params holds L layers of w (out, in) and b (out,)."""
+    if not all(hasattr(layer, "w") and hasattr(layer, "b") for layer in params):
+        raise TypeError("params has a layer without the fields w and b, expected a jaxbp.Affine for each layer")
     if len(params) != len(sizes) - 1:
         raise ValueError(f"params has {len(params)} layers, sizes {sizes} has {len(sizes) - 1}")
     for layer, ((w, b), inputs, outputs) in enumerate(zip(params, sizes, sizes[1:], strict=False), start=1):

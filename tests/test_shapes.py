@@ -87,3 +87,9 @@ def test_labels_are_not_looked_at_inside_jit():
     """Neither an error nor a transfer to the host; an empty batch has no bad label."""
     assert jax.jit(lambda y: (check_labels(y, 2), y)[1])(jnp.array([7]))[0] == 7
     check_labels(jnp.zeros(0, int), 2)
+
+
+def test_parameters_without_names():
+    """A list of plain (w, b) tuples, as other libraries have it, is refused by name."""
+    with pytest.raises(TypeError, match=r"params has a layer .* expected a jaxbp.Affine"):
+        check_params((3, 4), [(np.ones((4, 3)), np.ones(4))])
