@@ -281,9 +281,13 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
     try:
         # Opened here because numpy leaves a file open whose archive turns out to be damaged.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            return {name: archive[name] for name in _wanted(path, archive.files)}
+            arrays = {name: archive[name] for name in _wanted(path, archive.files)}
     except (*idx.BROKEN, MemoryError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from error
+    for name, array in arrays.items():
+        if not isinstance(array, np.ndarray):  # numpy gives the bytes of a member that is no .npy file
+            raise UserError(f"{path}: {name} is no array; allowed: integers or floats")
+    return arrays
 
 
 def _wanted(path: Path, there: list[str]) -> list[str]:
@@ -322,8 +326,8 @@ def _targets(where: str, y: np.ndarray) -> _Targets:
 
 def _check_numbers(where: str, array: np.ndarray) -> None:
     """Raises unless these are finite real numbers, at least one."""
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf":
-        raise UserError(f"{where} is {getattr(array, 'dtype', 'no array')}; allowed: integers or floats")
+    if array.dtype.kind not in "biuf":
+        raise UserError(f"{where} is {array.dtype}; allowed: integers or floats")
     if array.size == 0 or array.ndim == 0:
         raise UserError(f"{where} is {'empty' if array.size == 0 else 'a single number'}: its shape is {array.shape}")
     rows = np.flatnonzero(~np.isfinite(_flat(array)).all(axis=1))
