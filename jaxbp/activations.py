@@ -202,14 +202,14 @@ hard_tanh = Activation(
 
 hard_sigmoid = Activation(
     "hard_sigmoid",
-    lambda s: jnp.clip(s / 6 + 0.5, 0, 1),
+    lambda s: jnp.clip(s + 3, 0, 6) / 6,  # s + 3 is exact near −3, where s/6 + ½ would cancel
     lambda s, x: _where((s > -3) & (s <= 3), s, 1 / 6),
 )
 
 hard_silu = Activation(
     "hard_silu",
-    lambda s: jnp.where(s <= -3, 0.0, s * jnp.clip(s / 6 + 0.5, 0, 1)),
-    lambda s, x: jnp.where(s <= -3, 0.0, jnp.where(s > 3, 1.0, s / 3 + 0.5)),
+    lambda s: jnp.where(s <= -3, 0.0, s * (jnp.clip(s + 3, 0, 6) / 6)),
+    lambda s, x: jnp.where(s <= -3, 0.0, jnp.where(s > 3, 1.0, (s + 1.5) / 3)),
 )
 
 

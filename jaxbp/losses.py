@@ -167,7 +167,7 @@ kl_divergence = Loss(
 
 poisson = Loss(
     "poisson",  # Σ eˣ − y x: x is the logarithm of the rate, y a count; ln y! is left out; 0 · (−∞) = 0
-    lambda x, y: jnp.sum(jnp.exp(x) - jnp.where(y == 0, 0.0, y * x)),
+    lambda x, y: jnp.sum(jnp.exp(x) - jnp.where(y == 0, 0.0, y * jnp.minimum(x, 1000))),  # e¹⁰⁰⁰ = ∞: no ∞ − ∞
     lambda x, y: jnp.exp(x) - y,
 )
 
