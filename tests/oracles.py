@@ -4,6 +4,7 @@ Nothing here calls a forward or a derivative of jaxbp. Kinks differ by conventio
 0.01): compare on data that hits none.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -131,12 +132,22 @@ def per_sample_gradients(net: Any, params: Params, x: Array, y: Array) -> Params
 mpmath.mp.dps = 80  # elu′(−100) = e⁻¹⁰⁰ is a difference of numbers near −1: 44 digits go
 
 
-def _tanh_gelu(s: mpf) -> mpf:
-    return s * (1 + mpmath.tanh(mpmath.sqrt(2 / mpmath.pi) * (s + mpf("0.044715") * s**3))) / 2
+def _logistic(s: mpf) -> mpf:
+    return 1 / (1 + mpmath.exp(-s))
+
+
+def _tanh_gelu_gate(s: mpf) -> mpf:
+    """½(1 + tanh u) as σ(2u), which does not cancel."""
+    return _logistic(2 * mpmath.sqrt(2 / mpmath.pi) * (s + mpf("0.044715") * s**3))
 
 
 def _clip(s: mpf, low: int, high: int) -> mpf:
     return min(max(s, mpf(low)), mpf(high))
+
+
+def _gelu_cdf(s: mpf) -> mpf:
+    """Φ(s). mpmath's erfc takes no argument beyond the doubles; Φ(−10⁴) is 0 in all of them."""
+    return mpmath.ncdf(_clip(s, -(10**4), 10**4))
 
 
 SELU = mpf("1.0507009873554804934193349852946"), mpf("1.6732632423543772848170429916717")  # Klambauer et al. 2017, §2
@@ -149,8 +160,8 @@ SIGMA_TRUTH: dict[str, Callable[[mpf], mpf]] = {
     "elu": lambda s: s if s > 0 else mpmath.expm1(s),
     "celu": lambda s: s if s > 0 else mpmath.expm1(s),
     "selu": lambda s: SELU[0] * (s if s > 0 else SELU[1] * mpmath.expm1(s)),
-    "gelu": lambda s: s * mpmath.ncdf(s),
-    "gelu_tanh": _tanh_gelu,
+    "gelu": lambda s: s * _gelu_cdf(s),
+    "gelu_tanh": lambda s: s * _tanh_gelu_gate(s),
     "silu": lambda s: s / (1 + mpmath.exp(-s)),
     "mish": lambda s: s * mpmath.tanh(mpmath.log1p(mpmath.exp(s))),
     "sigmoid": lambda s: 1 / (1 + mpmath.exp(-s)),
@@ -161,7 +172,110 @@ SIGMA_TRUTH: dict[str, Callable[[mpf], mpf]] = {
     "hard_tanh": lambda s: _clip(s, -1, 1),
     "hard_sigmoid": lambda s: _clip(s / 6 + mpf(1) / 2, 0, 1),
     "hard_silu": lambda s: s * _clip(s / 6 + mpf(1) / 2, 0, 1),
-    "squareplus": lambda s: (s + mpmath.sqrt(s**2 + 4)) / 2,
+    "squareplus": lambda s: (s + mpmath.sqrt(s**2 + 4)) / 2 if s > 0 else 2 / (mpmath.sqrt(s**2 + 4) - s),
+}
+
+
+def _between(s: mpf, low: float, high: float) -> mpf:
+    """The slope of clip, the one on the left at a kink."""
+    return mpf(low < s <= high)
+
+
+def _tanh_gelu_slope(s: mpf) -> mpf:
+    steep = 2 * mpmath.sqrt(2 / mpmath.pi) * (1 + 3 * mpf("0.044715") * s**2)
+    return _tanh_gelu_gate(s) * (1 + s * steep * _tanh_gelu_gate(-s))
+
+
+def _mish_slope(s: mpf) -> mpf:
+    softplus = mpmath.log1p(mpmath.exp(s))
+    return mpmath.tanh(softplus) + s * _logistic(s) * mpmath.sech(softplus) ** 2
+
+
+# Closed forms: a difference quotient has no digits left where σ′ is 1e-300, nor does it know a kink's left side.
+DSIGMA_TRUTH: dict[str, Callable[[mpf], mpf]] = {
+    "identity": lambda s: mpf(1),
+    "relu": lambda s: mpf(s > 0),
+    "leaky_relu": lambda s: mpf(1) if s > 0 else mpf(1) / 100,
+    "relu6": lambda s: _between(s, 0, 6),
+    "elu": lambda s: mpmath.exp(min(s, 0)),
+    "celu": lambda s: mpmath.exp(min(s, 0)),
+    "selu": lambda s: SELU[0] * (mpf(1) if s > 0 else SELU[1] * mpmath.exp(s)),
+    "gelu": lambda s: _gelu_cdf(s) + s * mpmath.npdf(s),
+    "gelu_tanh": _tanh_gelu_slope,
+    "silu": lambda s: _logistic(s) * (1 + s * _logistic(-s)),
+    "mish": _mish_slope,
+    "sigmoid": lambda s: _logistic(s) * _logistic(-s),
+    "log_sigmoid": lambda s: _logistic(-s),
+    "tanh": lambda s: mpmath.sech(s) ** 2,
+    "soft_sign": lambda s: 1 / (1 + abs(s)) ** 2,
+    "softplus": _logistic,
+    "hard_tanh": lambda s: _between(s, -1, 1),
+    "hard_sigmoid": lambda s: _between(s, -3, 3) / 6,
+    "hard_silu": lambda s: mpf(0) if s <= -3 else mpf(1) if s > 3 else (2 * s + 3) / 6,
+    "squareplus": lambda s: SIGMA_TRUTH["squareplus"](s) / mpmath.sqrt(s**2 + 4),
+}
+
+Terms = list[mpf]
+"""A truth as the terms whose sum it is: where they cancel, the largest says how many digits a rounded sum can have."""
+
+
+def _elementwise(ell: Callable[[mpf, mpf], Terms], slope: Callable[[mpf, mpf], Terms]) -> Any:
+    def terms(x: list[mpf], y: list[mpf]) -> tuple[Terms, list[Terms]]:
+        pairs = list(zip(x, y, strict=True))
+        return [term for pair in pairs for term in ell(*pair)], [slope(*pair) for pair in pairs]
+
+    return terms
+
+
+def _softmax_terms(x: list[mpf], p: list[mpf]) -> tuple[Terms, list[Terms]]:
+    """Of Σ p (ln Σ exp(x − max) − (x − max)). Σ exp is at least 1 and rounded before its logarithm: 1 is a term."""
+    total, largest = mpmath.fsum(p), max(x)
+    exponentials = [mpmath.exp(a - largest) for a in x]
+    norm = mpmath.fsum(exponentials)
+    ell = [total, -total, total * mpmath.log(norm), *(-b * (a - largest) for a, b in zip(x, p, strict=True) if b)]
+    return ell, [[total * e / norm, -b] for e, b in zip(exponentials, p, strict=True)]
+
+
+def _softmax_cross_entropy_terms(x: list[mpf], y: Any) -> tuple[Terms, list[Terms]]:
+    return _softmax_terms(x, y if isinstance(y, list) else [mpf(i == y) for i in range(len(x))])
+
+
+def _kl_terms(x: list[mpf], y: list[mpf]) -> tuple[Terms, list[Terms]]:
+    ell, slopes = _softmax_terms(x, y)
+    return [*ell, *(b * mpmath.log(b) for b in y if b)], slopes
+
+
+def _hinge_terms(x: list[mpf], y: int) -> tuple[Terms, list[Terms]]:
+    """A margin is made of 1, xᵢ and x_y."""
+    others = [i for i in range(len(x)) if i != y and 1 + x[i] - x[y] > 0]
+    slopes = [[mpf(i in others)] for i in range(len(x))]
+    slopes[y] = [-mpf(len(others))]
+    return [term for i in others for term in (mpf(1), x[i], -x[y])], slopes
+
+
+LOSS_TRUTH: dict[str, Callable[[list[mpf], Any], tuple[Terms, list[Terms]]]] = {
+    "squared_error": _elementwise(lambda x, y: [(x - y) ** 2 / 2], lambda x, y: [x - y]),
+    "absolute_error": _elementwise(lambda x, y: [abs(x - y)], lambda x, y: [mpf(1 if x > y else -1)]),
+    "huber": _elementwise(
+        lambda x, y: [(x - y) ** 2 / 2 if abs(x - y) <= 1 else abs(x - y) - mpf(1) / 2],
+        lambda x, y: [_clip(x - y, -1, 1)],
+    ),
+    "log_cosh": _elementwise(  # e + ln(1 + e⁻²ᵉ) − ln 2, or, where the three cancel, from cosh e = 1 + 2 sinh²(e/2)
+        lambda x, y: [
+            mpmath.log1p(2 * mpmath.sinh((x - y) / 2) ** 2)
+            if abs(x - y) < 1
+            else abs(x - y) + mpmath.log1p(mpmath.exp(-2 * abs(x - y))) - mpmath.log(2)
+        ],
+        lambda x, y: [mpmath.tanh(x - y)],
+    ),
+    "softmax_cross_entropy": _softmax_cross_entropy_terms,
+    "sigmoid_cross_entropy": _elementwise(  # as for x > 0: softplus(x) − x y = softplus(−x) + x (1 − y)
+        lambda x, y: [mpmath.log1p(mpmath.exp(-abs(x))), x * (1 - y) if x > 0 else -x * y],
+        lambda x, y: [1 - y, -_logistic(-x)] if x > 0 else [_logistic(x), -y],
+    ),
+    "hinge": _hinge_terms,
+    "kl_divergence": _kl_terms,
+    "poisson": _elementwise(lambda x, y: [mpmath.exp(x), -y * x], lambda x, y: [mpmath.exp(x), -y]),
 }
 
 
@@ -171,6 +285,63 @@ def truth(f: Callable[[mpf], mpf], points: Any) -> list[mpf]:
 
 def absolute_errors(got: Any, want: list[mpf]) -> np.ndarray:
     return np.array([float(abs(mpf(float(g)) - w)) for g, w in zip(got, want, strict=True)])
+
+
+# Units in the last place --------------------------------------------------------------------------------------------
+
+
+def exact(s: Any) -> mpf:
+    """The number as mpmath holds it; ±∞ as ±10⁴⁰⁰, beyond every dtype, so that a formula gives the limit."""
+    s = float(s)
+    return mpmath.sign(s) * mpf(10) ** 400 if np.isinf(s) else mpf(s)
+
+
+@functools.cache
+def _limits(dtype: Any) -> tuple[mpf, mpf, int]:
+    """From where on a number rounds to ∞, the smallest normal number, the bits of the fraction."""
+    info = jnp.finfo(dtype)
+    half_spacing = mpf(2) ** (int(info.maxexp) - int(info.nmant) - 2)
+    return mpf(float(info.max)) + half_spacing, mpf(float(info.tiny)), int(info.nmant)
+
+
+def ulps(got: Any, want: mpf | None, dtype: Any, size: mpf | int = 0) -> float:
+    """|got − want| ÷ the spacing of the dtype at max(|want|, size); ∞ where got is NaN or ±∞ and want is not, or the
+    other way round. `want` None is NaN.
+
+    XLA on the CPU flushes subnormals, intermediate ones as well, to 0: the unit is never less than the smallest normal
+    number, so that a result lost to flushing counts for less than 1 and a lost factor for what it was multiplied with.
+    """
+    got, (overflow, tiny, bits) = float(got), _limits(np.dtype(dtype))
+    if want is None or np.isnan(got):
+        return 0.0 if want is None and np.isnan(got) else np.inf
+    overflows = abs(want) >= overflow
+    if overflows or np.isinf(got):
+        return 0.0 if overflows and np.isinf(got) and np.sign(got) == mpmath.sign(want) else np.inf
+    unit = max(mpmath.ldexp(1, mpmath.mag(max(abs(want), abs(size), tiny)) - 1 - bits), tiny)
+    return float(abs(mpf(got) - want) / unit)
+
+
+def lattice(dtype: Any, size: int) -> np.ndarray:
+    """±`size` numbers spaced by their logarithm over all of the dtype, `size` evenly in ±100, neighbourhoods of the
+    kinks and zeros of the piecewise activations, subnormals, ±0, ±∞, NaN. Sorted, none twice, in the dtype."""
+    info = jnp.finfo(dtype)
+    powers = np.linspace(float(info.minexp), float(info.maxexp) - 1e-3, size)
+    near = np.array([c + sign * 2.0**-k for c in (-3, -1.5, -1, 1, 3, 6) for sign in (-1, 1) for k in range(1, 60)])
+    tiny = float(info.smallest_subnormal) * np.array([1, 3, 1 << (int(info.nmant) - 1)])
+    root = 1.2 * 2.0 ** (int(info.maxexp) // 2)  # its square overflows, half its square does not
+    ends = [0.0, 1.0, 1.5, 3.0, 6.0, 1e20, float(info.tiny), float(info.max), root, *tiny]
+    points = [
+        2.0**powers,
+        -(2.0**powers),
+        np.linspace(-100, 100, size),
+        near,
+        ends,
+        np.negative(ends),
+        [-np.inf, np.inf],
+    ]
+    with np.errstate(under="ignore"):
+        rounded = np.concatenate(points).astype(dtype)
+    return np.array([*(np.unique(rounded.astype(float)) + 0.0), -0.0, np.nan]).astype(dtype)
 
 
 # Comparison ---------------------------------------------------------------------------------------------------------
