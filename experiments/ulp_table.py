@@ -5,7 +5,8 @@ Truth is mpmath's at 80 digits, pointwise on a lattice of ordinary, huge, tiny, 
 
 * XLA on the CPU flushes subnormal numbers, intermediate ones as well, to 0: the unit is never less than the smallest
   normal number (f32: 1.2e-38), and at a subnormal s the truth at 0 counts as right as well.
-* NaN or ±∞ where the truth is another, or the other way round, is "wrong": counted, the first 20 points are in the JSON file.
+* NaN or ±∞ where the truth is another, or the other way round, is "wrong": counted; the JSON file has the first
+  20 points.
 * At a kink our σ′ is the slope on the left. Others choose otherwise: their σ′ is not scored at kinks.
 * A loss has two figures. The first takes the spacing at the largest of the terms that the truth is the sum of, as
   softmax(x) − y: what a rounded sum can reach. The second takes the spacing at the truth itself.
@@ -43,6 +44,8 @@ NOTES = {
     "hard_silu": "jax.nn's σ′ is 0 at s = −1.5, where its terms cancel",
     "softmax_cross_entropy": "exp(x − max) multiplies the error of its argument by |x − max|; a loss or a slope "
     "below ε is lost where it is a difference of numbers near 1, as in jax.nn.log_softmax",
+    "hinge": "the plain formula adds the label's own margin, 1, and subtracts it again",
+    "kl_divergence": "near 0 the terms cancel",
     "poisson": "eˣ − y is a difference of numbers near y",
     "squared_error": "e² overflows before it is halved, where √max < |e| < √(2 max)",
 }
@@ -213,6 +216,10 @@ def markdown(activations: dict[str, dict[str, Score]], losses: dict[str, dict[st
     return "\n".join(lines) + "\n"
 
 
+def listing(scored: Score) -> dict[str, Any]:
+    return scored._asdict() | {"wrong": len(scored.wrong), "wrong_at": scored.wrong[:20]}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dtype", choices=("float32", "float64", "bfloat16"), default="float32")
@@ -233,13 +240,7 @@ def main() -> None:
     if arguments.json:
         listed = {"dtype": arguments.dtype, "points": s.size, "jax": jax.__version__, "mpmath": mpmath.__version__}
         for kind, scored in (("activations", activations), ("losses", losses)):
-            listed[kind] = {
-                name: {
-                    key: row._asdict() | {"wrong": len(row.wrong), "wrong_at": row.wrong[:20]}
-                    for key, row in rows.items()
-                }
-                for name, rows in scored.items()
-            }
+            listed[kind] = {name: {key: listing(row) for key, row in rows.items()} for name, rows in scored.items()}
         arguments.json.write_text(json.dumps(listed, indent=1, ensure_ascii=False) + "\n")
 
 
