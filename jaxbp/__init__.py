@@ -1,7 +1,8 @@
 """Back-propagation by hand, in JAX: forward pass, δ-recursion and gradient step of a multi-layer perceptron."""
 
-from jaxbp import activations, initializers, losses
+from jaxbp import activations, checker, initializers, losses
 from jaxbp.activations import Activation
+from jaxbp.checker import check
 from jaxbp.interop import apply
 from jaxbp.losses import Loss
 from jaxbp.mlp import (
@@ -32,6 +33,8 @@ __all__ = [
     "activations",
     "apply",
     "backward",
+    "check",
+    "checker",
     "factors",
     "forward",
     "gradient",

@@ -15,12 +15,22 @@ if TYPE_CHECKING:
 RUN_HELP = (
     "CONFIG is a TOML file; any of its keys can be overridden: --train.epochs 3. `jaxbp run CONFIG --help` lists them."
 )
+CHECK_HELP = (
+    "Proves the network of a config, or a function with a hand-written backward pass, against autodiff. Importing the "
+    "named module is the only code it executes. Exit status: 0 all passed, 1 something failed or was not exercised, "
+    "2 usage."
+)
+CHECK_RULES = {
+    "gradient": "the function's hand-written gradient, if it has no custom rule",
+    "value-and-grad": "the same, returning (value, gradient)",
+    "reference": "the function that autodiff differentiates instead",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status.
 
-    0 done · 2 bad input, said in one line · 3 the loss became NaN or infinite · 130 interrupted by Ctrl-C.
+    0 done · 1 a check did not pass · 2 bad input, said in one line · 3 the loss became NaN or infinite · 130 Ctrl-C.
     """
     if importlib.util.find_spec("tyro") is None:
         return _fail("the command needs more packages than the library: pip install 'jaxbp[run]'", 2)
@@ -30,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options, overrides = _parser().parse_known_args(arguments)
         if overrides and options.command is not _run:
             raise UserError(f"command line: unknown argument {overrides[0]!r}, see --help")
-        options.command(options, overrides)
+        return options.command(options, overrides) or 0
     except UserError as error:
         return _fail(str(error), 2)
     except Diverged as error:
@@ -42,7 +52,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"out of memory: {reason}; smaller model.sizes or train.batch_size need less", 2)
     except KeyboardInterrupt:
         return _fail("interrupted; what was measured is in the run folder", 130)
-    return 0
 
 
 class _Parser(argparse.ArgumentParser):
@@ -70,6 +79,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     predict.add_argument("--out", metavar="FILE.csv", help="where to write the predictions; standard output by default")
     predict.set_defaults(command=_predict)
+
+    check = commands.add_parser("check", help="prove a backward pass against autodiff", description=CHECK_HELP)
+    check.add_argument("target", metavar="CONFIG|MODULE:FUNCTION", help="a TOML file, or package.module:function")
+    check.add_argument("--inputs", metavar="SPEC", help="what the function takes: 'f32[8,128] i32[8]{0..9}'")
+    check.add_argument("--wrt", metavar="I,J", help="arguments that the rule differentiates, from 0; by default all")
+    for rule, text in CHECK_RULES.items():
+        check.add_argument(f"--{rule}", metavar="MODULE:FUNCTION", help=text)
+    check.add_argument("--level", choices=("fast", "full"), default="fast", help="how many points and probes")
+    check.add_argument("--seed", type=int, default=0, help="of everything drawn")
+    check.add_argument("--json", metavar="FILE", help="write the report as JSON too")
+    check.set_defaults(command=_check)
 
     data = commands.add_parser("data", help="list the data sets, import one from files at hand")
     actions = data.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -106,6 +126,12 @@ def _predict(options: argparse.Namespace, _: list[str]) -> None:
     from jaxbp.run.predict import predict
 
     predict(Path(options.run), Path(options.data), Path(options.out) if options.out else None)
+
+
+def _check(options: argparse.Namespace, _: list[str]) -> int:
+    from jaxbp.checker.command import run
+
+    return 0 if run(options, _console()) else 1
 
 
 def _data_list(options: argparse.Namespace, _: list[str]) -> None:

@@ -1,0 +1,156 @@
+"""The points at which a rule is tried: the caller's own, and drawn ones that reach kinks, overflow and underflow."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxbp.checker.subject import Arguments, is_float
+from jaxbp.names import lookup
+
+Draw = Callable[[Any, tuple[int, ...], Any], Any]
+Domain = tuple[float, float] | Mapping[int, tuple[float, float] | Draw] | None
+
+NAMES = {"f64": "float64", "f32": "float32", "bf16": "bfloat16", "f16": "float16", "bool": "bool"}
+NAMES |= {
+    f"{letter}{bits}": f"{kind}{bits}" for letter, kind in (("i", "int"), ("u", "uint")) for bits in (8, 16, 32, 64)
+}
+SPEC = re.compile(r"(?P<dtype>[a-z]+\d*)\[(?P<shape>[\d,\s]*)\](?:\{(?P<low>-?\d+)\.\.(?P<high>-?\d+)\})?")
+SCALES = {"ordinary": 1.0, "zeros": 1.0, "large": 200.0, "tiny": 1e-3, "wide": 1.0}
+REGIMES = {"fast": ("ordinary", "zeros", "large"), "full": tuple(SCALES)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """An array to be drawn: shape, dtype and, for integers, the range (both ends included)."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+    low: int = 0
+    high: int = 1
+
+
+def parse(text: str) -> tuple[Spec, ...]:
+    """The arrays that a text such as "f32[8,128] i32[8]{0..9}" describes.
+
+    Raises:
+      ValueError: text that is no such list, an unknown dtype, an empty range.
+
+    Example:
+      >>> parse("f32[2,3] i32[2]{0..9}")[1]
+      Spec(shape=(2,), dtype=dtype('int32'), low=0, high=9)
+    """
+    specs, rest = [], text.strip()
+    while rest:
+        match = SPEC.match(rest)
+        if match is None:
+            raise ValueError(f"inputs: {rest!r} is no array, write for example f32[8,128] or i32[8]{{0..9}}")
+        dtype = jnp.dtype(lookup("dtype", match["dtype"], NAMES))
+        shape = tuple(int(size) for size in match["shape"].replace(" ", "").split(",") if size)
+        low, high = int(match["low"] or 0), int(match["high"] or 1)
+        if low > high:
+            raise ValueError(f"inputs: the range {low}..{high} is empty")
+        specs.append(Spec(shape, dtype, low, high))
+        rest = rest[match.end() :].lstrip(" ,")
+    return tuple(specs)
+
+
+def inputs(spec: Any, regime: str = "ordinary", seed: int = 0) -> tuple[Any, ...]:
+    """Arguments for `check`, drawn: the ones a report's reproducer starts from.
+
+    Args:
+      spec: a text such as "f32[8,128] i32[8]{0..9}", or a tuple of trees whose leaves are such texts of one array.
+      regime: "ordinary" N(0, 1), "zeros" (half of the numbers exactly 0), "large" (× 200), "tiny" (× 10⁻³), "wide"
+        (magnitudes from 10⁻⁴ to 10³).
+      seed: of the draw.
+
+    Raises:
+      ValueError: a spec or a regime that is none.
+
+    Example:
+      >>> [a.shape for a in inputs("f32[2,3] f32[3]")]
+      [(2, 3), (3,)]
+    """
+    lookup("regime", regime, SCALES)
+    tree = parse(spec) if isinstance(spec, str) else jax.tree.map(lambda text: parse(text)[0], tuple(spec))
+    leaves, treedef = jax.tree.flatten(tree)
+    rng = np.random.default_rng([seed, sorted(SCALES).index(regime)])
+    return tuple(jax.tree.unflatten(treedef, [_draw(leaf, regime, rng, (-np.inf, np.inf)) for leaf in leaves]))
+
+
+def text_of(leaf: Any) -> str:
+    """A leaf as `parse` reads it.
+
+    Example:
+      >>> text_of(np.zeros((2, 3), np.float32))
+      'f32[2,3]'
+    """
+    short = {name: text for text, name in NAMES.items()}[str(leaf.dtype)]
+    if isinstance(leaf, Spec):
+        return f"{short}[{','.join(map(str, leaf.shape))}]" + (
+            f"{{{leaf.low}..{leaf.high}}}" if short[0] in "iu" else ""
+        )
+    bounds = f"{{{int(np.min(leaf))}..{int(np.max(leaf))}}}" if short[0] in "iu" and np.size(leaf) else ""
+    return f"{short}[{','.join(map(str, leaf.shape))}]{bounds}"
+
+
+def points(
+    arguments: Arguments, leaves: Sequence[Any], level: str, seed: int, domain: Domain
+) -> dict[str, list[np.ndarray]]:
+    """By regime, the array leaves of the arguments. The caller's own values are "given"; what is not differentiated
+    keeps them everywhere, unless only its shape was given or the domain names it.
+    """
+    rng = np.random.default_rng(seed)
+    concrete = all(not isinstance(leaf, Spec | jax.ShapeDtypeStruct) for leaf in leaves)
+    found = {"given": [np.asarray(leaf) for leaf in leaves]} if concrete else {}
+    for regime in REGIMES[level]:
+        drawn = []
+        for n, leaf in enumerate(leaves):
+            owner, bounds = arguments.owners[n], _domain(domain, arguments.owners[n])
+            is_abstract = isinstance(leaf, Spec | jax.ShapeDtypeStruct)
+            if callable(bounds):
+                key = jax.random.key(int(rng.integers(2**31)))
+                drawn.append(np.asarray(bounds(key, leaf.shape, leaf.dtype)))
+            elif n in arguments.wrt or is_abstract or (isinstance(domain, Mapping) and owner in domain):
+                drawn.append(_draw(leaf, regime, rng, bounds))
+            else:
+                drawn.append(np.asarray(leaf))
+        found[regime] = drawn
+    return found
+
+
+def _domain(domain: Domain, argument: int) -> Any:
+    if domain is None:
+        return -np.inf, np.inf
+    return domain.get(argument, (-np.inf, np.inf)) if isinstance(domain, Mapping) else domain
+
+
+def _draw(leaf: Any, regime: str, rng: np.random.Generator, domain: tuple[float, float]) -> np.ndarray:
+    shape, dtype = tuple(leaf.shape), leaf.dtype
+    if not is_float(leaf):
+        if jnp.issubdtype(dtype, jnp.bool_):
+            return rng.integers(2, size=shape).astype(bool)
+        return rng.integers(getattr(leaf, "low", 0), getattr(leaf, "high", 1), size=shape, endpoint=True).astype(dtype)
+    low, high = domain
+    size = SCALES[regime] * np.abs(rng.standard_normal(shape))
+    if regime == "wide":
+        size = 10.0 ** rng.uniform(-4, 3, shape)
+    sign = np.where(rng.random(shape) < 0.5, -1.0, 1.0)
+    if np.isfinite(low) and np.isfinite(high):
+        value = rng.uniform(low, high, shape)
+    elif np.isfinite(low) or np.isfinite(high):
+        value = low + size if np.isfinite(low) else high - size
+    else:
+        value = sign * size
+    if regime == "zeros":
+        value = np.where((rng.random(shape) < 0.5) & (low <= 0 <= high), 0.0, value)
+    return np.asarray(value).astype(dtype)
+
+
+def cast(leaves: Sequence[Any], dtype: Any) -> list[np.ndarray]:
+    """The leaves with every floating-point one in this dtype."""
+    return [np.asarray(leaf).astype(dtype) if is_float(leaf) else np.asarray(leaf) for leaf in leaves]
