@@ -1,0 +1,356 @@
+"""`jaxbp.check`: every planted bug is found and named, what is right passes, a report helps the one who reads it."""
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import generated
+import jax
+import jax.numpy as jnp
+import numpy as np
+import planted
+import pytest
+import real_world
+
+import jaxbp
+from jaxbp.checker import checks, inputs
+from jaxbp.checker.diagnosis import diagnose
+from jaxbp.checker.network import layer_errors
+from jaxbp.checker.numerics import difference
+from jaxbp.checker.report import CheckFailed, Report, Row
+from jaxbp.cli import main
+
+ROOT = Path(__file__).parent.parent
+
+
+def custom(fun: Callable[..., Any], forward: Callable[..., Any], backward: Callable[..., Any]) -> Any:
+    ruled = jax.custom_vjp(lambda *args: fun(*args))
+    ruled.defvjp(forward, backward)
+    return ruled
+
+
+def cube_with(backward: Callable[..., Any]) -> Any:
+    return custom(lambda x: x**3, lambda x: (x**3, x), backward)
+
+
+CUBE = cube_with(lambda x, u: (3 * x**2 * u,))
+WRONG_CUBE = cube_with(lambda x, u: (2 * x**2 * u,))
+
+
+# Planted bugs and right rules; all 12 runs of each: experiments/checker_tables.py ------------------------------------
+
+
+@pytest.mark.parametrize("number", range(len(planted.BUGS)), ids=[str(bug) for bug in planted.BUGS])
+def test_planted_bug(number: int) -> None:
+    """Caught; the first line of the report names a leaf where the error enters; the diagnosis is the right one."""
+    bug = planted.BUGS[number]
+    subject = bug.build(*planted.RUNS[number % len(planted.RUNS)])
+    report = jaxbp.check(subject.fun, subject.args, **subject.options)
+    assert report.verdict == "FAIL", report
+    assert not bug.leaf or report.failures[0].path in bug.leaf, report
+    if bug.diagnosis is not None:
+        assert any(re.search(bug.diagnosis, row.diagnosis) for row in report.failures), report
+
+
+@pytest.mark.parametrize("case", real_world.CASES, ids=lambda case: case.name)
+def test_rule_in_use(case: real_world.Case) -> None:
+    report = jaxbp.check(case.fun, case.args, **case.options)
+    assert report.verdict == case.expected, report
+
+
+@pytest.mark.parametrize("subject", [*generated.rules(32, 1)], ids=lambda subject: subject.name)
+def test_right_rule(subject: generated.Subject) -> None:
+    report = jaxbp.check(subject.fun, subject.args, **subject.options)
+    assert report.passed, str(report)
+
+
+@pytest.mark.parametrize("subject", [*generated.networks(100, 1)][::9], ids=lambda subject: subject.name)
+def test_right_network(subject: generated.Subject) -> None:
+    with jax.numpy_dtype_promotion("standard"):  # targets in float32 beside bfloat16 parameters are cast to one dtype
+        report = jaxbp.check(subject.fun, subject.args, **subject.options)
+    assert report.passed, str(report)
+
+
+@pytest.mark.parametrize("name", [*jaxbp.activations.ACTIVATIONS])
+def test_activation(name: str) -> None:
+    report = jaxbp.check(jaxbp.activations.get(name))
+    assert report.passed, str(report)
+
+
+@pytest.mark.parametrize("name", [*jaxbp.losses.LOSSES])
+def test_loss(name: str) -> None:
+    report = jaxbp.check(jaxbp.losses.get(name))
+    assert report.passed, str(report)
+
+
+# What a report says --------------------------------------------------------------------------------------------------
+
+
+def test_a_network_whose_own_activation_is_wrong_is_told_so_first() -> None:
+    sine = jaxbp.Activation("sine", jnp.sin, lambda s, x: -jnp.cos(s))
+    report = jaxbp.check(jaxbp.MLP((3, 4, 2), hidden=sine))
+    first = report.failures[0]
+    assert (first.subject, first.path) == ("rules", "[0]['σ sine']")
+    assert "sign" in " ".join(row.diagnosis for row in report.failures if row.path == first.path)
+    assert {row.subject for row in report.failures} == {"rules", "apply", "value_and_grad"}
+
+
+def test_the_message_of_a_failure_and_its_reproducer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaf, index, got, want, error ÷ bound, diagnosis; three lines that raise the same."""
+    (tmp_path / "cubes.py").write_text(
+        "import jax\ncube = jax.custom_vjp(lambda x: x**3)\n"
+        "cube.__module__, cube.__name__, cube.__qualname__ = __name__, 'cube', 'cube'\n"
+        "cube.defvjp(lambda x: (x**3, x), lambda x, u: (2 * x**2 * u,))\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import cubes  # type: ignore[import-not-found]
+
+    report = jaxbp.check(cubes.cube, "f32[4]")
+    with pytest.raises(CheckFailed, match=r"jaxbp.check cube: FAIL") as raised:
+        report.raise_if_failed()
+    line = str(raised.value).splitlines()[1]
+    assert re.search(r"FAIL .*\[0\]\[\d\].*got .*, want .*, error ÷ bound", line)
+    assert "matches after × 1.5" in str(raised.value)
+    assert len(report.reproducer.splitlines()) == 3
+    with pytest.raises(CheckFailed):
+        exec(report.reproducer, {})
+    del sys.modules["cubes"]
+
+
+def test_json() -> None:
+    found = json.loads(jaxbp.check(WRONG_CUBE, "f32[4]").json())
+    assert (found["verdict"], found["passed"]) == ("FAIL", False)
+    assert set(found["rows"][0]) == {field for field in Row.__dataclass_fields__}
+
+
+def test_json_has_no_nan() -> None:
+    row = Row("float64 oracle", "FAIL", "[0]", got=float("nan"), want=float("inf"), ratio=float("inf"))
+    text = Report("f", (row,), (), "", 0.0, 0, "fast").json()
+    assert json.loads(text, parse_constant=lambda name: pytest.fail(name))["rows"][0]["got"] == "nan"
+
+
+def test_a_report_of_1000_leaves_stays_readable() -> None:
+    rows = tuple(Row("float64 oracle", "FAIL", f"[0][{n}].w", got=1.0, want=2.0, ratio=9.0) for n in range(1000))
+    text = str(Report("deep", rows, (), "", 0.0, 0, "fast"))
+    assert len(text.splitlines()) < 60
+    assert "980 more rows" in text
+    passed = tuple(Row("float64 oracle", "PASS", row.path, ratio=0.5) for row in rows)
+    assert len(str(Report("deep", passed, (), "", 0.0, 0, "fast")).splitlines()) == 2
+
+
+def test_nothing_checked_is_no_pass() -> None:
+    assert not Report("f", (), (), "", 0.0, 0, "fast").passed
+
+
+# The checks, one at a time -------------------------------------------------------------------------------------------
+
+
+def verdicts(report: Report, check: str) -> set[str]:
+    return {row.verdict for row in report.rows if row.check == check}
+
+
+def test_a_function_without_a_rule_is_not_exercised() -> None:
+    report = jaxbp.check(jnp.sin, "f32[4]")
+    assert report.verdict == "UNEXERCISED"
+    assert verdicts(report, "provenance") == {"UNEXERCISED"}
+
+
+def test_a_leaf_without_gradient_is_not_exercised_unless_that_is_meant() -> None:
+    lost = custom(lambda x, y: x + 0 * y, lambda x, y: (x + 0 * y, None), lambda _, u: (u, 0 * u))
+    report = jaxbp.check(lost, "f32[3] f32[3]")
+    assert [(row.verdict, row.path) for row in report.failures] == [("UNEXERCISED", "[1]")]
+    assert jaxbp.check(lost, "f32[3] f32[3]", allow_zero=[1]).passed
+    assert jaxbp.check(lost, "f32[3] f32[3]", allow_zero=["[1]"]).passed
+
+
+def test_a_reference_in_numpy_is_served_by_differences_and_the_report_says_what_is_missing() -> None:
+    def smooth(x: Any) -> Any:
+        return np.sum(np.sin(np.asarray(x)) ** 2)
+
+    right = jaxbp.check(smooth, "f64[5]", gradient=lambda x: 2 * np.sin(x) * np.cos(x))
+    assert right.passed, right
+    assert verdicts(right, "independent numerics") == {"PASS"}
+    assert any(note.startswith(checks.ORACLE) for note in right.not_covered)
+    slightly = jaxbp.check(smooth, "f64[5]", gradient=lambda x: 2.002 * np.sin(x) * np.cos(x))
+    assert verdicts(slightly, "independent numerics") == {"FAIL"}
+    wrong = jaxbp.check(smooth, "f64[5]", gradient=lambda x: 3 * np.sin(x) * np.cos(x))
+    assert verdicts(wrong, "independent numerics") == {"FAIL"}
+    assert "the remainder has slope 1." in wrong.failures[0].diagnosis
+
+
+def test_second_order() -> None:
+    """The gradient is right; what is kept for it is cut off from the arguments, so its derivative is wrong."""
+    cut = custom(
+        lambda x: jnp.sin(x),
+        lambda x: (jnp.sin(x), jax.lax.stop_gradient(jnp.cos(x))),
+        lambda cosine, u: (cosine * u,),
+    )
+    assert jaxbp.check(cut, "f32[4]").passed
+    report = jaxbp.check(cut, "f32[4]", order=2)
+    assert {row.subject for row in report.failures} == {"second derivative"}
+    assert jaxbp.check(CUBE, "f32[4]", order=2).passed
+
+
+KINKS = {"left": 0.0, "right": 1.0}
+
+
+@pytest.mark.parametrize("side", KINKS)
+def test_the_convention_at_a_kink(side: str) -> None:
+    """relu with the slope of one side at exactly 0: right by that convention, wrong by the other."""
+    slope = KINKS[side]
+    relu = custom(
+        lambda x: jnp.where(x > 0, x, 0),
+        lambda x: (jnp.where(x > 0, x, 0), x),
+        lambda x, u: (jnp.where(x > 0, u, jnp.where(x == 0, slope * u, 0)),),
+    )
+    assert jaxbp.check(relu, "f32[9]", kinks=side).passed  # type: ignore[arg-type]
+    assert jaxbp.check(relu, "f32[9]", kinks="subgradient").passed
+    other = jaxbp.check(relu, "f32[9]", kinks={"left": "right", "right": "left"}[side])  # type: ignore[arg-type]
+    assert "only at a kink" in other.failures[0].diagnosis
+
+
+def test_the_domain() -> None:
+    root = custom(jnp.sqrt, lambda x: (jnp.sqrt(x),) * 2, lambda y, u: (u / (2 * y),))
+    assert jaxbp.check(root, (jnp.asarray([1.0, 2.0], jnp.float32),), domain=(0.1, 5.0)).passed
+
+
+def test_dtypes_as_texts_or_types() -> None:
+    for dtypes in (("bfloat16",), (jnp.bfloat16,)):
+        report = jaxbp.check(CUBE, "f32[4]", dtypes=dtypes)
+        assert {row.dtype for row in report.rows if row.check == "production dtype"} == {"bfloat16"}
+
+
+def test_a_difference_and_its_error_bar() -> None:
+    value, bar = difference(lambda t: [np.exp(np.asarray(1 + t))], [np.ones(())], 1.0)
+    assert abs(value - np.e) <= bar < 1e-9
+
+
+A = np.random.default_rng(0).normal(size=(3, 3))
+
+
+@pytest.mark.parametrize(
+    ("got", "phrase"),
+    [
+        (-A, "change of sign"),
+        (A / 4, "× N, N = 4"),
+        (A * 1.25, "matches after × 0.8"),
+        (A.T, "transpose"),
+        (0 * A, "all zero"),
+        (np.where(np.arange(9).reshape(3, 3) == 4, 0, A), "zero at 1 of 9"),
+        (A + 0.1 * np.arange(9).reshape(3, 3), "× the argument itself"),
+        (np.full((3, 3), np.nan), "NaN"),
+        (A + A**2, ""),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "got",
+)
+def test_diagnosis(got: np.ndarray, phrase: str) -> None:
+    argument = np.arange(9.0).reshape(3, 3)
+    found = diagnose(got, A, argument, {}, [4])
+    assert phrase in found if phrase else found == ""
+
+
+def test_the_errors_of_each_layer() -> None:
+    """Of a few ULPs in either dtype; 4 quantities a layer, the last layer first."""
+    errors = layer_errors(jaxbp.MLP((6, 8, 5, 3), hidden="tanh"))
+    assert [(row.layer, row.quantity) for row in errors][::4] == [(3, "∂ℓ/∂x"), (2, "∂ℓ/∂x"), (1, "∂ℓ/∂x")]
+    assert all(0 <= error < 16 for row in errors for error in (row.float64, row.float32))
+    assert any(row.float32 > 0 for row in errors)
+
+
+# Bad input -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"level": "slow"}, "level is 'slow', allowed: fast, full"),
+        ({"kinks": "up"}, "kinks is 'up', allowed: reference, left, right, subgradient"),
+        ({"order": 3}, "order is 3, allowed: 1, 2"),
+        ({"dtypes": ("float8",)}, "dtypes is 'float8', allowed: float64, float32, bfloat16, float16"),
+        ({"wrt": 4}, r"wrt has 4, but the arguments with floating-point leaves are \[0\]"),
+        ({"gradient": jnp.cos, "value_and_grad": jnp.cos}, "give one of gradient, value_and_grad and vjp"),
+    ],
+    ids=lambda value: "" if isinstance(value, dict) else value.split()[0],
+)
+def test_wrong_arguments(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        jaxbp.check.__wrapped__(CUBE, "f32[4]", **options)  # past the type checks that only these tests have
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("f32[2] x", "'x' is no array"),
+        ("f31[2]", "did you mean"),
+        ("i32[2]{3..1}", "the range 3..1 is empty"),
+    ],
+    ids=["no array", "dtype", "range"],
+)
+def test_wrong_inputs(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        inputs(text)
+
+
+def test_complex_arguments_are_refused_by_name() -> None:
+    with pytest.raises(TypeError, match=r"argument \[0\] is complex"):
+        jaxbp.check(CUBE, (jnp.ones(2, jnp.complex64),))
+
+
+# The command ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_network_of_a_config(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["check", str(ROOT / "configs/digits.toml"), "--json", str(tmp_path / "report.json")]) == 0
+    out = capsys.readouterr().out
+    assert "∂ℓ/∂w" in out
+    assert "PASS" in out
+    assert json.loads((tmp_path / "report.json").read_text())["passed"]
+
+
+MODULE = """
+import jax, jax.numpy as jnp
+@jax.custom_vjp
+def cube(x): return x**3
+cube.defvjp(lambda x: (x**3, x), lambda x, u: (3 * x**2 * u,))
+def energy(x): return jnp.sum(x**2) / 2
+def gradient(x): return x
+def wrong(x): return 2 * x
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "printed"),
+    [
+        (["mine_:cube", "--inputs", "f32[3]"], 0, "PASS"),
+        (["mine_:energy", "--inputs", "f32[3]", "--gradient", "mine_:gradient"], 0, "PASS"),
+        (["mine_:energy", "--inputs", "f32[3]", "--gradient", "mine_:wrong"], 1, "matches after × 0.5"),
+        (["mine_:energy", "--inputs", "f32[3]"], 1, "no custom rule ran"),
+        (["mine_:cube"], 2, "what does it take?"),
+        (["mine_:cube", "--inputs", "f32[3"], 2, "no array"),
+        (["mine_:square", "--inputs", "f32[3]"], 2, "has no 'square'"),
+        (["nowhere_:f", "--inputs", "f32[3]"], 2, "can't import nowhere_"),
+        (["nothing"], 2, "no config"),
+        (["configs/none.toml"], 2, "none.toml"),
+        (["mine_:cube", "--inputs", "f32[3]", "--json", "no/such/folder.json"], 2, "can't be written"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_a_function_of_a_module(
+    arguments: list[str],
+    status: int,
+    printed: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "mine_.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    assert main(["check", *arguments]) == status
+    captured = capsys.readouterr()
+    assert printed in captured.out + captured.err
+    if status == 2:
+        assert len(captured.err.strip().splitlines()) == 1
+    sys.modules.pop("mine_", None)
