@@ -181,6 +181,16 @@ def test_a_reference_in_numpy_is_served_by_differences_and_the_report_says_what_
     assert "the remainder has slope 1." in wrong.failures[0].diagnosis
 
 
+def test_the_report_says_when_it_ran_nothing_eagerly() -> None:
+    def many(x: Any) -> Any:
+        return sum(jnp.sum(jnp.sin(x[:n])) for n in range(1, 9))
+
+    ruled = custom(many, lambda x: jax.vjp(many, x), lambda pull, u: pull(u))
+    fast, full = (jaxbp.check(ruled, "f32[8]", level=level) for level in ("fast", "full"))  # type: ignore[arg-type]
+    assert fast.passed and full.passed, f"{fast}{full}"
+    assert [any("eager" in note for note in report.not_covered) for report in (fast, full)] == [True, False]
+
+
 def test_second_order() -> None:
     """The gradient is right; what is kept for it is cut off from the arguments, so its derivative is wrong."""
     cut = custom(

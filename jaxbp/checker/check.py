@@ -17,7 +17,7 @@ from jaxbp.checker.network import parts
 from jaxbp.checker.numerics import NUMERICS, numerics
 from jaxbp.checker.report import SEVERITY, Report, Row, ordered
 from jaxbp.checker.subject import Leaves, Pullback, Subject, is_float, subject_of
-from jaxbp.checker.transformations import TRANSFORMATIONS, transformations
+from jaxbp.checker.transformations import EAGER, TRANSFORMATIONS, compiles_fast_eagerly, transformations
 from jaxbp.checker.trial import Kinks, Trial, Truth, first_use, outputs_like, setting, trial_of
 from jaxbp.losses import Loss
 from jaxbp.mlp import MLP
@@ -186,7 +186,10 @@ def _nine_checks(trial: Trial, regimes: Regimes, settings: _Settings) -> tuple[l
     if not trial.traceable:
         return rows, [*notes, "transformations: the rule is not JAX code"]
     other = regimes.get("ordinary", given)
-    rows += _guarded(TRANSFORMATIONS, transformations, trial, given, other, dense, main, settings.level)
+    eager = settings.level == "full" or compiles_fast_eagerly(trial, given, dense, main)
+    if not eager:
+        notes.append(f"transformations, eager: more than {EAGER} different operations; level='full' runs them")
+    rows += _guarded(TRANSFORMATIONS, transformations, trial, given, other, dense, main, settings.level, eager)
     if jax.device_count() == 1:
         notes.append("sharding: one device; XLA_FLAGS=--xla_force_host_platform_device_count=4 makes four")
     return rows, notes

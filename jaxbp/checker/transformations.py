@@ -23,13 +23,15 @@ Points = Sequence[Any]
 EAGER = 20  # different operations; level "fast" does not compile more one by one, at 25 ms each
 
 
-def transformations(trial: Trial, points: Points, other: Points, us: Leaves, dtype: str, level: str) -> list[Row]:
+def transformations(
+    trial: Trial, points: Points, other: Points, us: Leaves, dtype: str, level: str, eager: bool
+) -> list[Row]:
     """8: eager, vmap and scan with remat, and sharded over the devices, against one jitted call after the other."""
     us = [f64(u).astype(dtype) for u in us]
     rows: list[Row] = []
     with setting(dtype):
         pairs = [[jnp.asarray(leaf) for leaf in cast(p, dtype)] for p in (points, other)]  # eager NumPy is not JAX
-        if level == "full" or runs_eagerly(trial, pairs[0], us):
+        if eager:
             for name in ("eager", "eager, called again"):  # a donated buffer would be gone
                 rows += _same(trial, name, _pull(trial, us)(pairs[0]), pairs[0], us, dtype)
         batched = _batched(trial, pairs, us, level)
@@ -43,9 +45,10 @@ def transformations(trial: Trial, points: Points, other: Points, us: Leaves, dty
     return rows
 
 
-def runs_eagerly(trial: Trial, points: Points, us: Leaves) -> bool:
+def compiles_fast_eagerly(trial: Trial, points: Points, us: Leaves, dtype: str) -> bool:
     """Whether the rule has so few different operations that compiling each on its own is quick."""
-    closed = jax.make_jaxpr(_pull(trial, us))(list(points))
+    with setting(dtype):
+        closed = jax.make_jaxpr(_pull(trial, [f64(u).astype(dtype) for u in us]))(cast(points, dtype))
     found = {(e.primitive.name, *(str(a.aval) for a in e.invars)) for e in equations(closed.jaxpr)}
     return len(found) <= EAGER
 
