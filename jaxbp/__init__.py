@@ -1,6 +1,6 @@
 """Back-propagation by hand, in JAX: forward pass, δ-recursion and gradient step of a multi-layer perceptron."""
 
-from jaxbp import activations, initializers, losses
+from jaxbp import activations, initializers, losses, persample
 from jaxbp.activations import Activation
 from jaxbp.interop import apply
 from jaxbp.losses import Loss
@@ -38,6 +38,7 @@ __all__ = [
     "init",
     "initializers",
     "losses",
+    "persample",
     "update",
     "value_and_grad",
 ]
