@@ -365,36 +365,30 @@ def clipped_mean(
       >>> [round(g, 3) for g in clipped.mean[0].w[0].tolist()], float(clipped.fraction)
       ([0.408, 1.316], 0.5)
     """
-    weights = _weights(factors, weights)
-    bounds = _bounds(max_norm, len(factors.x) if per_layer else 1, weights)
-    if not per_layer:
-        clipped, fraction = _clip(squared_norms(factors), bounds[0], weights)
-        return Clipped(mean_gradient(factors, clipped, normalize_by), fraction)
-    norms = squared_norms(factors, per_layer=True)
-    clips = [_clip(norm, bound, weights) for norm, bound in zip(norms, bounds, strict=True)]
-    mean = tuple(
-        mean_gradient(Factors((x,), (delta,)), clipped, normalize_by)[0]
-        for (x, delta), (clipped, _) in zip(_layers(factors), clips, strict=True)
-    )
-    return Clipped(mean, tuple(fraction for _, fraction in clips))
+    layers, counted = len(factors.x), _weights(factors, weights) != 0
+    norms = [jnp.sqrt(a) for a in (squared_norms(factors, per_layer=True) if per_layer else [squared_norms(factors)])]
+    bounds = _bounds(max_norm, len(norms), norms[0])
+    clips = [_clip(norm, bound, counted) for norm, bound in zip(norms, bounds, strict=True)]
+    factor = [factor for factor, _ in clips] * (layers // len(clips))
+    delta = tuple(f[:, None].astype(d.dtype) * d for f, d in zip(factor, factors.delta, strict=True))
+    mean = mean_gradient(Factors(factors.x, delta), weights, normalize_by)  # δ min(1, C/‖g‖) xᵀ, no,ni->oi /N
+    return Clipped(mean, tuple(fraction for _, fraction in clips) if per_layer else clips[0][1])
 
 
-def _bounds(max_norm: ArrayLike, count: int, weights: Array) -> Array:
-    """`count` bounds C, checked."""
-    bound = jnp.asarray(max_norm, weights.dtype)
+def _bounds(max_norm: ArrayLike, count: int, norm: Array) -> Array:
+    """`count` bounds C in the dtype of the norms, checked."""
+    bound = jnp.asarray(max_norm, norm.dtype)
     check_shape("max_norm", bound.shape, (), *([(count,)] if count > 1 else []))
     if not isinstance(bound, jax.core.Tracer) and not bool(jnp.all(bound >= 0)):
         raise ValueError(f"max_norm is {max_norm}, allowed: max_norm ≥ 0")
     return jnp.broadcast_to(bound, (count,))
 
 
-def _clip(squared_norm: Array, bound: Array, weights: Array) -> tuple[Array, Array]:
-    """weightsₙ min(1, C/‖gₙ‖), and the fraction of the samples with ‖gₙ‖ > C. A NaN norm is left as it is."""
-    norm = jnp.sqrt(squared_norm)
-    over, counted = norm > bound, weights != 0
+def _clip(norm: Array, bound: Array, counted: Array) -> tuple[Array, Array]:
+    """min(1, C/‖gₙ‖), and the fraction of the samples with ‖gₙ‖ > C. A NaN norm is not clipped, so that it shows."""
+    over = norm > bound
     factor = jnp.where(over, bound / jnp.where(over, norm, 1), 1)
-    fraction = _ratio(jnp.sum(over & counted, dtype=norm.dtype), jnp.sum(counted, dtype=norm.dtype))
-    return weights * factor, fraction
+    return factor, _ratio(jnp.sum(over & counted, dtype=norm.dtype), jnp.sum(counted, dtype=norm.dtype))
 
 
 # How far the samples agree ------------------------------------------------------------------------------------------
@@ -467,8 +461,9 @@ def noise_scale_from_norms(
     """
     small, big = jnp.asarray(small_norm), jnp.asarray(big_norm)
     inverse_small, inverse_big = (1 / jnp.asarray(batch, small.dtype) for batch in (small_batch, big_batch))
-    squared_gradient = (big * inverse_small - small * inverse_big) / (inverse_small - inverse_big)
-    trace = (small - big) / (inverse_small - inverse_big)
+    gap = jnp.where(inverse_small == inverse_big, jnp.nan, inverse_small - inverse_big)  # not ±inf, a rounding's sign
+    squared_gradient = (big * inverse_small - small * inverse_big) / gap
+    trace = (small - big) / gap
     return NoiseScale(squared_gradient, trace, _ratio(trace, squared_gradient))
 
 
