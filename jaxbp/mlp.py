@@ -262,9 +262,9 @@ def gradient(factors: Factors, weights: ArrayLike | None = None, normalize_by: A
       >>> jax.tree.map(jnp.shape, gradient(f, weights=jnp.array([1.0, 1.0, 1.0, 0.0, 0.0]), normalize_by=3))
       (Affine(w=(4, 3), b=(4,)), Affine(w=(2, 4), b=(2,)))
     """
-    scale = _scale(weights, len(factors.x[0]), normalize_by, wide(factors.x[0].dtype))
-    xs = factors.x if weights is None else tuple(_weighted((scale != 0).astype(x.dtype), x) for x in factors.x)
-    return outer_sums(Factors(xs, tuple(_weighted(scale, delta) for delta in factors.delta)))
+    scale = mean_weights(weights, len(factors.x[0]), normalize_by, wide(factors.x[0].dtype))
+    xs = factors.x if weights is None else tuple(weighted((scale != 0).astype(x.dtype), x) for x in factors.x)
+    return outer_sums(Factors(xs, tuple(weighted(scale, delta) for delta in factors.delta)))
 
 
 def value_and_grad(
@@ -299,10 +299,10 @@ def value_and_grad(
       Array(0.6931472, dtype=float32)
     """
     x, y = _batch(net, params, x, y)
-    scale = _scale(weights, len(x), normalize_by, wide(x.dtype))
-    x = x if weights is None else _weighted((scale != 0).astype(x.dtype), x)
+    scale = mean_weights(weights, len(x), normalize_by, wide(x.dtype))
+    x = x if weights is None else weighted((scale != 0).astype(x.dtype), x)
     losses, scaled = _factors(net, params, x, y, scale)
-    return jnp.sum(_weighted(scale, losses)), outer_sums(scaled)
+    return jnp.sum(weighted(scale, losses)), outer_sums(scaled)
 
 
 def update(params: Tree, grads: Tree, learning_rate: ArrayLike) -> Tree:
@@ -350,13 +350,13 @@ def _factors(net: MLP, params: Params, x: Array, y: Array, scale: Array) -> tupl
     def sample(x: Array, y: Array, scale: Array) -> tuple[Array, Factors]:
         tape = forward(net, params, x)
         output = tape.x[-1].astype(wide(x.dtype))
-        dl_dx = _weighted(scale, loss.dl_dx(output, y))  # ∂ℓ/∂x⁽ᴸ⁾, from the definition of ℓ
+        dl_dx = weighted(scale, loss.dl_dx(output, y))  # ∂ℓ/∂x⁽ᴸ⁾, from the definition of ℓ
         return loss.ell(output, y), Factors(tape.x[:-1], backward(net, params, tape, dl_dx))
 
     return jax.vmap(sample)(x, y, scale)
 
 
-def _scale(weights: ArrayLike | None, batch: int, normalize_by: ArrayLike | None, dtype: DTypeLike) -> Array:
+def mean_weights(weights: ArrayLike | None, batch: int, normalize_by: ArrayLike | None, dtype: DTypeLike) -> Array:
     """weightsₙ / N, (N,): the factor of sample n in the mean; 0 where N is 0."""
     weights = jnp.ones(batch, dtype) if weights is None else jnp.asarray(weights, dtype)
     check_shape("weights", weights.shape, (batch,))
@@ -364,7 +364,7 @@ def _scale(weights: ArrayLike | None, batch: int, normalize_by: ArrayLike | None
     return jnp.where(divisor == 0, 0, weights / jnp.where(divisor == 0, 1, divisor))
 
 
-def _weighted(scale: Array, a: Array) -> Array:
+def weighted(scale: Array, a: Array) -> Array:
     """scaleₙ aₙ, and 0 where scaleₙ is 0 even if aₙ is NaN; a is (N, ·) or (N,), or one sample's with its scale."""
     scale = jnp.expand_dims(scale, tuple(range(scale.ndim, a.ndim)))
     return jnp.where(scale == 0, 0, scale.astype(a.dtype) * a)

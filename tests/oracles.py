@@ -127,6 +127,70 @@ def per_sample_gradients(net: Any, params: Params, x: Array, y: Array) -> Params
     return jax.vmap(lambda x, y: jax.grad(lambda params: sample_loss(net, params, x, y))(params))(x, y)
 
 
+# Per-sample quantities, from the gradients themselves ---------------------------------------------------------------
+#
+# Everything is NumPy in f64 on a matrix of gradients, one row a sample, by the definition: pairs of rows in a loop, not
+# the identity between moments that the library uses.
+
+_one_gradient = jax.jit(jax.grad(sample_loss, argnums=1), static_argnums=0)
+
+
+def gradient_rows(net: Any, params: Params, x: Array, y: Array) -> list[np.ndarray]:
+    """The gradient of each sample by jax.grad, in a Python loop and in f64: for each layer (N, out·in + out)."""
+    params, x = jax.tree.map(lambda a: a.astype(jnp.float64), (tuple(params), x))
+    y = y if y.ndim == 1 else y.astype(jnp.float64)
+    samples = [_one_gradient(net, params, x[n], y[n]) for n in range(len(x))]
+    return [
+        np.array([np.concatenate([np.ravel(leaf) for leaf in sample[layer]]) for sample in samples])
+        for layer in range(len(params))
+    ]
+
+
+def like_params(net: Any, rows: Sequence[np.ndarray]) -> Params:
+    """(…, out·in + out) of each layer as Affine(w (…, out, in), b (…, out))."""
+    pairs = zip(net.sizes, net.sizes[1:], rows, strict=False)
+    return tuple(Affine(r[..., : i * o].reshape(*r.shape[:-1], o, i), r[..., i * o :]) for i, o, r in pairs)
+
+
+def variance(rows: np.ndarray, weights: np.ndarray, unbiased: bool) -> np.ndarray:
+    """Σ p (g − ḡ)² (/ (1 − Σ p²)), two passes over the samples."""
+    p = weights / np.sum(weights)
+    mean = sum(share * g for share, g in zip(p, rows, strict=True))
+    spread = sum(share * (g - mean) ** 2 for share, g in zip(p, rows, strict=True))
+    return spread / (1 - np.sum(p**2)) if unbiased else spread
+
+
+def clipped_mean(rows: np.ndarray, bound: float, weights: np.ndarray) -> tuple[np.ndarray, float]:
+    total, clipped = np.zeros(rows.shape[1]), 0
+    for weight, g in zip(weights, rows, strict=True):
+        norm = np.sqrt(np.sum(g**2))
+        total += weight * (g * bound / norm if norm > bound else g)
+        clipped += norm > bound and weight > 0
+    return total / len(rows), clipped / np.sum(weights > 0)
+
+
+def noise_scale(rows: np.ndarray, weights: np.ndarray) -> tuple[float, float, float]:
+    """tr Σ as the mean of ½‖gₙ − gₘ‖² over pairs n ≠ m, plainly unbiased, and |G|² = E‖g‖² − tr Σ."""
+    p = weights / np.sum(weights)
+    pairs = [(n, m) for n in range(len(rows)) for m in range(len(rows)) if n != m]
+    share = np.array([p[n] * p[m] for n, m in pairs])
+    trace = share @ [np.sum((rows[n] - rows[m]) ** 2) / 2 for n, m in pairs] / np.sum(share)
+    squared = p @ np.sum(rows**2, axis=1) - trace
+    return squared, trace, trace / squared
+
+
+def stiffness(rows: np.ndarray, others: np.ndarray, weights: np.ndarray, distinct: bool) -> tuple[float, float]:
+    """Weighted means of sign and cosine over all pairs, or over pairs of distinct samples."""
+    sign = cosine = total = 0.0
+    for n, g in enumerate(rows):
+        for m, h in enumerate(others):
+            weight = weights[n] * (weights[m] if distinct else 1) * (not distinct or n != m)
+            sign += weight * np.sign(g @ h)
+            cosine += weight * (g @ h) / np.sqrt((g @ g) * (h @ h))
+            total += weight
+    return sign / total, cosine / total
+
+
 # Truth --------------------------------------------------------------------------------------------------------------
 
 mpmath.mp.dps = 80  # elu′(−100) = e⁻¹⁰⁰ is a difference of numbers near −1: 44 digits go

@@ -1,0 +1,799 @@
+"""Per-sample gradients: every quantity follows from the factors (x, δ), layer by layer, without forming a gradient.
+
+The gradient of sample n in layer l is gₙ⁽ˡ⁾ = (δₙ⁽ˡ⁾ (xₙ⁽ˡ⁻¹⁾)ᵀ, δₙ⁽ˡ⁾), a matrix of rank one and a bias; gₙ is all
+layers together. Each function here is pure, takes `Factors` (from `jaxbp.factors`) and can be jitted and vmapped. The
+einsum letters are n, m samples, i input, o output; x is (N, in), δ is (N, out).
+
+Scaling. gₙ belongs to ℓₙ, the loss of one sample, and is never divided by N. Means divide by the static batch length N
+unless `normalize_by` is given. Statistics of the distribution of gradients (variance, signal to noise, noise scale,
+diversity, coherence, stiffness) use the shares pₙ = weightsₙ / Σ weights, so that masked samples are not there at all.
+A sample of weight 0 does not count, not even as NaN; an empty or all-masked batch gives zeros. Weights are ≥ 0.
+Norms and products are over all parameters, biases included; `per_layer=True` gives a tuple of one result a layer.
+
+Dtypes. Gradients come in the dtype of the factors, everything else in float32 at least. Matrix products follow
+`jax_default_matmul_precision`: where a GPU multiplies float32 in TF32, Gram matrices and moments have its 3 digits.
+
+Time and memory. A quantity costs at most a few matrix products (N, out) × (N, in), each as much as the batch gradient's
+own. The gradients themselves are `gradients(factors)`, or one line of the lecture's code under `jax.vmap`:
+
+    jax.vmap(lambda x, y: jaxbp.value_and_grad(net, params, x[None], y[None])[1])(x, y)
+
+Both write N × (number of parameters) numbers: for 784-1024-1024-10 and N = 128 that is 1 GB, and they take as long as
+writing it takes. Whatever is computed from them is faster here from the factors.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple, overload
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+
+from jaxbp import losses
+from jaxbp.mlp import MLP, Affine, Factors, Params, Tree, mean_weights, weighted, wide
+from jaxbp.mlp import factors as batch_factors
+from jaxbp.mlp import gradient as mean_gradient
+from jaxbp.shapes import check_params, check_shape, check_targets
+
+Array = jax.Array
+
+__all__ = [
+    "Clipped",
+    "NoiseScale",
+    "Stiffness",
+    "clipped_mean",
+    "coherence",
+    "cosine",
+    "diversity",
+    "dot",
+    "el2n",
+    "gradients",
+    "gram",
+    "gram_matrix",
+    "grand",
+    "influence",
+    "map_chunks",
+    "mean_gradient",
+    "noise_scale",
+    "noise_scale_from_norms",
+    "second_moment",
+    "signal_to_noise",
+    "squared_norms",
+    "stiffness",
+    "variance",
+]
+
+
+class Clipped(NamedTuple):
+    """What `clipped_mean` returns: the mean of the clipped gradients and the fraction of samples that were clipped."""
+
+    mean: Params
+    fraction: Array | tuple[Array, ...]
+
+
+class NoiseScale(NamedTuple):
+    """Unbiased |G|² and tr Σ, and B_simple = tr Σ / |G|²; scalars."""
+
+    squared_gradient: Array
+    trace: Array
+    scale: Array
+
+
+class Stiffness(NamedTuple):
+    """Mean sign and mean cosine of the gradients' products over pairs of samples; scalars."""
+
+    sign: Array
+    cosine: Array
+
+
+# The gradients and their products -----------------------------------------------------------------------------------
+
+
+def gradients(factors: Factors) -> Params:
+    """The gradients themselves, gₙ⁽ˡ⁾ = (δₙ xₙᵀ, δₙ): N × (number of parameters) numbers.
+
+    Returns:
+      L of `Affine`, w (N, out, in) and b (N, out), in the dtype of the factors; not divided by N.
+
+    Example:
+      >>> f = Factors(x=(jnp.array([[1.0, 2.0], [0.0, 1.0]]),), delta=(jnp.array([[2.0], [1.0]]),))
+      >>> gradients(f)[0].w.tolist()
+      [[[2.0, 4.0]], [[0.0, 1.0]]]
+    """
+    # fmt: off
+    return tuple(
+        Affine(w=delta[:, :, None] * x[:, None, :],                     # no,ni->noi
+               b=delta)
+        for x, delta in _layers(factors)
+    )
+    # fmt: on
+
+
+@overload
+def squared_norms(factors: Factors, per_layer: Literal[False] = False) -> Array: ...
+@overload
+def squared_norms(factors: Factors, per_layer: Literal[True]) -> tuple[Array, ...]: ...
+def squared_norms(factors: Factors, per_layer: bool = False) -> Array | tuple[Array, ...]:
+    """‖gₙ‖² = Σ_l ‖δₙ⁽ˡ⁾‖² (1 + ‖xₙ⁽ˡ⁻¹⁾‖²), the 1 being the bias.
+
+    Source: I. Goodfellow, *Efficient per-example gradient computations*, 2015, §4 (weights; the bias is added here).
+
+    Returns:
+      (N,), or L of them with `per_layer`; not divided by N.
+
+    Example:
+      >>> f = Factors(x=(jnp.array([[1.0, 2.0], [0.0, 1.0]]),), delta=(jnp.array([[2.0], [1.0]]),))
+      >>> squared_norms(f).tolist()
+      [24.0, 2.0]
+    """
+    layers = tuple(
+        jnp.sum(delta**2, axis=1) * (1 + jnp.sum(x**2, axis=1))  # ‖δ‖² (1 + ‖x‖²)
+        for x, delta in _layers(_wide(factors))
+    )
+    return layers if per_layer else _total(layers)
+
+
+@overload
+def dot(factors: Factors, tree: Params, per_layer: Literal[False] = False) -> Array: ...
+@overload
+def dot(factors: Factors, tree: Params, per_layer: Literal[True]) -> tuple[Array, ...]: ...
+def dot(factors: Factors, tree: Params, per_layer: bool = False) -> Array | tuple[Array, ...]:
+    """⟨gₙ, v⟩ = Σ_l δₙ⁽ˡ⁾ · (V⁽ˡ⁾ xₙ⁽ˡ⁻¹⁾ + v_b⁽ˡ⁾) for every sample: the slope of ℓₙ along v.
+
+    Args:
+      factors: of N samples.
+      tree: v = (V, v_b) of each layer, like the parameters.
+
+    Returns:
+      (N,), or L of them with `per_layer`; not divided by N.
+
+    Raises:
+      ValueError: v is not shaped like the parameters.
+
+    Example:
+      >>> f = Factors(x=(jnp.array([[1.0, 2.0], [0.0, 1.0]]),), delta=(jnp.array([[2.0], [1.0]]),))
+      >>> dot(f, (Affine(w=jnp.array([[1.0, 0.0]]), b=jnp.array([1.0])),)).tolist()
+      [4.0, 1.0]
+    """
+    check_params((factors.x[0].shape[1], *(delta.shape[1] for delta in factors.delta)), tree)
+    layers = tuple(
+        jnp.sum(delta * (x @ v.w.T.astype(x.dtype) + v.b.astype(x.dtype)[None]), axis=1)  # δ · (V x + v_b)
+        for (x, delta), v in zip(_layers(_wide(factors)), tree, strict=True)
+    )
+    return layers if per_layer else _total(layers)
+
+
+@overload
+def gram(factors: Factors, other: Factors | None = None, per_layer: Literal[False] = False) -> Array: ...
+@overload
+def gram(factors: Factors, other: Factors | None = None, *, per_layer: Literal[True]) -> tuple[Array, ...]: ...
+def gram(factors: Factors, other: Factors | None = None, per_layer: bool = False) -> Array | tuple[Array, ...]:
+    """⟨gₙ, g′ₘ⟩ = Σ_l (ΔΔ′ᵀ ∘ (1 + XX′ᵀ))ₙₘ, the empirical neural tangent kernel of the losses.
+
+    Args:
+      factors: of N samples.
+      other: of M samples: another batch, or the same network at another checkpoint; the batch itself by default.
+
+    Returns:
+      (N, M), or L of them with `per_layer`; not divided by N.
+
+    Raises:
+      ValueError: the other factors are not of the same network.
+
+    Example:
+      >>> f = Factors(x=(jnp.array([[1.0, 2.0], [0.0, 1.0]]),), delta=(jnp.array([[2.0], [1.0]]),))
+      >>> gram(f).tolist()
+      [[24.0, 6.0], [6.0, 2.0]]
+    """
+    other = factors if other is None else other
+    _check_same_widths(factors, other)
+    layers = tuple(
+        (delta @ delta_.T) * (1 + x @ x_.T)  # no,mo->nm ∘ (1 + ni,mi->nm)
+        for (x, delta), (x_, delta_) in zip(_layers(_wide(factors)), _layers(_wide(other)), strict=True)
+    )
+    return layers if per_layer else _total(layers)
+
+
+def cosine(factors: Factors, other: Factors | None = None) -> Array:
+    """cos(gₙ, g′ₘ) = ⟨gₙ, g′ₘ⟩ / (‖gₙ‖ ‖g′ₘ‖), 0 where a gradient is 0.
+
+    Args:
+      factors, other: as for `gram`.
+
+    Returns:
+      (N, M).
+
+    Raises:
+      ValueError: the other factors are not of the same network.
+
+    Example:
+      >>> f = Factors(x=(jnp.array([[1.0, 2.0], [0.0, 1.0]]),), delta=(jnp.array([[2.0], [1.0]]),))
+      >>> [round(cos, 3) for cos in cosine(f)[0].tolist()]
+      [1.0, 0.866]
+    """
+    first = grand(factors)
+    second = first if other is None else grand(other)
+    return _ratio(_ratio(gram(factors, other), first[:, None]), second[None, :])  # one by one: ‖g‖‖g′‖ may overflow
+
+
+# Moments ------------------------------------------------------------------------------------------------------------
+
+
+def second_moment(factors: Factors, weights: ArrayLike | None = None, normalize_by: ArrayLike | None = None) -> Params:
+    """Σₙ weightsₙ gₙ² / N, elementwise: (Δ²)ᵀ X² and, for biases, Σₙ δₙ².
+
+    Args:
+      factors: of N samples.
+      weights: (N,), ones by default; enter once, not squared.
+      normalize_by: the divisor, the static batch length N by default; where it is 0 the result is 0.
+
+    Returns:
+      L of `Affine`, in float32 at least (squares of a narrower float underflow).
+
+    Raises:
+      ValueError: weights has a wrong shape.
+
+    Example:
+      >>> f = Factors(x=(jnp.array([[1.0, 2.0], [0.0, 1.0]]),), delta=(jnp.array([[2.0], [1.0]]),))
+      >>> second_moment(f)[0].w.tolist()
+      [[2.0, 8.5]]
+    """
+    squared = Factors(*jax.tree.map(jnp.square, tuple(_wide(factors))))  # (δ xᵀ)² = δ² (x²)ᵀ
+    return mean_gradient(squared, weights, normalize_by)  # no,ni->oi /N
+
+
+def variance(factors: Factors, weights: ArrayLike | None = None, unbiased: bool = True) -> Params:
+    """The variance of each parameter's gradient over the samples, Σₙ pₙ (gₙ − ḡ)² / (1 − Σₙ pₙ²).
+
+    pₙ = weightsₙ / Σ weights and ḡ = Σₙ pₙ gₙ. With equal weights the divisor makes it Σₙ (gₙ − ḡ)² / (N − 1), N the
+    number of samples that are not masked; ``unbiased=False`` leaves it out: Σₙ (gₙ − ḡ)² / N. Summed over all
+    parameters the unbiased one is the trace of `noise_scale`.
+
+    E[g²] − ḡ² would cancel where the samples agree. Here both factors are centred, x = x̄ + e and δ = δ̄ + d, and
+
+        Var(δ x) = δ̄² E[e²] + E[d²] x̄² + E[d²e²] + 2 δ̄ x̄ E[de] + 2 δ̄ E[de²] + 2 x̄ E[d²e] − E[de]²
+
+    has terms no larger than the spread of the factors: the error is about ε (δ̄² E[e²] + E[d²] x̄² + E[d²e²]), it does
+    not grow with ḡ². Four products instead of two. A rounding error below 0 is cut off.
+
+    Args:
+      factors: of N samples.
+      weights: (N,), ones by default.
+      unbiased: whether to divide by 1 − Σ pₙ².
+
+    Returns:
+      L of `Affine`, in float32 at least. The unbiased variance of a single sample is NaN: it is not defined.
+
+    Raises:
+      ValueError: weights has a wrong shape.
+
+    Example:
+      >>> f = Factors(x=(jnp.array([[1.0, 2.0], [0.0, 1.0]]),), delta=(jnp.array([[2.0], [1.0]]),))
+      >>> variance(f)[0].w.tolist(), variance(f, unbiased=False)[0].w.tolist()
+      ([[2.0, 4.5]], [[1.0, 2.25]])
+    """
+    p = _shares(factors, weights)
+    divisor = 1 - jnp.sum(p**2) if unbiased else jnp.ones((), p.dtype)
+    spread = tuple(_layer_spread(x, delta, p) for x, delta in _layers(_present(factors, p)))
+    clipped: Params = jax.tree.map(lambda a: jnp.maximum(a, 0) / divisor, spread)
+    return clipped
+
+
+def _layer_spread(x: Array, delta: Array, p: Array) -> Affine:
+    """Σₙ pₙ (gₙ − ḡ)² of one layer. Means are sums, not products, which a GPU may round to TF32."""
+    p = p[:, None]
+    x_mean, delta_mean = jnp.sum(p * x, axis=0), jnp.sum(p * delta, axis=0)
+    e, d = x - x_mean[None], delta - delta_mean[None]
+    pd, pd2 = p * d, p * d * d
+    # fmt: off
+    e2_mean, d2_mean, de_mean = jnp.sum(p * e * e, axis=0), jnp.sum(pd2, axis=0), pd.T @ e
+    w = (jnp.outer(delta_mean**2, e2_mean)                              # δ̄² E[e²]
+         + jnp.outer(d2_mean, x_mean**2)                                # E[d²] x̄²
+         + pd2.T @ (e * e)                                              # E[d²e²]
+         + 2 * jnp.outer(delta_mean, x_mean) * de_mean                  # 2 δ̄ x̄ E[de]
+         + 2 * delta_mean[:, None] * (pd.T @ (e * e))                   # 2 δ̄ E[de²]
+         + 2 * (pd2.T @ e) * x_mean[None]                               # 2 x̄ E[d²e]
+         - de_mean**2)                                                  # − E[de]²
+    # fmt: on
+    return Affine(w=w, b=d2_mean)
+
+
+def signal_to_noise(factors: Factors, weights: ArrayLike | None = None, unbiased: bool = True) -> Params:
+    """|ḡ| / √Var(g) of each parameter, over the samples: the signal of one gradient, not of a batch's mean.
+
+    Where the variance is 0 it is infinite, and 0 where the mean is 0 as well: no gradient, no signal. A mean over N
+    samples has √N times this ratio.
+
+    Args:
+      factors: of N samples.
+      weights, unbiased: as for `variance`, and ḡ = Σₙ pₙ gₙ.
+
+    Returns:
+      L of `Affine`, in float32 at least; NaN for a single sample unless ``unbiased=False``.
+
+    Raises:
+      ValueError: weights has a wrong shape.
+
+    Example:
+      >>> f = Factors(x=(jnp.array([[1.0, 2.0], [0.0, 1.0]]),), delta=(jnp.array([[2.0], [1.0]]),))
+      >>> [round(ratio, 3) for ratio in signal_to_noise(f)[0].w[0].tolist()]
+      [0.707, 1.179]
+    """
+    p = _shares(factors, weights)
+    mean = mean_gradient(_present(factors, p), p, normalize_by=1)
+    ratios: Params = jax.tree.map(
+        lambda g, v: jnp.where(g == 0, 0 * v, jnp.abs(g) / jnp.sqrt(v)), mean, variance(factors, weights, unbiased)
+    )
+    return ratios
+
+
+# Clipping -----------------------------------------------------------------------------------------------------------
+
+
+def clipped_mean(
+    factors: Factors,
+    max_norm: ArrayLike,
+    weights: ArrayLike | None = None,
+    normalize_by: ArrayLike | None = None,
+    per_layer: bool = False,
+) -> Clipped:
+    """Σₙ weightsₙ gₙ min(1, C/‖gₙ‖) / N and the fraction of the samples that were clipped.
+
+    Clipping comes first, then the weight; replacing one sample moves the result by at most 2C/N (weights ≤ 1).
+
+    Source: M. Abadi et al., *Deep learning with differential privacy*, 2016, algorithm 1 (without the noise);
+    X. Li et al., *Large language models can be strong differentially private learners*, 2022, §4 (from the factors).
+
+    Args:
+      factors: of N samples.
+      max_norm: C ≥ 0, a number, or with `per_layer` L of them; infinity clips nothing.
+      weights, normalize_by: as for `mean_gradient`.
+      per_layer: clip each layer's gradient by its own norm; all layers together then have norm ≤ √(Σ_l C_l²).
+
+    Returns:
+      `Clipped`: the mean in the dtype of the factors; the fraction, ‖gₙ‖ > C among the samples whose weight is not 0,
+      a scalar, or L of them with `per_layer`.
+
+    Raises:
+      ValueError: a negative max_norm (seen outside jit); weights or max_norm of a wrong shape.
+
+    Example:
+      >>> f = Factors(x=(jnp.array([[1.0, 2.0], [0.0, 1.0]]),), delta=(jnp.array([[2.0], [1.0]]),))
+      >>> clipped = clipped_mean(f, max_norm=2.0)
+      >>> [round(g, 3) for g in clipped.mean[0].w[0].tolist()], float(clipped.fraction)
+      ([0.408, 1.316], 0.5)
+    """
+    layers, counted = len(factors.x), _weights(factors, weights) != 0
+    norms = [jnp.sqrt(a) for a in (squared_norms(factors, per_layer=True) if per_layer else [squared_norms(factors)])]
+    bounds = _bounds(max_norm, len(norms), norms[0])
+    clips = [_clip(norm, bound, counted) for norm, bound in zip(norms, bounds, strict=True)]
+    factor = [factor for factor, _ in clips] * (layers // len(clips))
+    delta = tuple(f[:, None].astype(d.dtype) * d for f, d in zip(factor, factors.delta, strict=True))
+    mean = mean_gradient(Factors(factors.x, delta), weights, normalize_by)  # δ min(1, C/‖g‖) xᵀ, no,ni->oi /N
+    return Clipped(mean, tuple(fraction for _, fraction in clips) if per_layer else clips[0][1])
+
+
+def _bounds(max_norm: ArrayLike, count: int, norm: Array) -> Array:
+    """`count` bounds C in the dtype of the norms, checked."""
+    bound = jnp.asarray(max_norm, norm.dtype)
+    check_shape("max_norm", bound.shape, (), *([(count,)] if count > 1 else []))
+    if not isinstance(bound, jax.core.Tracer) and not bool(jnp.all(bound >= 0)):
+        raise ValueError(f"max_norm is {max_norm}, allowed: max_norm ≥ 0")
+    return jnp.broadcast_to(bound, (count,))
+
+
+def _clip(norm: Array, bound: Array, counted: Array) -> tuple[Array, Array]:
+    """min(1, C/‖gₙ‖), and the fraction of the samples with ‖gₙ‖ > C. A NaN norm is not clipped, so that it shows."""
+    over = norm > bound
+    factor = jnp.where(over, bound / jnp.where(over, norm, 1), 1)
+    return factor, _ratio(jnp.sum(over & counted, dtype=norm.dtype), jnp.sum(counted, dtype=norm.dtype))
+
+
+# How far the samples agree ------------------------------------------------------------------------------------------
+
+
+@overload
+def noise_scale(
+    factors: Factors, weights: ArrayLike | None = None, per_layer: Literal[False] = False
+) -> NoiseScale: ...
+@overload
+def noise_scale(
+    factors: Factors, weights: ArrayLike | None = None, *, per_layer: Literal[True]
+) -> tuple[NoiseScale, ...]: ...
+def noise_scale(
+    factors: Factors, weights: ArrayLike | None = None, per_layer: bool = False
+) -> NoiseScale | tuple[NoiseScale, ...]:
+    """The simple noise scale tr Σ / |G|² of one batch, from the mean ‖gₙ‖² and the norm of the mean.
+
+    G is the true gradient, Σ the covariance of gₙ. `noise_scale_from_norms` with batches of 1 and of N; unequal weights
+    count as N = 1 / Σ pₙ² samples.
+
+    Source: S. McCandlish et al., *An empirical model of large-batch training*, 2018, §2.2 and appendix A.1.
+
+    Args:
+      factors: of N samples.
+      weights: (N,), ones by default.
+      per_layer: one estimate for each layer's parameters.
+
+    Returns:
+      `NoiseScale` of scalars, or L of them with `per_layer`; for a single sample NaN: it is not defined.
+
+    Raises:
+      ValueError: weights has a wrong shape.
+
+    Example:
+      >>> f = Factors(x=(jnp.array([[1.0, 2.0], [0.0, 1.0]]),), delta=(jnp.array([[2.0], [1.0]]),))
+      >>> [round(float(a), 3) for a in noise_scale(f)]
+      [6.0, 7.0, 1.167]
+    """
+    p = _shares(factors, weights)
+    samples = 1 / jnp.sum(p**2)
+    mean_norms, norm_of_mean = _mean_norms(factors, p)
+    if per_layer:
+        pairs = zip(mean_norms, norm_of_mean, strict=True)
+        return tuple(noise_scale_from_norms(small, big, 1, samples) for small, big in pairs)
+    return noise_scale_from_norms(_total(mean_norms), _total(norm_of_mean), 1, samples)
+
+
+def noise_scale_from_norms(
+    small_norm: ArrayLike, big_norm: ArrayLike, small_batch: ArrayLike, big_batch: ArrayLike
+) -> NoiseScale:
+    """The noise scale from the mean squared norms of the mean gradients of small and of big batches.
+
+    E|G_B|² = |G|² + tr Σ / B for a batch of B, so with b < B samples
+
+        |G|² = (B |G_B|² − b |G_b|²) / (B − b),    tr Σ = (|G_b|² − |G_B|²) / (1/b − 1/B),
+
+    both unbiased. |G|² can be negative where noise dominates; it is returned as it is, and so is the negative scale:
+    the batch was too small to see the gradient. Average both over steps before dividing: the ratio is biased.
+
+    Source: S. McCandlish et al., *An empirical model of large-batch training*, 2018, appendix A.1.
+
+    Args:
+      small_norm, big_norm: |G_b|² and |G_B|², squared norms, each a scalar (|G_b|² averaged over the small batches).
+      small_batch, big_batch: b < B. b = B gives NaN.
+
+    Example:
+      >>> [round(float(a), 3) for a in noise_scale_from_norms(13.0, 9.5, 1, 2)]
+      [6.0, 7.0, 1.167]
+    """
+    small, big = jnp.asarray(small_norm), jnp.asarray(big_norm)
+    inverse_small, inverse_big = (1 / jnp.asarray(batch, small.dtype) for batch in (small_batch, big_batch))
+    gap = jnp.where(inverse_small == inverse_big, jnp.nan, inverse_small - inverse_big)  # not ±inf, a rounding's sign
+    squared_gradient = (big * inverse_small - small * inverse_big) / gap
+    trace = (small - big) / gap
+    return NoiseScale(squared_gradient, trace, _ratio(trace, squared_gradient))
+
+
+def diversity(factors: Factors, weights: ArrayLike | None = None) -> Array:
+    """The gradient diversity Σₙ ‖gₙ‖² / ‖Σₙ gₙ‖²: 1/N for equal gradients, 1 for orthogonal ones.
+
+    N times it bounds the batch size up to which SGD speeds up linearly. Infinite where the sum is 0 and a gradient is
+    not. An integer weight counts as so many copies of the sample.
+
+    Source: D. Yin et al., *Gradient diversity: a key ingredient for scalable distributed learning*, 2018, definition 2.
+
+    Returns:
+      A scalar.
+
+    Raises:
+      ValueError: weights has a wrong shape.
+
+    Example:
+      >>> f = Factors(x=(jnp.array([[1.0, 2.0], [0.0, 1.0]]),), delta=(jnp.array([[2.0], [1.0]]),))
+      >>> round(float(diversity(f)), 3)
+      0.684
+    """
+    mean_norms, norm_of_mean = _mean_norms(factors, _shares(factors, weights))
+    return _ratio(_ratio(_total(mean_norms), _total(norm_of_mean)), jnp.sum(_weights(factors, weights)))
+
+
+def coherence(factors: Factors, weights: ArrayLike | None = None) -> Array:
+    """The alignment α = ‖ḡ‖² / Σₙ pₙ ‖gₙ‖², ḡ = Σₙ pₙ gₙ: 1 for equal gradients, 1/N for orthogonal ones, 0 for ḡ = 0.
+
+    The mean of ⟨gₙ, gₘ⟩ over all pairs, divided by its mean over n = m. N α, the m-coherence, is 1 / `diversity`: how
+    many samples a step on one of them helps.
+
+    Source: S. Chatterjee, *Coherent gradients*, 2020; S. Chatterjee and P. Zielinski, *Making coherence out of nothing
+    at all*, 2020, §2 (α).
+
+    Returns:
+      A scalar in [0, 1].
+
+    Raises:
+      ValueError: weights has a wrong shape.
+
+    Example:
+      >>> f = Factors(x=(jnp.array([[1.0, 2.0], [0.0, 1.0]]),), delta=(jnp.array([[2.0], [1.0]]),))
+      >>> round(float(coherence(f)), 3)
+      0.731
+    """
+    mean_norms, norm_of_mean = _mean_norms(factors, _shares(factors, weights))
+    return _ratio(_total(norm_of_mean), _total(mean_norms))
+
+
+def stiffness(
+    factors: Factors,
+    other: Factors | None = None,
+    weights: ArrayLike | None = None,
+    other_weights: ArrayLike | None = None,
+) -> Stiffness:
+    """The mean of sign⟨gₙ, g′ₘ⟩ and of cos(gₙ, g′ₘ) over pairs: does a step on one sample help another?
+
+    Within a batch the pairs are n ≠ m; pairs within and between classes follow from `cosine`, or from weights.
+
+    Source: S. Fort et al., *Stiffness: a new perspective on generalization in neural networks*, 2019, §2.
+
+    Args:
+      factors: of N samples.
+      other: of M samples, such as a test batch; by default the batch itself.
+      weights: (N,), ones by default.
+      other_weights: (M,), ones by default; only with `other`. A pair weighs weightsₙ · other_weightsₘ.
+
+    Returns:
+      `Stiffness`, scalars in [−1, 1]; 0 where there is no pair.
+
+    Raises:
+      ValueError: weights of a wrong shape, other_weights without other, factors of another network.
+
+    Example:
+      >>> f = Factors(x=(jnp.array([[1.0, 2.0], [0.0, 1.0]]),), delta=(jnp.array([[2.0], [1.0]]),))
+      >>> [round(float(a), 3) for a in stiffness(f)]
+      [1.0, 0.866]
+    """
+    if other is None and other_weights is not None:
+        raise ValueError("other_weights is given without other, a batch has the same weights on both sides")
+    first = _weights(factors, weights)
+    second = first if other is None else _weights(other, other_weights)
+    pairs = first[:, None] * second[None, :]
+    if other is None:
+        pairs = pairs * (1 - jnp.eye(len(first), dtype=pairs.dtype))
+    share = _ratio(pairs, jnp.sum(pairs)[None, None])
+    sign = jnp.sum(weighted(share, jnp.sign(gram(factors, other))))
+    return Stiffness(sign, jnp.sum(weighted(share, cosine(factors, other))))
+
+
+# Scores of single samples -------------------------------------------------------------------------------------------
+
+
+def grand(factors: Factors) -> Array:
+    """GraNd, the norm ‖gₙ‖ of each sample's gradient over all parameters.
+
+    The paper's score is its expectation over initialisations: average it over several networks, early in training.
+
+    Source: M. Paul et al., *Deep learning on a data diet*, 2021, definition 2.1.
+
+    Returns:
+      (N,), in float32 at least.
+
+    Example:
+      >>> f = Factors(x=(jnp.array([[1.0, 2.0], [0.0, 1.0]]),), delta=(jnp.array([[2.0], [1.0]]),))
+      >>> [round(norm, 3) for norm in grand(f).tolist()]
+      [4.899, 1.414]
+    """
+    return jnp.sqrt(squared_norms(factors))
+
+
+def el2n(factors: Factors) -> Array:
+    """EL2N, the norm of the error ‖p(xₙ) − yₙ‖₂ as ‖δₙ⁽ᴸ⁾‖₂, p the softmax of the outputs.
+
+    The two are the same where ``output="identity"`` and the loss is softmax_cross_entropy (or kl_divergence) of labels
+    or probabilities that sum to 1, because then ∂ℓ/∂s⁽ᴸ⁾ = p − y; with label smoothing y is the smoothed label. The
+    factors do not know their loss: for another one this is the norm of the output's delta, which is not EL2N.
+
+    Source: M. Paul et al., *Deep learning on a data diet*, 2021, definition 2.2.
+
+    Returns:
+      (N,), in float32 at least.
+
+    Example:
+      >>> f = Factors(x=(jnp.array([[1.0, 2.0], [0.0, 1.0]]),), delta=(jnp.array([[3.0, -4.0], [0.0, 0.0]]),))
+      >>> el2n(f).tolist()
+      [5.0, 0.0]
+    """
+    return jnp.sqrt(jnp.sum(_wide(factors).delta[-1] ** 2, axis=1))
+
+
+def influence(train: Sequence[Factors], test: Sequence[Factors], learning_rates: Sequence[ArrayLike]) -> Array:
+    """TracIn: Σ_t η_t ⟨gₙ(w_t), g′ₘ(w_t)⟩ over checkpoints t: by how much steps on train sample n lowered test loss m.
+
+    Positive where the train sample helped (a proponent), negative where it harmed. A sample's influence on itself is
+    Σ_t η_t ‖gₙ(w_t)‖², from `squared_norms`.
+
+    Source: G. Pruthi et al., *Estimating training data influence by tracing gradient descent*, 2020, §3.2 (TracInCP).
+
+    Args:
+      train: the factors of N training samples at each checkpoint.
+      test: the factors of M test samples at each checkpoint.
+      learning_rates: η_t of the mean gradient's step at each checkpoint.
+
+    Returns:
+      (N, M), in float32 at least.
+
+    Raises:
+      ValueError: no checkpoint, or not as many in each argument.
+
+    Example:
+      >>> f = Factors(x=(jnp.array([[1.0, 2.0], [0.0, 1.0]]),), delta=(jnp.array([[2.0], [1.0]]),))
+      >>> influence([f, f], [f, f], [0.5, 0.25]).tolist()
+      [[18.0, 4.5], [4.5, 1.5]]
+    """
+    if not len(train) == len(test) == len(learning_rates) or not train:
+        raise ValueError(
+            f"train, test and learning_rates have {len(train)}, {len(test)} and {len(learning_rates)} checkpoints, "
+            "expected as many of each, at least one"
+        )
+    products = [gram(factors, other) for factors, other in zip(train, test, strict=True)]
+    rates = [jnp.asarray(rate, product.dtype) for rate, product in zip(learning_rates, products, strict=True)]
+    return _total([rate * product for rate, product in zip(rates, products, strict=True)])
+
+
+# A whole data set ---------------------------------------------------------------------------------------------------
+
+
+def map_chunks(
+    quantity: Callable[[Array, Factors], Tree], net: MLP, params: Params, x: ArrayLike, y: ArrayLike, chunk_size: int
+) -> Tree:
+    """A per-sample quantity of every sample of a data set, chunk by chunk, inside one compiled loop.
+
+    Only one chunk's factors exist at a time: scratch memory grows with `chunk_size`, not with N. Nothing is padded: the
+    last chunk starts early enough to be full, and computes a few samples a second time.
+
+    Args:
+      quantity: (losses, factors) of a chunk ↦ a pytree of arrays whose first axis is the chunk's samples. Each new
+        function object is compiled anew, so define it once.
+      net, params: the network and its parameters.
+      x, y: inputs (N, n₀), of any dtype (a chunk is cast, not the data set), and targets, as for `jaxbp.factors`.
+      chunk_size: how many samples at a time, ≥ 1.
+
+    Returns:
+      The pytree with first axes of N.
+
+    Raises:
+      ValueError, TypeError: as `jaxbp.factors`; a chunk size below 1; a quantity that is not one value a sample.
+
+    Example:
+      >>> import jaxbp
+      >>> net = MLP((2, 3, 2))
+      >>> params, x, y = jaxbp.init(net, jax.random.key(0)), jnp.ones((10, 2)), jnp.zeros(10, int)
+      >>> map_chunks(lambda losses, f: {"loss": losses, "norm": grand(f)}, net, params, x, y, 4)["norm"].shape
+      (10,)
+    """
+    x, y = _data_set(net, params, x, y, chunk_size)
+    mapped: Tree = jax.jit(_map_chunks, static_argnums=(0, 1, 5))(quantity, net, params, x, y, chunk_size)
+    return mapped
+
+
+def gram_matrix(
+    net: MLP,
+    params: Params,
+    x: ArrayLike,
+    y: ArrayLike,
+    chunk_size: int,
+    other: tuple[ArrayLike, ArrayLike] | None = None,
+) -> Array:
+    """⟨gₙ, g′ₘ⟩ of all pairs of a data set, in blocks of chunk_size × chunk_size.
+
+    Two chunks' factors, a strip of chunk_size rows and the result exist at a time. The factors of the columns are
+    computed anew for each strip, which costs less than the products they enter unless the chunks are small.
+
+    Args:
+      net, params, x, y, chunk_size: as for `map_chunks`.
+      other: x′ (M, n₀) and y′ of the columns; by default those of the rows.
+
+    Returns:
+      (N, M), not divided by N.
+
+    Raises:
+      ValueError, TypeError: as `map_chunks`.
+
+    Example:
+      >>> import jaxbp
+      >>> net = MLP((2, 3, 2))
+      >>> params, x, y = jaxbp.init(net, jax.random.key(0)), jnp.ones((10, 2)), jnp.zeros(10, int)
+      >>> gram_matrix(net, params, x, y, chunk_size=4, other=(x[:5], y[:5])).shape
+      (10, 5)
+    """
+    rows = _data_set(net, params, x, y, chunk_size)
+    columns = rows if other is None else _data_set(net, params, *other, chunk_size)
+    matrix: Array = jax.jit(_gram_matrix, static_argnums=(0, 4))(net, params, rows, columns, chunk_size)
+    return matrix
+
+
+def _data_set(net: MLP, params: Params, x: ArrayLike, y: ArrayLike, chunk_size: int) -> tuple[Array, Array]:
+    """x and y as arrays, checked; x keeps its dtype."""
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size is {chunk_size}, allowed: chunk_size ≥ 1")
+    check_params(net.sizes, params)
+    x, y = jnp.asarray(x), jnp.asarray(y)
+    check_shape("x", x.shape, ("N", net.sizes[0]))
+    check_targets(losses.get(net.loss), y, len(x), net.sizes[-1])
+    return x, y
+
+
+def _map_chunks(
+    quantity: Callable[[Array, Factors], Tree], net: MLP, params: Params, x: Array, y: Array, chunk_size: int
+) -> Tree:
+    total, size = len(x), min(chunk_size, len(x))
+
+    def chunk(start: ArrayLike) -> Tree:
+        return quantity(*batch_factors(net, params, *(lax.dynamic_slice_in_dim(a, start, size) for a in (x, y))))
+
+    def body(index: Array, results: Tree) -> Tree:
+        start = jnp.minimum(index * size, total - size)  # the last chunk reaches back over samples that are done
+        update = functools.partial(lax.dynamic_update_slice_in_dim, start_index=start, axis=0)
+        updated: Tree = jax.tree.map(update, results, chunk(start))
+        return updated
+
+    shapes = jax.eval_shape(chunk, 0)
+    for leaf in jax.tree.leaves(shapes):
+        if leaf.shape[:1] != (size,):
+            raise ValueError(f"quantity returned the shape {leaf.shape} for {size} samples, expected ({size}, …)")
+    results: Tree = jax.tree.map(lambda leaf: jnp.zeros((total, *leaf.shape[1:]), leaf.dtype), shapes)
+    results = lax.fori_loop(0, -(-total // max(size, 1)), body, results)
+    return results
+
+
+def _gram_matrix(
+    net: MLP, params: Params, rows: tuple[Array, Array], columns: tuple[Array, Array], chunk_size: int
+) -> Array:
+    def strip(_: Array, row: Factors) -> Array:
+        return _map_chunks(lambda _, column: gram(column, row), net, params, *columns, chunk_size).T
+
+    return _map_chunks(strip, net, params, *rows, chunk_size)
+
+
+# Shared -------------------------------------------------------------------------------------------------------------
+
+
+def _layers(factors: Factors) -> list[tuple[Array, Array]]:
+    """(x⁽ˡ⁻¹⁾, δ⁽ˡ⁾) of each layer."""
+    return list(zip(factors.x, factors.delta, strict=True))
+
+
+def _wide(factors: Factors) -> Factors:
+    """The factors in float32 at least."""
+    return Factors(*jax.tree.map(lambda a: a.astype(wide(a.dtype)), tuple(factors)))
+
+
+def _weights(factors: Factors, weights: ArrayLike | None) -> Array:
+    """The weights, or ones, (N,), in float32 at least."""
+    return mean_weights(weights, len(factors.x[0]), 1, wide(factors.x[0].dtype))
+
+
+def _shares(factors: Factors, weights: ArrayLike | None) -> Array:
+    """pₙ = weightsₙ / Σ weights, (N,); zeros where all weights are 0."""
+    w = _weights(factors, weights)
+    return mean_weights(w, len(w), jnp.sum(w), w.dtype)
+
+
+def _present(factors: Factors, p: Array) -> Factors:
+    """The factors in float32 at least, zeros (not NaN) in the rows of samples that do not count."""
+    return Factors(*jax.tree.map(lambda a: jnp.where(p[:, None] == 0, 0, a), tuple(_wide(factors))))
+
+
+def _mean_norms(factors: Factors, p: Array) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+    """Σₙ pₙ ‖gₙ‖² and ‖Σₙ pₙ gₙ‖² of each layer."""
+    factors = _present(factors, p)
+    mean_norms = tuple(jnp.sum(p * norms) for norms in squared_norms(factors, per_layer=True))
+    mean = mean_gradient(factors, p, normalize_by=1)
+    return mean_norms, tuple(jnp.sum(w**2) + jnp.sum(b**2) for w, b in mean)
+
+
+def _total(layers: Sequence[Array]) -> Array:
+    """The sum over layers."""
+    return sum(layers[1:], layers[0])
+
+
+def _ratio(a: Array, b: Array) -> Array:
+    """a / b, and 0 where a is 0 even if b is 0."""
+    return jnp.where(a == 0, 0, a / jnp.where((a == 0) & (b == 0), 1, b))
+
+
+def _check_same_widths(factors: Factors, other: Factors) -> None:
+    """ValueError unless both are of networks with the same layer sizes."""
+    ours, theirs = ([a.shape[1] for a in (*f.x, *f.delta)] for f in (factors, other))
+    if ours != theirs:
+        raise ValueError(f"other has factors of widths {theirs}, expected {ours}: not the same network")
