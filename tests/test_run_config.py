@@ -11,7 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxbp.run import config as configs
-from jaxbp.run.config import Config, ModelConfig, OptimizerConfig, TrainConfig, keys, read, to_dict, validate
+from jaxbp.run.config import (
+    Config,
+    ModelConfig,
+    OptimizerConfig,
+    StudyConfig,
+    TrainConfig,
+    keys,
+    read,
+    to_dict,
+    validate,
+)
 from jaxbp.run.data import DataConfig
 from jaxbp.run.errors import UserError
 
@@ -291,13 +301,17 @@ TABLES = st.fixed_dictionaries(
                 "tensorboard": st.booleans(),
             }
         ),
+        "study": st.fixed_dictionaries({"quantities": st.lists(TEXT, max_size=3).map(tuple), "every": COUNT}),
     }
 )
 
 
 @given(TABLES)
 def test_every_config_comes_back(tables: dict[str, dict[str, Any]]) -> None:
-    kinds = {"data": DataConfig, "model": ModelConfig, "optimizer": OptimizerConfig, "train": TrainConfig}
+    kinds = {
+        **{"data": DataConfig, "model": ModelConfig, "optimizer": OptimizerConfig, "train": TrainConfig},
+        "study": StudyConfig,
+    }
     assert {f"{table}.{name}" for table, values in tables.items() for name in values} == set(keys())
     config = Config(**{name: kind(**tables[name]) for name, kind in kinds.items()})
     again = validate(tomllib.loads(tomli_w.dumps(to_dict(config))), "x")
@@ -306,12 +320,14 @@ def test_every_config_comes_back(tables: dict[str, dict[str, Any]]) -> None:
 
 
 def test_keys_are_the_fields() -> None:
-    assert keys()[0] == "data.name" and keys()[-1] == "train.tensorboard"
+    assert keys()[0] == "data.name" and keys()[-1] == "study.every"
     assert {key.split(".")[0] for key in keys()} == set(to_dict(Config()))
     assert (
         len(keys())
         == len(set(keys()))
-        == sum(len(c.__dataclass_fields__) for c in (DataConfig, ModelConfig, OptimizerConfig, TrainConfig))
+        == sum(
+            len(c.__dataclass_fields__) for c in (DataConfig, ModelConfig, OptimizerConfig, TrainConfig, StudyConfig)
+        )
     )
 
 
