@@ -70,8 +70,10 @@ def _squared_norms(batch: Batch) -> dict[str, Array]:
 
 
 def _noise_scale(batch: Batch) -> dict[str, Array]:
+    """NaN for a batch of one, where rounding could make the 0/0 infinite."""
     small, big = _mean_norms(batch)
-    return persample.noise_scale_from_norms(small, big, 1, batch.samples.astype(small.dtype))._asdict()
+    found = persample.noise_scale_from_norms(small, big, 1, batch.samples.astype(small.dtype))
+    return {name: jnp.where(batch.samples > 1, value, jnp.nan) for name, value in found._asdict().items()}
 
 
 def _coherence(batch: Batch) -> Array:

@@ -49,7 +49,7 @@ class Request(NamedTuple):
 
 
 class Subject(NamedTuple):
-    """What is studied: a network, its parameters and a split, as it was read and, on the device, as the loss takes it."""
+    """A network, its parameters and a split: as it was read and, on the device, as the loss takes it."""
 
     setup: Setup
     model: Model
@@ -82,7 +82,7 @@ def study(request: Request, console: Console) -> Path:
     out = request.out or _default_out(request)
     write = choose("--out", "extension", out.suffix, {".csv": _write_csv, ".parquet": _write_parquet})
     taken = next((path for path in (out, *_pictures(out).values()) if path.exists()), None)
-    if taken and not request.overwrite:
+    if taken is not None and not request.overwrite:
         raise UserError(f"--out: {taken} exists; name another file or pass --overwrite")
     config = _config(request.source)
     try:
@@ -323,8 +323,9 @@ def _recorded(source: Path) -> list[dict[str, Any]]:
 
 def _describe(subject: Subject, source: Path, quantities: Sequence[str]) -> str:
     trained = "as trained" if source.is_dir() else "at initialisation, untrained"
-    samples = f"{len(subject.x):,} {SPLITS[subject.split]} samples"
-    return f"{source}: {'-'.join(map(str, subject.net.sizes))} {trained} · {samples} of {subject.setup.dataset.name} · {losses.get(subject.net.loss).name} · {', '.join(quantities)}"
+    samples = f"{len(subject.x):,} {SPLITS[subject.split]} samples of {subject.setup.dataset.name}"
+    network = f"{'-'.join(map(str, subject.net.sizes))} {trained}"
+    return f"{source}: {network} · {samples} · {losses.get(subject.net.loss).name} · {', '.join(quantities)}"
 
 
 def _listed(names: Sequence[str]) -> str:
