@@ -50,7 +50,7 @@ def written(tmp_path: Path, text: str | bytes) -> Path:
     [
         # unknown tables and keys
         ("[trian]\nepochs = 1", "unknown key 'trian', did you mean 'train'?"),
-        ("epochs = 1", "unknown key 'epochs', did you mean 'model'?"),
+        ("epochs = 1", "unknown key 'epochs', did you mean 'study'?"),
         ("[train]\nepohcs = 1", "unknown key 'train.epohcs', did you mean 'train.epochs'?"),
         ("[data]\nstandardise = 'none'", "unknown key 'data.standardise', did you mean 'data.standardize'?"),
         ("[model.sub]\nx = 1", "unknown key 'model.sub', did you mean 'model.loss'?"),

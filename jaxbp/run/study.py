@@ -72,7 +72,7 @@ class Results(NamedTuple):
 def study(request: Request, console: Console) -> Path:
     """Measures, writes the table and the pictures, prints the summary; returns the path of the table.
 
-    Nothing is written unless all of it is: the files are made in a hidden folder beside the table, and moved.
+    The files are made in a hidden folder beside the table and moved when all are there, the table last.
 
     Raises:
       UserError: an unknown split or quantity, one that does not fit the loss; no finished run, a bad config; a table of
@@ -97,6 +97,9 @@ def study(request: Request, console: Console) -> Path:
             written = sorted(os.listdir(staging), key=lambda name: name != out.name)  # the table first
             for name in reversed(written):
                 os.replace(staged.with_name(name), out.with_name(name))
+            for picture in _pictures(out).values():  # of an earlier table that this one replaced
+                if picture.name not in written:
+                    picture.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"--out: {str(out)!r} can't be written: {error.strerror}") from None
     _print_summary(subject, results, console)

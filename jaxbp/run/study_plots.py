@@ -54,7 +54,9 @@ def class_cosine(cosines: np.ndarray, classes: Sequence[str], what: str, path: P
     drawn = axis.imshow(cosines, cmap="RdBu_r", vmin=-limit, vmax=limit)
     for (a, b), value in np.ndenumerate(cosines):
         if len(classes) <= DIGITS and np.isfinite(value):
-            axis.text(b, a, f"{value:.2f}", ha="center", va="center", fontsize=7, color=_ink(value, limit))
+            axis.text(
+                b, a, f"{round(value, 2) + 0:.2f}", ha="center", va="center", fontsize=7, color=_ink(value, limit)
+            )
     places = range(len(classes))
     axis.set_xticks(places, classes, rotation=90 if max(map(len, classes)) > 3 else 0)
     axis.set_yticks(places, classes)
