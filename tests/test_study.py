@@ -373,11 +373,22 @@ def test_nothing_is_written_unless_all_of_it_is(tmp_path: Path, monkeypatch: pyt
 
 def test_in_a_process_of_its_own() -> None:
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent), "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-m", "jaxbp", "study", "run", "--quantities", "grand", "--out", "own.csv"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    assert done.stderr == "" and "\x1b" not in done.stdout and "own.csv, own_" in done.stdout
-    assert "run: 64-16-10 as trained · 1,437 training samples of digits · softmax_cross_entropy · grand" in done.stdout
-    np.testing.assert_allclose(table("own.csv")["norm"], table("run/study_train.csv")["norm"], rtol=1e-5)
+    command = [sys.executable, "-m", "jaxbp", "study", "run", "--quantities", "el22n"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("jaxbp: --quantities: unknown quantity 'el22n', did you mean 'el2n'?")
+    assert done.stderr.count("\n") == 1
+
+
+def test_overwriting_removes_the_pictures_of_the_earlier_table(capsys: pytest.CaptureFixture[str]) -> None:
+    out = ["--out", "again.csv", "--overwrite", "--quantities"]
+    assert main(["study", "run", *out, "gram"]) == 0
+    assert main(["study", "run", *out, "grand"]) == 0
+    said = capsys.readouterr().out
+    assert "run: 64-16-10 as trained · 1,437 training samples of digits · softmax_cross_entropy · grand\n" in said
+    assert "again.csv, again_norms.png, again_hardest.png, again_easiest.png" in said and "\x1b" not in said
+    assert {path.stem for path in Path().glob("again*")} == {"again", "again_norms", "again_hardest", "again_easiest"}
+    np.testing.assert_allclose(table("again.csv")["norm"], table("run/study_train.csv")["norm"], rtol=1e-5)
 
 
 def test_help_names_every_quantity(capsys: pytest.CaptureFixture[str]) -> None:

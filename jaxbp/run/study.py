@@ -94,7 +94,8 @@ def study(request: Request, console: Console) -> Path:
             staged = Path(staging) / out.name
             write(results.table, staged)
             _draw(subject, results, names, _recorded(request.source), _pictures(staged))
-            written = sorted(os.listdir(staging), key=lambda name: name != out.name)  # the table first
+            made = [path.name for path in (out, *_pictures(out).values())]  # the table first
+            written = [name for name in made if staged.with_name(name).exists()]
             for name in reversed(written):
                 os.replace(staged.with_name(name), out.with_name(name))
             for picture in _pictures(out).values():  # of an earlier table that this one replaced
