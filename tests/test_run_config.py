@@ -1,7 +1,9 @@
 """The config: every way in which a file or an option can be wrong, overrides, and the way back to TOML."""
 
+import json
 import tomllib
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -316,7 +318,8 @@ def test_every_config_comes_back(tables: dict[str, dict[str, Any]]) -> None:
     config = Config(**{name: kind(**tables[name]) for name, kind in kinds.items()})
     again = validate(tomllib.loads(tomli_w.dumps(to_dict(config))), "x")
     assert again == config
-    assert repr(again) == repr(config)  # 1, 1.0 and True are equal and not the same
+    # 1, 1.0 and True are equal and not the same; TOML has its tables last, so the order of keys is not kept.
+    assert json.dumps(asdict(again), sort_keys=True) == json.dumps(asdict(config), sort_keys=True)
 
 
 def test_keys_are_the_fields() -> None:
