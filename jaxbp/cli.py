@@ -26,6 +26,24 @@ CHECK_RULES = {
     "reference": "the function that autodiff differentiates instead",
 }
 
+STUDY_HELP = """\
+Per-sample gradients over a whole data set: a table with a row a sample, a summary by class, and
+pictures beside the table.
+
+RUN_DIR is studied with the parameters it trained; a CONFIG with those it would begin with. The loss is that of the
+config without label smoothing. A row has the index in the split, label, prediction and loss, and for each quantity:
+
+  squared_norms  the squared norm of the sample's gradient, over all parameters and by layer
+  grand          the norm, GraNd; pictures: its histogram by class, the hardest and the easiest images
+  el2n           the norm of the error, softmax − label; only for softmax_cross_entropy
+  cosine         the cosine of the gradient with the mean gradient; picture: the mean cosine class by class
+or, of the split as a whole, in the summary:
+  noise_scale    tr Σ / |G|², in samples; picture: over training, if the run recorded it
+  diversity      Σ ‖g‖² / ‖Σ g‖²
+  coherence      ‖mean g‖² / mean ‖g‖²
+  gram           picture: the eigenvalues of the Gram matrix of at most 1,000 samples, drawn at random
+"""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status.
@@ -49,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if "RESOURCE_EXHAUSTED" not in str(error):  # XLA's word for it
             raise
         reason = str(error).partition("\n")[0]
-        return _fail(f"out of memory: {reason}; smaller model.sizes or train.batch_size need less", 2)
+        return _fail(f"out of memory: {reason}; smaller model.sizes or train.batch_size (study: --chunk) need less", 2)
     except KeyboardInterrupt:
         return _fail("interrupted; what was measured is in the run folder", 130)
 
@@ -90,6 +108,26 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--seed", type=int, default=0, help="of everything drawn")
     check.add_argument("--json", metavar="FILE", help="write the report as JSON too")
     check.set_defaults(command=_check)
+
+    study = commands.add_parser(
+        "study",
+        help="per-sample gradients over a whole data set",
+        description=STUDY_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    study.add_argument("source", metavar="RUN_DIR|CONFIG", help="the folder of a finished run, or a TOML file")
+    study.add_argument("--quantities", metavar="NAME", nargs="+", help="which ones, see above; by default all that fit")
+    study.add_argument("--split", metavar="train|test", default="train", help="train by default")
+    study.add_argument(
+        "--out",
+        metavar="FILE",
+        help="the table, .csv or .parquet; by default RUN_DIR/study_SPLIT.csv, or CONFIG_study_SPLIT.csv here",
+    )
+    study.add_argument(
+        "--chunk", metavar="N", type=int, default=1000, help="samples at a time, bounds the memory; 1000 by default"
+    )
+    study.add_argument("--overwrite", action="store_true", help="replace files that exist; refused otherwise")
+    study.set_defaults(command=_study)
 
     data = commands.add_parser("data", help="list the data sets, import one from files at hand")
     actions = data.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -132,6 +170,20 @@ def _check(options: argparse.Namespace, _: list[str]) -> int:
     from jaxbp.checker.command import run
 
     return 0 if run(options, _console()) else 1
+
+
+def _study(options: argparse.Namespace, _: list[str]) -> None:
+    from jaxbp.run import study
+
+    request = study.Request(
+        Path(options.source),
+        options.split,
+        options.quantities,
+        Path(options.out) if options.out else None,
+        options.chunk,
+        options.overwrite,
+    )
+    study.study(request, _console())
 
 
 def _data_list(options: argparse.Namespace, _: list[str]) -> None:

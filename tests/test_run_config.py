@@ -1,7 +1,9 @@
 """The config: every way in which a file or an option can be wrong, overrides, and the way back to TOML."""
 
+import json
 import tomllib
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxbp.run import config as configs
-from jaxbp.run.config import Config, ModelConfig, OptimizerConfig, TrainConfig, keys, read, to_dict, validate
+from jaxbp.run.config import (
+    Config,
+    ModelConfig,
+    OptimizerConfig,
+    StudyConfig,
+    TrainConfig,
+    keys,
+    read,
+    to_dict,
+    validate,
+)
 from jaxbp.run.data import DataConfig
 from jaxbp.run.errors import UserError
 
@@ -40,7 +52,7 @@ def written(tmp_path: Path, text: str | bytes) -> Path:
     [
         # unknown tables and keys
         ("[trian]\nepochs = 1", "unknown key 'trian', did you mean 'train'?"),
-        ("epochs = 1", "unknown key 'epochs', did you mean 'model'?"),
+        ("epochs = 1", "unknown key 'epochs', did you mean 'study'?"),
         ("[train]\nepohcs = 1", "unknown key 'train.epohcs', did you mean 'train.epochs'?"),
         ("[data]\nstandardise = 'none'", "unknown key 'data.standardise', did you mean 'data.standardize'?"),
         ("[model.sub]\nx = 1", "unknown key 'model.sub', did you mean 'model.loss'?"),
@@ -291,27 +303,34 @@ TABLES = st.fixed_dictionaries(
                 "tensorboard": st.booleans(),
             }
         ),
+        "study": st.fixed_dictionaries({"quantities": st.lists(TEXT, max_size=3).map(tuple), "every": COUNT}),
     }
 )
 
 
 @given(TABLES)
 def test_every_config_comes_back(tables: dict[str, dict[str, Any]]) -> None:
-    kinds = {"data": DataConfig, "model": ModelConfig, "optimizer": OptimizerConfig, "train": TrainConfig}
+    kinds = {
+        **{"data": DataConfig, "model": ModelConfig, "optimizer": OptimizerConfig, "train": TrainConfig},
+        "study": StudyConfig,
+    }
     assert {f"{table}.{name}" for table, values in tables.items() for name in values} == set(keys())
     config = Config(**{name: kind(**tables[name]) for name, kind in kinds.items()})
     again = validate(tomllib.loads(tomli_w.dumps(to_dict(config))), "x")
     assert again == config
-    assert repr(again) == repr(config)  # 1, 1.0 and True are equal and not the same
+    # 1, 1.0 and True are equal and not the same; TOML has its tables last, so the order of keys is not kept.
+    assert json.dumps(asdict(again), sort_keys=True) == json.dumps(asdict(config), sort_keys=True)
 
 
 def test_keys_are_the_fields() -> None:
-    assert keys()[0] == "data.name" and keys()[-1] == "train.tensorboard"
+    assert keys()[0] == "data.name" and keys()[-1] == "study.every"
     assert {key.split(".")[0] for key in keys()} == set(to_dict(Config()))
     assert (
         len(keys())
         == len(set(keys()))
-        == sum(len(c.__dataclass_fields__) for c in (DataConfig, ModelConfig, OptimizerConfig, TrainConfig))
+        == sum(
+            len(c.__dataclass_fields__) for c in (DataConfig, ModelConfig, OptimizerConfig, TrainConfig, StudyConfig)
+        )
     )
 
 

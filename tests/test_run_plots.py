@@ -69,7 +69,7 @@ def test_a_logarithmic_scale_hides_no_loss(loss: float, scale: str, monkeypatch:
         assert figure.axes[0].get_yscale() == scale
         plt.close(figure)
 
-    monkeypatch.setattr(plots, "_save", check)
+    monkeypatch.setattr(plots, "save", check)
     plots.learning_curves([*rows(3), rows(4)[3] | {"test_loss": loss}], Path("unused"))
 
 

@@ -101,6 +101,17 @@ class TrainConfig:
 
 @pydantic.with_config(STRICT)
 @dataclasses.dataclass(frozen=True)
+class StudyConfig:
+    """Per-sample gradients while training, as lines of metrics.jsonl; nothing by default."""
+
+    quantities: tuple[str, ...] = ()
+    """squared_norms, grand, el2n, noise_scale, diversity, coherence, stiffness, variance: of a step's batch."""
+    every: Count = 100
+    """Steps from one record to the next; the first step is recorded."""
+
+
+@pydantic.with_config(STRICT)
+@dataclasses.dataclass(frozen=True)
 class Config:
     """Everything that decides a run."""
 
@@ -108,6 +119,7 @@ class Config:
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    study: StudyConfig = dataclasses.field(default_factory=StudyConfig)
 
 
 def read(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -149,7 +161,7 @@ def parse(config: Config, overrides: Sequence[str], program: str) -> Config:
 
 
 def keys(config: type = Config, prefix: str = "") -> list[str]:
-    """Every dotted key, "data.name" … "train.tensorboard"."""
+    """Every dotted key, "data.name" … "study.every"."""
     fields = [(f"{prefix}{field.name}", field.type) for field in dataclasses.fields(config)]
     nested = [keys(kind, f"{key}.") if dataclasses.is_dataclass(kind) else [key] for key, kind in fields]  # type: ignore[arg-type]
     return [key for group in nested for key in group]

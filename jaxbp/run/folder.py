@@ -41,10 +41,10 @@ def create(config: Config, name: str) -> Path:
     return folder
 
 
-def append(folder: Path, row: Mapping[str, Any]) -> None:
-    """One more line of metrics.jsonl, on disk on return. NaN and ±inf, which JSON lacks, become null."""
+def append(folder: Path, *rows: Mapping[str, Any]) -> None:
+    """More lines of metrics.jsonl, on disk on return. NaN and ±inf, which JSON lacks, become null."""
     with open(folder / "metrics.jsonl", "a", encoding="utf-8") as file:
-        file.write(json.dumps(_plain(row), allow_nan=False) + "\n")
+        file.writelines(json.dumps(_plain(row), allow_nan=False) + "\n" for row in rows)
         file.flush()
         os.fsync(file.fileno())
 

@@ -15,12 +15,13 @@ from rich.console import Console
 from jaxbp import losses
 from jaxbp.initializers import BIASES, WEIGHTS, Initializer
 from jaxbp.mlp import MLP, Array, init, wide
-from jaxbp.run import data, folder, metrics, optimizers, progress, training
+from jaxbp.run import data, folder, metrics, optimizers, progress, recording, training
 from jaxbp.run.config import Config, ModelConfig, choose
 from jaxbp.run.data import Dataset, Scaling
 from jaxbp.run.errors import Diverged, UserError
 from jaxbp.run.model import Model, network
 from jaxbp.run.optimizers import Optimizer
+from jaxbp.run.recording import Recording
 from jaxbp.run.training import Evaluation, State
 
 WORST = 24  # images in worst.png
@@ -31,6 +32,13 @@ class Split(NamedTuple):
 
     x: Array
     y: Array
+
+
+class Log(NamedTuple):
+    """What a run measured, as the lines of metrics.jsonl: a line an epoch, a line a recorded step."""
+
+    epochs: list[dict[str, Any]]
+    steps: list[dict[str, Any]]
 
 
 class Setup(NamedTuple):
@@ -47,8 +55,9 @@ class Setup(NamedTuple):
 def run(config: Config, name: str, console: Console) -> Path:
     """Trains the network of a config and returns the run folder; `name` names it where the config does not.
 
-    The folder holds config.toml, provenance.json, metrics.jsonl (a line an epoch), params.safetensors and the plots. It
-    holds what was measured so far, and the parameters after the last whole epoch, when the run is interrupted.
+    The folder holds config.toml, provenance.json, metrics.jsonl (a line an epoch and, before it, one for each of its
+    recorded steps), params.safetensors and the plots. It holds what was measured so far, and the parameters after the
+    last whole epoch, when the run is interrupted.
 
     Raises:
       UserError: something in the config does not fit, or the folder can't be written; then nothing was trained.
@@ -57,19 +66,21 @@ def run(config: Config, name: str, console: Console) -> Path:
     setup = prepare(config)
     path = folder.create(config, name)
     console.out(f"{describe(setup)}\nrun folder {path}", highlight=False)  # brackets in a name are no markup
-    rows: list[dict[str, Any]] = []
+    rows, recorded = log = Log([], [])
     model, started = setup.model, time.perf_counter()
     try:
         with progress.shown(console, config.train.epochs) as show, _event_files(config, path) as write:
-            for model, row in epochs(setup):  # noqa: B007  (the last one is saved below)
+            for model, row in epochs(setup, recorded):  # noqa: B007  (the last one is saved below)
                 rows.append(row)
-                folder.append(path, row)
+                folder.append(path, *(r for r in recorded if r["epoch"] == row["epoch"]), row)
                 write(row)
                 show(row)
     finally:
         model.save(path)
+        if unwritten := [r for r in recorded if r["epoch"] > len(rows)]:  # of the epoch in which the run diverged
+            folder.append(path, *unwritten)
         if config.train.plots and rows:
-            draw(setup, model, rows, path)
+            draw(setup, model, log, path)
     console.print(progress.summary(rows, time.perf_counter() - started))
     return path
 
@@ -85,6 +96,8 @@ def prepare(config: Config) -> Setup:
     targets = None
     if not dataset.classes:
         targets = Scaling.fit(dataset.y_train, "feature" if config.data.standardize_targets else "none")
+    for name in config.study.quantities:
+        choose("study.quantities", "quantity", name, recording.QUANTITIES)
     weights, biases = _initializers(config.model)
     params = init(net, jax.random.key(config.train.seed), weights, biases, config.model.dtype)
     model = Model(net, params, inputs, targets, dataset.classes)
@@ -93,24 +106,33 @@ def prepare(config: Config) -> Setup:
     return Setup(config, dataset, model, optimizer, train, _split(model, dataset.x_test, dataset.y_test))
 
 
-def epochs(setup: Setup) -> Iterator[tuple[Model, dict[str, Any]]]:
-    """Trains; gives the model and its metrics after each epoch, and raises Diverged after one with a bad step."""
+def epochs(setup: Setup, recorded: list[dict[str, Any]] | None = None) -> Iterator[tuple[Model, dict[str, Any]]]:
+    """Trains; gives the model and its metrics after each epoch, and raises Diverged after one with a bad step.
+
+    Adds what the [study] table records to `recorded`, a line a step, before it gives the epoch.
+    """
     config, (net, params, *_) = setup.config.train, setup.model
     state = State(params, setup.optimizer.init(params), jnp.array(True))
     state = jax.tree.map(jnp.copy, state)  # the epoch takes its state away (donation); the initial model stays
     key = jax.random.fold_in(jax.random.key(config.seed), 0)
     steps = -(-len(setup.train.x) // config.batch_size)
+    study = setup.config.study
+    record = Recording(study.quantities, study.every) if study.quantities and recorded is not None else None
     arguments = (net, setup.optimizer, config.batch_size)
-    compiled = training.epoch.lower(*arguments, state, *setup.train, key).compile()
+    compiled = training.epoch.lower(*arguments, state, *setup.train, key, record, 0).compile()
     for epoch in range(1, config.epochs + 1):
         started = time.perf_counter()
-        state, measured = compiled(state, *setup.train, jax.random.fold_in(key, epoch))
+        done = (epoch - 1) * steps
+        phase = done % study.every  # an int32, however long the run
+        state, measured = compiled(state, *setup.train, jax.random.fold_in(key, epoch), phase)
         alive = bool(state.alive)
         seconds = time.perf_counter() - started
         model = setup.model._replace(params=jax.device_get(state.params))
+        loss, gradient = np.asarray(measured.loss), np.asarray(measured.gradient)
+        bad = steps if alive else int(np.flatnonzero(~(np.isfinite(loss) & np.isfinite(gradient).all(axis=1)))[0])
+        if record is not None and recorded is not None:
+            recorded += recording.rows(record, measured.recorded, loss[: bad + 1], epoch, done)
         if not alive:
-            loss, gradient = np.asarray(measured.loss), np.asarray(measured.gradient)
-            bad = int(np.flatnonzero(~(np.isfinite(loss) & np.isfinite(gradient).all(axis=1)))[0])
             found = "the gradient overflows" if np.isfinite(loss[bad]) else f"the loss is {loss[bad]}"
             raise Diverged(f"{found} at epoch {epoch}, step {bad + 1} of {steps}")
         row: dict[str, Any] = {"epoch": epoch, "step": epoch * steps}
@@ -123,12 +145,14 @@ def epochs(setup: Setup) -> Iterator[tuple[Model, dict[str, Any]]]:
         yield model, row | {"seconds": seconds, "samples_per_second": len(setup.train.x) / seconds}
 
 
-def draw(setup: Setup, model: Model, rows: list[dict[str, Any]], path: Path) -> None:
+def draw(setup: Setup, model: Model, log: Log, path: Path) -> None:
     """The plots of a run, into its folder."""
     from jaxbp.run import plots
 
-    plots.learning_curves(rows, path / "learning_curves.png")
-    plots.layer_rms(rows, path / "layers.png")
+    plots.learning_curves(log.epochs, path / "learning_curves.png")
+    plots.layer_rms(log.epochs, path / "layers.png")
+    if log.steps and "noise_scale" in log.steps[0]:
+        plots.noise_scale(log.steps, path / "noise_scale.png")
     if setup.dataset.image_shape is None:
         return
     plots.first_layer(np.asarray(model.params[0].w, np.float32), setup.dataset.image_shape, path / "first_layer.png")

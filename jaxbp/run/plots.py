@@ -8,6 +8,8 @@ import matplotlib
 import numpy as np
 import numpy.typing as npt
 
+from jaxbp.run.recording import noise_scales
+
 matplotlib.use("agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
@@ -31,11 +33,11 @@ def learning_curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
         )
         axis.grid(alpha=0.3)
         axis.legend()
-    _log_if_positive(axes[0], [row[f"{split}_loss"] for row in rows for split in COLOURS])
+    log_if_positive(axes[0], [row[f"{split}_loss"] for row in rows for split in COLOURS])
     axes[0].set_title("mean loss of a sample")
     axes[1].set_title({"accuracy": "share classified correctly", "rmse": "root mean square error"}[score])
     _whole_epochs(axes)
-    _save(figure, path)
+    save(figure, path)
 
 
 def layer_rms(rows: Sequence[dict[str, Any]], path: Path) -> None:
@@ -54,22 +56,22 @@ def layer_rms(rows: Sequence[dict[str, Any]], path: Path) -> None:
                 marker=_marker(rows),
             )
         axis.set(xlabel="epoch", ylabel="root mean square", title=title)
-        _log_if_positive(axis, values)
+        log_if_positive(axis, values)
         axis.grid(alpha=0.3)
     axes[1].legend(fontsize="small", ncols=1 + values.shape[1] // 12)
     _whole_epochs(axes)
-    _save(figure, path)
+    save(figure, path)
 
 
 def first_layer(w: np.ndarray, image_shape: tuple[int, int], path: Path) -> None:
     """The weights of the first units of layer 1 as images; red is positive, blue negative, one scale for all."""
     shown = w[:64].reshape(-1, *image_shape)
     limit = float(np.abs(shown).max()) or 1.0
-    figure, axes = _grid(len(shown), "weights w⁽¹⁾ of the first layer, a unit each")
+    figure, axes = grid(len(shown), "weights w⁽¹⁾ of the first layer, a unit each")
     for axis, image in zip(axes, shown, strict=False):
         drawn = axis.imshow(image, cmap="RdBu_r", vmin=-limit, vmax=limit)
     figure.colorbar(drawn, ax=axes, shrink=0.6, label="weight")
-    _save(figure, path)
+    save(figure, path)
 
 
 def worst(
@@ -81,14 +83,43 @@ def worst(
     path: Path,
 ) -> None:
     """The images given, in the order given, with label, prediction and loss; the caller sorts by loss."""
-    figure, axes = _grid(len(x), "test images with the largest loss: label → prediction, loss", size=1.25)
-    for axis, image, label, guess, loss in zip(axes, x, labels, predicted, losses, strict=False):
+    captions = [f"{label} → {guess}\n{loss:.3g}" for label, guess, loss in zip(labels, predicted, losses, strict=True)]
+    samples(x, captions, "test images with the largest loss: label → prediction, loss", image_shape, path)
+
+
+def samples(x: np.ndarray, captions: Sequence[str], title: str, image_shape: tuple[int, int], path: Path) -> None:
+    """Images in the order given, each with its caption."""
+    figure, axes = grid(len(x), title, size=1.25)
+    for axis, image, caption in zip(axes, x, captions, strict=False):
         axis.imshow(image.reshape(image_shape), cmap="gray_r")
-        axis.set_title(f"{label} → {guess}\n{loss:.3g}", fontsize=7)
-    _save(figure, path)
+        axis.set_title(caption, fontsize=7)
+    save(figure, path)
 
 
-def _grid(count: int, title: str, size: float = 0.9) -> tuple[Figure, list[Axes]]:
+def noise_scale(recorded: Sequence[dict[str, Any]], path: Path) -> None:
+    """The noise scale of the recorded steps, beside the loss of their batches, against the step."""
+    steps = np.array([row["step"] for row in recorded])
+    window = 1 + 2 * (len(recorded) // 40)
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    single = noise_scales(recorded, 1)
+    axes[0].plot(steps, single, ".", color="tab:gray", alpha=0.4, markersize=3, label="of one batch")
+    axes[0].plot(steps, noise_scales(recorded, window), color="tab:blue", label=f"tr Σ and |G|² averaged over {window}")
+    axes[0].set(xlabel="step", ylabel="samples", title="noise scale tr Σ / |G|²")
+    log_if_positive(axes[0], single)
+    unseen = int(np.isnan(single).sum())
+    note = f"; {unseen} of {len(single)} batches too small to see |G|²" if unseen else ""
+    axes[0].legend(fontsize="small", title=f"{len(single)} records{note}", title_fontsize="x-small")
+    losses = np.array([row["batch_loss"] for row in recorded], np.float64)
+    axes[1].plot(steps, losses, color="tab:blue", marker=_marker(recorded))
+    axes[1].set(xlabel="step", ylabel="loss", title="mean loss of a sample, of the same batches")
+    log_if_positive(axes[1], losses)
+    for axis in axes:
+        axis.grid(alpha=0.3)
+    _whole_epochs(axes)
+    save(figure, path)
+
+
+def grid(count: int, title: str, size: float = 0.9) -> tuple[Figure, list[Axes]]:
     columns = min(8, count)
     rows = -(-count // columns)
     figure, axes = plt.subplots(
@@ -100,7 +131,7 @@ def _grid(count: int, title: str, size: float = 0.9) -> tuple[Figure, list[Axes]
     return figure, list(axes.flat)
 
 
-def _log_if_positive(axis: Axes, values: npt.ArrayLike) -> None:
+def log_if_positive(axis: Axes, values: npt.ArrayLike) -> None:
     """A logarithmic scale, unless a value is negative (poisson has such losses) or all are 0."""
     finite = np.asarray(values, np.float64)[np.isfinite(values)]
     if finite.size and finite.min() >= 0 and finite.max() > 0:
@@ -116,6 +147,6 @@ def _whole_epochs(axes: Iterable[Axes]) -> None:
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
     figure.savefig(path, dpi=120)
     plt.close(figure)

@@ -1,14 +1,18 @@
 """The compiled part of a run: an epoch is one `lax.scan` over data that live on the device; so is an evaluation."""
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxbp import losses
 from jaxbp.mlp import MLP, Array, Factors, Params, factors, forward, gradient, wide
+from jaxbp.run import recording as recordings
 from jaxbp.run.optimizers import Optimizer
+from jaxbp.run.recording import Batch, Recording
 
 EVALUATED_AT_ONCE = 1000  # samples; bounds the memory of an evaluation
 
@@ -25,12 +29,14 @@ class Steps(NamedTuple):
     """What the steps of an epoch measured, in order; S steps, L layers.
 
     loss: (S,), the mean over the batch;  delta, gradient: (S, L), mean squares over the elements of δ⁽ˡ⁾ (and the
-    samples) and of ∂ℒ/∂(w⁽ˡ⁾, b⁽ˡ⁾), ℒ the mean loss of the batch.
+    samples) and of ∂ℒ/∂(w⁽ˡ⁾, b⁽ˡ⁾), ℒ the mean loss of the batch;  recorded: what `recording.record` returns, stacked,
+    NaN in the steps that do not record; None in a run without records.
     """
 
     loss: Array
     delta: Array
     gradient: Array
+    recorded: Any = None
 
 
 class Evaluation(NamedTuple):
@@ -40,11 +46,19 @@ class Evaluation(NamedTuple):
     output: Array
 
 
-@functools.partial(jax.jit, static_argnames=("net", "optimizer", "batch_size"), donate_argnames="state")
+@functools.partial(jax.jit, static_argnames=("net", "optimizer", "batch_size", "recording"), donate_argnames="state")
 def epoch(
-    net: MLP, optimizer: Optimizer, batch_size: int, state: State, x: Array, y: Array, key: Array
+    net: MLP,
+    optimizer: Optimizer,
+    batch_size: int,
+    state: State,
+    x: Array,
+    y: Array,
+    key: Array,
+    recording: Recording | None = None,
+    done: ArrayLike = 0,
 ) -> tuple[State, Steps]:
-    """One pass over the samples in an order drawn from the key.
+    """One pass over the samples in an order drawn from the key; `done` counts the steps before it, for the recording.
 
     The last batch is filled up with samples of weight 0, so that every step has the same shape and none is dropped.
     """
@@ -53,17 +67,19 @@ def epoch(
     steps = -(-samples // batch_size)
     order = jnp.resize(jax.random.permutation(key, samples), (steps, batch_size))
     weights = (jnp.arange(steps * batch_size) < samples).astype(x.dtype).reshape(steps, batch_size)
+    records = recording and (jnp.arange(steps) + done) % recording.every == 0
 
-    def step(state: State, batch: tuple[Array, Array]) -> tuple[State, Steps]:
-        rows, weights = batch
+    def step(state: State, batch: tuple[Array, Array, Array | None]) -> tuple[State, Steps]:
+        rows, weights, records = batch
+
+        def taken(state: State) -> tuple[State, Steps]:
+            return _step(net, optimizer, recording, state, x[rows], y[rows], weights, records)
+
         return jax.lax.cond(
-            state.alive,
-            lambda state: _step(net, optimizer, state, x[rows], y[rows], weights),
-            lambda state: (state, _nothing(net, x)),
-            state,
+            state.alive, taken, lambda state: (state, _nothing(lambda state: taken(state)[1], state)), state
         )
 
-    return jax.lax.scan(step, state, (order, weights))
+    return jax.lax.scan(step, state, (order, weights, records))
 
 
 @functools.partial(jax.jit, static_argnames="net")
@@ -78,7 +94,16 @@ def evaluate(net: MLP, params: Params, x: Array, y: Array) -> Evaluation:
     return jax.lax.map(sample, (x, y), batch_size=EVALUATED_AT_ONCE)
 
 
-def _step(net: MLP, optimizer: Optimizer, state: State, x: Array, y: Array, weights: Array) -> tuple[State, Steps]:
+def _step(
+    net: MLP,
+    optimizer: Optimizer,
+    recording: Recording | None,
+    state: State,
+    x: Array,
+    y: Array,
+    weights: Array,
+    records: Array | None,
+) -> tuple[State, Steps]:
     count = jnp.sum(weights, dtype=jnp.float32)  # bfloat16 counts to 256
     loss, f = factors(net, state.params, x, y)
     grads = gradient(f, weights, normalize_by=count)
@@ -88,7 +113,14 @@ def _step(net: MLP, optimizer: Optimizer, state: State, x: Array, y: Array, weig
     params, inner = optimizer.step(state.params, grads, state.optimizer)
     stepped = State(params, inner, alive)
     kept: State = jax.tree.map(lambda new, old: jnp.where(alive, new, old), stepped, state._replace(alive=alive))
-    return kept, Steps(mean_loss, _delta_squares(f, weights, count), squares)
+    recorded = recording and _record(recording, Batch(f, grads, weights, count), records)
+    return kept, Steps(mean_loss, _delta_squares(f, weights, count), squares, recorded)
+
+
+def _record(recording: Recording, batch: Batch, records: Array | None) -> dict[str, Any]:
+    """What the step records; NaN, at no cost, where it does not."""
+    record = functools.partial(recordings.record, recording)
+    return jax.lax.cond(records, record, functools.partial(_nothing, record), batch)
 
 
 def _delta_squares(f: Factors, weights: Array, count: Array) -> Array:
@@ -103,6 +135,10 @@ def _gradient_squares(grads: Params) -> Array:
     return jnp.stack(sums) / jnp.array([sum(leaf.size for leaf in layer) for layer in grads], jnp.float32)
 
 
-def _nothing(net: MLP, x: Array) -> Steps:
-    nan = jnp.full(len(net.sizes) - 1, jnp.nan, jnp.float32)
-    return Steps(nan[0].astype(wide(x.dtype)), nan, nan)
+def _nothing(measure: Callable[[Any], Any], argument: Any) -> Any:
+    """NaN in the shape of what `measure` would return: floats."""
+
+    def nothing(leaf: jax.ShapeDtypeStruct) -> Array:
+        return jnp.full(leaf.shape, jnp.nan, leaf.dtype)
+
+    return jax.tree.map(nothing, jax.eval_shape(measure, argument))

@@ -1,0 +1,424 @@
+"""`jaxbp study` and the [study] table, against per-sample gradients by `jax.grad`, one batch after the other."""
+
+import csv
+import functools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pyarrow.parquet
+import pytest
+from matplotlib import image
+
+import jaxbp
+from jaxbp import MLP, persample
+from jaxbp.cli import main
+from jaxbp.run import config as configs
+from jaxbp.run import plots, recording, study, study_plots, training
+from jaxbp.run.config import OptimizerConfig
+from jaxbp.run.optimizers import build
+from jaxbp.run.recording import Recording
+from jaxbp.run.training import State
+
+DIGITS = """
+[data]
+name = "digits"
+[model]
+sizes = [64, 16, 10]
+label_smoothing = 0.1
+[optimizer]
+learning_rate = 0.1
+[train]
+epochs = 2
+plots = false
+[study]
+quantities = ["noise_scale", "squared_norms"]
+every = 5
+"""
+IRIS = DIGITS.replace("digits", "iris").replace("[64, 16, 10]", "[4, 5, 3]")
+DIABETES = """
+[data]
+name = "diabetes"
+standardize_targets = true
+[model]
+sizes = [10, 4, 1]
+loss = "squared_error"
+[optimizer]
+learning_rate = 0.1
+"""
+PICTURES = ("norms", "hardest", "easiest", "class_cosine", "noise_scale", "gram_spectrum")
+AUTODIFF = jax.jit(oracles.value_and_grad, static_argnums=0)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Configs, and the run of one of them."""
+    folder = tmp_path_factory.mktemp("study")
+    for name, text in {"digits": DIGITS, "iris": IRIS, "diabetes": DIABETES}.items():
+        (folder / f"{name}.toml").write_text(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main(["run", "digits.toml", "--train.folder", "run"]) == 0
+        assert main(["study", "run"]) == 0
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def inside(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.chdir(home)
+    yield
+    assert not list(home.rglob(".study-*"))  # nothing half-written stays
+
+
+def table(path: str) -> dict[str, np.ndarray]:
+    with open(path, newline="", encoding="utf-8") as file:
+        names, *rows = csv.reader(file)
+    columns = dict(zip(names, zip(*rows, strict=True), strict=True))
+    return {
+        name: np.array(column, str if name in ("label", "prediction") else float) for name, column in columns.items()
+    }
+
+
+def lines(path: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in Path(path, "metrics.jsonl").read_text().splitlines()]
+
+
+def subject(split: str = "train") -> study.Subject:
+    return study.prepare(Path("run"), configs.read(Path("run/config.toml")), split)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def gradients_by_sample(net: MLP, params: Any, x: Any, y: Any) -> Any:
+    return jax.vmap(lambda x, y: AUTODIFF(net, params, x[None], y[None])[1])(x, y)
+
+
+def flat_gradients(net: MLP, params: Any, x: Any, y: Any) -> np.ndarray:
+    """(N, parameters) by `jax.grad`, a sample at a time."""
+    grads = gradients_by_sample(net, params, x, y)
+    return np.concatenate([np.asarray(g, np.float64).reshape(len(x), -1) for g in jax.tree.leaves(grads)], axis=1)
+
+
+# --- recording --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("samples", "size", "every"), [(10, 4, 1), (10, 4, 2), (10, 3, 3)])
+def test_records_are_the_quantities_of_the_batches(samples: int, size: int, every: int) -> None:
+    """Two epochs; the last batch is shorter, and the samples that fill it up do not count: f64, so 1e-10."""
+    net = MLP((4, 5, 3), hidden="tanh")
+    params, x, y = oracles.data(net, seed=1, batch=samples, dtype=jnp.float64)
+    optimizer = build(OptimizerConfig(learning_rate=0.3), params)
+    state = jax.tree.map(jnp.copy, State(params, optimizer.init(params), jnp.array(True)))
+    names = tuple(recording.QUANTITIES)
+    step, steps = 0, -(-samples // size)
+    for epoch in (1, 2):
+        key = jax.random.key(epoch)
+        state, measured = training.epoch(net, optimizer, size, state, x, y, key, Recording(names, every), step % every)
+        rows = recording.rows(Recording(names, every), measured.recorded, np.asarray(measured.loss), epoch, step)
+        found = {row["step"]: row for row in rows}
+        assert list(found) == [s + 1 for s in range(step, step + steps) if s % every == 0]
+        order = np.asarray(jax.random.permutation(key, samples))
+        for start in range(0, samples, size):
+            step += 1
+            batch = order[start : start + size]
+            if row := found.get(step):
+                assert_records(row, net, params, x[batch], y[batch])
+            params = jaxbp.update(params, AUTODIFF(net, params, x[batch], y[batch])[1], 0.3)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def by_persample(net: MLP, params: Any, x: Any, y: Any) -> tuple[Any, dict[str, Any]]:
+    loss, f = jaxbp.factors(net, params, x, y)
+    names = ("noise_scale", "stiffness", "diversity", "coherence", "variance")
+    return loss, {name: getattr(persample, name)(f) for name in names}
+
+
+def assert_records(row: dict[str, Any], net: MLP, params: Any, x: Any, y: Any) -> None:
+    loss, expected = by_persample(net, params, x, y)
+    squared = (flat_gradients(net, params, x, y) ** 2).sum(axis=1)
+    error = np.asarray(jax.nn.softmax(f_output(net, params, x)) - jax.nn.one_hot(y, 3))
+    summaries = {"squared_norms": squared, "grand": np.sqrt(squared), "el2n": np.sqrt((error**2).sum(axis=1))}
+    for name, values in summaries.items():
+        quartiles = np.quantile(values, [0, 0.25, 0.5, 0.75, 1])
+        got = [row[name][key] for key in ("mean", "min", "q25", "median", "q75", "max")]
+        np.testing.assert_allclose(got, [values.mean(), *quartiles], rtol=1e-10)
+    np.testing.assert_allclose(sum(row["squared_norms"]["mean_by_layer"]), squared.mean(), rtol=1e-10)
+    for name in ("noise_scale", "stiffness"):
+        for key, value in expected[name]._asdict().items():
+            np.testing.assert_allclose(row[name][key], float(value), rtol=1e-8, atol=1e-12, err_msg=key)
+    for name in ("diversity", "coherence"):
+        np.testing.assert_allclose(row[name], float(expected[name]), rtol=1e-10)
+    for layer, got in zip(expected["variance"], row["variance"], strict=True):
+        np.testing.assert_allclose(got, np.concatenate([np.ravel(layer.w), layer.b]).mean(), rtol=1e-8)
+    np.testing.assert_allclose(row["batch_loss"], float(jnp.mean(loss)), rtol=1e-10)
+
+
+def f_output(net: MLP, params: Any, x: Any) -> Any:
+    return jax.vmap(lambda x: jaxbp.forward(net, params, x).x[-1])(x)
+
+
+def test_steps_that_do_not_record_hold_nan() -> None:
+    net = MLP((4, 5, 3))
+    params, x, y = oracles.data(net, seed=1, batch=6, dtype=jnp.float32)
+    optimizer = build(OptimizerConfig(learning_rate=0.3), params)
+    state = jax.tree.map(jnp.copy, State(params, optimizer.init(params), jnp.array(True)))
+    every = Recording(("diversity",), 2)
+    _, measured = training.epoch(net, optimizer, 2, state, x, y, jax.random.key(0), every, 1)
+    assert np.isnan(measured.recorded["diversity"]).tolist() == [True, False, True]
+
+
+def test_a_run_writes_its_records_before_the_line_of_the_epoch() -> None:
+    rows = lines("run")
+    assert [row["step"] for row in rows] == [1, 6, 11, 12, 16, 21, 24]  # 12 steps an epoch
+    assert [row["epoch"] for row in rows] == [1, 1, 1, 1, 2, 2, 2]
+    assert list(rows[0]) == ["epoch", "step", "batch_loss", "noise_scale", "squared_norms"]
+    assert "train_loss" in rows[3] and "noise_scale" not in rows[3]
+    assert all(row["squared_norms"]["min"] <= row["squared_norms"]["median"] for row in rows if "squared_norms" in row)
+
+
+def test_recording_leaves_the_training_as_it_is() -> None:
+    """To rounding: the compiler may fuse the step in another way."""
+    assert main(["run", "digits.toml", "--train.folder", "plain", "--study.quantities"]) == 0
+    assert [row["step"] for row in lines("plain")] == [12, 24]
+    with_records, without = (jaxbp.run.load(folder).params for folder in ("run", "plain"))
+    for a, b in zip(jax.tree.leaves(with_records), jax.tree.leaves(without), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_a_run_that_diverges_keeps_its_records(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--optimizer.learning-rate", "1e30", "--train.batch-size", "20", "--study.every", "1"]
+    assert main(["run", "iris.toml", "--train.folder", "bad", *arguments]) == 3
+    step = int(capsys.readouterr().err.split(" step ")[1].split()[0])
+    assert [row["step"] for row in lines("bad")] == list(range(1, step + 1))
+
+
+def test_an_unknown_quantity_in_a_config(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "iris.toml", "--train.folder", "never", "--study.quantities", "noise"]) == 2
+    said = capsys.readouterr().err
+    assert "study.quantities: unknown quantity 'noise', did you mean 'noise_scale'? Allowed: squared_norms, " in said
+    assert said.count("\n") == 1 and not Path("never").exists()
+
+
+def test_noise_scales_are_ratios_of_means() -> None:
+    values = [(2.0, 1.0), (4.0, -1.0), (6.0, 3.0), (np.nan, 1.0)]
+    rows = [{"noise_scale": {"trace": a, "squared_gradient": b}} for a, b in values]
+    np.testing.assert_allclose(recording.noise_scales(rows, 1), [2, np.nan, 2, np.nan])
+    np.testing.assert_allclose(recording.noise_scales(rows, 3), [np.nan, 4, 5, 3])  # 6/0, 12/3, 10/2 · 2/3 …
+
+
+# --- a whole data set -------------------------------------------------------------------------------------------------
+
+
+def test_the_table_is_what_autodiff_says() -> None:
+    """float32 through two layers of up to 64 products: 1e-4 of each value, of the largest one for cosines."""
+    rows, s = table("run/study_train.csv"), subject()
+    assert list(rows) == [
+        *("index", "label", "prediction", "loss", "squared_norm", "squared_norm_layer_1", "squared_norm_layer_2"),
+        *("norm", "el2n", "cosine_to_mean"),
+    ]
+    net = MLP((64, 16, 10))  # the loss without label smoothing
+    gradients = flat_gradients(net, s.model.params, *s.data)
+    norms = np.linalg.norm(gradients, axis=1)
+    np.testing.assert_allclose(rows["norm"], norms, rtol=1e-4)
+    np.testing.assert_allclose(rows["squared_norm"], norms**2, rtol=2e-4)
+    np.testing.assert_allclose(rows["squared_norm_layer_1"] + rows["squared_norm_layer_2"], norms**2, rtol=2e-4)
+    mean = gradients.mean(axis=0)
+    np.testing.assert_allclose(rows["cosine_to_mean"], gradients @ mean / norms / np.linalg.norm(mean), atol=1e-4)
+    output = f_output(net, s.model.params, s.data.x)
+    error = jax.nn.softmax(output) - jax.nn.one_hot(s.data.y, 10, dtype=jnp.float32)
+    np.testing.assert_allclose(rows["el2n"], np.linalg.norm(error, axis=1), rtol=1e-4)
+    np.testing.assert_allclose(
+        rows["loss"], -jax.nn.log_softmax(output)[np.arange(len(s.y)), s.y], rtol=1e-4, atol=1e-6
+    )
+    assert rows["index"].tolist() == list(range(1437)) and rows["label"].tolist() == [str(k) for k in s.y]
+    assert rows["prediction"].tolist() == [str(k) for k in s.model.predict(s.x).argmax(axis=1)]
+
+
+@pytest.mark.parametrize("chunk", [7, 5000])
+def test_what_is_measured_of_the_whole_split(chunk: int) -> None:
+    s = subject("test")
+    results = study.measure(s, list(study.QUANTITIES), chunk)
+    gradients = flat_gradients(s.net, s.model.params, *s.data)
+    count, squared, mean = (
+        len(gradients),
+        (gradients**2).sum(axis=1).mean(),
+        gradients.mean(axis=0) @ gradients.mean(axis=0),
+    )
+    trace, signal = gradients.var(axis=0, ddof=1).sum(), (count * mean - squared) / (count - 1)
+    expected = [trace / signal, trace, signal, squared / mean / count, mean / squared]
+    np.testing.assert_allclose(list(results.numbers.values()), expected, rtol=1e-3)
+    unit = gradients / np.linalg.norm(gradients, axis=1, keepdims=True)
+    cosines = unit @ unit.T
+    assert results.class_cosine is not None and results.eigenvalues is not None
+    for a, b in [(0, 0), (3, 8), (8, 3), (9, 9)]:
+        pairs = cosines[np.ix_(s.y == a, s.y == b)]
+        exact = pairs.mean() if a != b else pairs[~np.eye(len(pairs), dtype=bool)].mean()
+        np.testing.assert_allclose(results.class_cosine[a, b], exact, atol=1e-5)
+    spectrum = np.linalg.eigvalsh(gradients @ gradients.T)[::-1] / count
+    np.testing.assert_allclose(results.eigenvalues, spectrum, atol=1e-5 * spectrum[0])
+
+
+def test_a_class_with_one_or_no_sample_has_no_pair() -> None:
+    s = subject()
+    few = np.concatenate([np.flatnonzero(s.y == 1)[:3], np.flatnonzero(s.y == 2)[:1]])
+    data = type(s.data)(s.data.x[few], s.data.y[few])
+    cosine = study.measure(s._replace(data=data, x=s.x[few], y=s.y[few]), ["cosine"], 10).class_cosine
+    assert cosine is not None
+    assert np.argwhere(np.isfinite(cosine)).tolist() == [[1, 1], [1, 2], [2, 1]]
+
+
+def test_pictures_of_a_run() -> None:
+    for name in PICTURES:
+        pixels = image.imread(f"run/study_train_{name}.png")[..., :3]
+        assert min(pixels.shape[:2]) >= 200 and max(pixels.shape[:2]) <= 2000
+        assert 0.002 < np.mean(pixels.min(axis=-1) < 0.9) < 0.95, name
+
+
+def test_the_same_bytes_again_and_parquet_holds_the_same_numbers(tmp_path: Path) -> None:
+    assert main(["study", "run", "--out", str(tmp_path / "a.parquet")]) == 0
+    for name in PICTURES:
+        assert (tmp_path / f"a_{name}.png").read_bytes() == Path(f"run/study_train_{name}.png").read_bytes()
+    stored = pyarrow.parquet.read_table(str(tmp_path / "a.parquet")).to_pydict()
+    rows = table("run/study_train.csv")
+    assert list(stored) == list(rows)
+    for name, column in rows.items():
+        values = np.array(stored[name], np.float32 if column.dtype.kind == "f" else None)
+        assert np.array_equal(values, column.astype(values.dtype)), name
+
+
+def test_a_regression_at_initialisation(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["study", "diabetes.toml", "--split", "test", "--chunk", "10"]) == 0
+    said = capsys.readouterr().out
+    assert "at initialisation, untrained" in said and "89" in said and "correct" not in said
+    rows = table("diabetes_study_test.csv")
+    assert list(rows)[:4] == ["index", "target0", "prediction0", "loss"] and "el2n" not in rows
+    s = study.prepare(Path("diabetes.toml"), configs.read(Path("diabetes.toml")), "test")
+    np.testing.assert_allclose(rows["target0"], s.y[:, 0])
+    np.testing.assert_allclose(rows["prediction0"], s.model.predict(s.x)[:, 0], rtol=1e-5)
+    norms = np.linalg.norm(flat_gradients(s.net, s.model.params, *s.data), axis=1)
+    np.testing.assert_allclose(rows["norm"], norms, rtol=1e-4)
+    assert {path.name for path in Path().glob("diabetes_study*")} == {
+        *("diabetes_study_test.csv", "diabetes_study_test_norms.png", "diabetes_study_test_gram_spectrum.png")
+    }
+
+
+def test_one_hot_targets_of_another_loss() -> None:
+    Path("squared.toml").write_text(IRIS.replace("label_smoothing = 0.1", 'loss = "squared_error"'))
+    assert main(["study", "squared.toml", "--quantities", "cosine", "squared_norms", "--out", "s.csv"]) == 0
+    assert set(table("s.csv")["label"]) == {"setosa", "versicolor", "virginica"} and "norm" not in table("s.csv")
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def errors() -> dict[str, tuple[list[str], str]]:
+    return {
+        "quantity": (
+            ["run", "--quantities", "grant"],
+            "unknown quantity 'grant', did you mean 'grand'? Allowed: squared",
+        ),
+        "split": (["run", "--split", "tset"], "unknown split 'tset', did you mean 'test'? Allowed: train, test"),
+        "chunk": (["run", "--chunk", "0"], "--chunk: got 0"),
+        "no number": (["run", "--chunk", "many"], "invalid int value: 'many'"),
+        "extension": (["run", "--out", "a.xlsx"], "unknown extension '.xlsx', did you mean"),
+        "no folder": (["run", "--out", "nowhere/a.csv"], "'nowhere/a.csv' can't be written: No such file or directory"),
+        "a file": (["run", "--out", "iris.toml/a.csv"], "can't be written"),
+        "is there": (["run"], "run/study_train.csv exists; name another file or pass --overwrite"),
+        "no source": (["gone.toml"], "gone.toml: no such file"),
+        "no run": ([".", "--out", "a.csv"], "not a run folder: needs config.toml and params.safetensors"),
+        "el2n": (
+            ["diabetes.toml", "--quantities", "el2n"],
+            "el2n needs the loss softmax_cross_entropy of the output id",
+        ),
+        "argument": (["run", "--qantities", "grand"], "unknown argument '--qantities'"),
+        "missing": ([], "RUN_DIR|CONFIG"),
+    }
+
+
+@pytest.mark.parametrize("name", errors())
+def test_errors_are_one_line(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments, expected = errors()[name]
+    before = sorted(Path().rglob("*"))
+    assert main(["study", *arguments]) == 2
+    said = capsys.readouterr().err
+    assert expected in said and said.startswith("jaxbp: ") and said.count("\n") == 1
+    assert sorted(Path().rglob("*")) == before
+
+
+def test_data_that_changed_since_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    x, y = np.random.default_rng(0).normal(size=(40, 4)), np.arange(40) % 3
+    np.savez(tmp_path / "d.npz", x=x, y=y)
+    overrides = ["--data.name", str(tmp_path / "d.npz"), "--train.folder", str(tmp_path / "r"), "--study.quantities"]
+    assert main(["run", "iris.toml", *overrides]) == 0
+    np.savez(tmp_path / "d.npz", x=x + 1, y=y)
+    assert main(["study", str(tmp_path / "r")]) == 2
+    assert "is not the data that the run was trained on" in capsys.readouterr().err
+
+
+def test_nothing_is_written_unless_all_of_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(study_plots, "gram_spectrum", fail)
+    assert main(["study", "run", "--out", str(tmp_path / "a.csv")]) == 130
+    assert not list(tmp_path.iterdir())
+
+
+def test_in_a_process_of_its_own() -> None:
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-m", "jaxbp", "study", "run", "--quantities", "el22n"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("jaxbp: --quantities: unknown quantity 'el22n', did you mean 'el2n'?")
+    assert done.stderr.count("\n") == 1
+
+
+def test_overwriting_removes_the_pictures_of_the_earlier_table(capsys: pytest.CaptureFixture[str]) -> None:
+    out = ["--out", "again.csv", "--overwrite", "--quantities"]
+    assert main(["study", "run", *out, "gram"]) == 0
+    assert main(["study", "run", *out, "grand"]) == 0
+    said = capsys.readouterr().out
+    assert "run: 64-16-10 as trained · 1,437 training samples of digits · softmax_cross_entropy · grand\n" in said
+    assert "again.csv, again_norms.png, again_hardest.png, again_easiest.png" in said and "\x1b" not in said
+    assert {path.stem for path in Path().glob("again*")} == {"again", "again_norms", "again_hardest", "again_easiest"}
+    np.testing.assert_allclose(table("again.csv")["norm"], table("run/study_train.csv")["norm"], rtol=1e-5)
+
+
+def test_help_names_every_quantity(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["study", "--help"])
+    said = capsys.readouterr().out
+    assert all(f"\n  {name} " in said for name in study.QUANTITIES)
+
+
+@pytest.mark.parametrize("values", [[0.0, 0.0], [2.0], [1e-30, 1e30]])
+def test_norms_without_a_spread(tmp_path: Path, values: list[float]) -> None:
+    study_plots.norms({"a": np.array(values), "b": np.array([])}, "samples", tmp_path / "n.png")
+    assert (tmp_path / "n.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize("eigenvalues", [[0.0], [1.0], [0.0, 0.0], [2.0, 1.0, -1e-9]])
+def test_spectra_without_a_logarithm(tmp_path: Path, eigenvalues: list[float]) -> None:
+    study_plots.gram_spectrum(np.array(eigenvalues), 5, "samples", tmp_path / "g.png")
+    assert (tmp_path / "g.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize("count", [1, 100])
+def test_noise_scale_picture(tmp_path: Path, count: int) -> None:
+    rows = [
+        {
+            "step": i,
+            "batch_loss": None if i == 3 else 1.0,
+            "noise_scale": {"trace": 2.0, "squared_gradient": (-1.0) ** i},
+        }
+        for i in range(1, count + 1)
+    ]
+    plots.noise_scale(rows, tmp_path / "s.png")
+    assert (tmp_path / "s.png").stat().st_size > 5000
