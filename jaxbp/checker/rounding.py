@@ -90,15 +90,18 @@ def _called(equation: Any, removed: str) -> Any:
 
 
 def _scan(equation: Any, inputs: Sequence[Any], perturb: Perturb, removed: str) -> list[Any]:
-    p = equation.params
-    consts, carry = inputs[: p["num_consts"]], inputs[p["num_consts"] : p["num_consts"] + p["num_carry"]]
-    xs = inputs[p["num_consts"] + p["num_carry"] :]
+    body, length, reverse = (equation.params[name] for name in ("jaxpr", "length", "reverse"))
+    # How many are carried follows from the shapes, an x or y has one axis more outside: the parameters that count
+    # them are JAX's own and changed between 0.10 and 0.12.
+    n_carry = sum(a.aval.ndim == b.aval.ndim for a, b in zip(equation.outvars, body.jaxpr.outvars, strict=True))
+    n_held = sum(a.aval.ndim == b.aval.ndim for a, b in zip(equation.invars, body.jaxpr.invars, strict=True))
+    consts, carry, xs = inputs[: n_held - n_carry], inputs[n_held - n_carry : n_held], inputs[n_held:]
 
-    def body(carry: Any, x: Any) -> Any:
-        outputs = evaluate(p["jaxpr"].jaxpr, p["jaxpr"].consts, [*consts, *carry, *x], perturb, removed)
-        return outputs[: p["num_carry"]], outputs[p["num_carry"] :]
+    def step(carry: Any, x: Any) -> Any:
+        outputs = evaluate(body.jaxpr, body.consts, [*consts, *carry, *x], perturb, removed)
+        return outputs[:n_carry], outputs[n_carry:]
 
-    carry, ys = lax.scan(body, list(carry), list(xs), length=p["length"], reverse=p["reverse"])
+    carry, ys = lax.scan(step, list(carry), list(xs), length=length, reverse=reverse)
     return [*carry, *ys]
 
 
