@@ -17,23 +17,32 @@ DIGITS = 12  # classes up to which the cosines are printed in their squares
 
 
 def norms(groups: Mapping[str, np.ndarray], what: str, path: Path) -> None:
-    """A histogram of the gradients' norms by class, on a logarithmic scale; norms of 0 are counted in the legend."""
+    """Histograms of the gradients' norms, one below the other by class, on one logarithmic axis; a line at the median.
+
+    Norms of 0, which that axis has no place for, are counted beside the name.
+    """
     everything = np.concatenate(list(groups.values()))
     positive = everything[everything > 0]
     low, high = (positive.min(), positive.max()) if positive.size else (0.1, 1.0)
-    edges = np.geomspace(low, high if high > low else 2 * low, BINS + 1)
-    edges[[0, -1]] = low * (1 - 1e-6), max(high, 2 * low if high == low else high) * (1 + 1e-6)  # rounded the other way
-    figure, axis = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    colours = plt.get_cmap("tab10" if len(groups) <= 10 else "tab20")(np.arange(len(groups)))
-    for (name, values), colour in zip(groups.items(), colours, strict=True):
-        zeros = int(np.sum(values == 0))
-        label = f"{name or 'all'}{f' ({zeros:,} are 0)' if zeros else ''}"
-        axis.hist(values[values > 0], edges.tolist(), histtype="step", color=colour, label=label)
-    axis.set(xscale="log", xlabel="norm of the gradient ‖gₙ‖ over all parameters", ylabel=f"{what} in a bin")
-    axis.set_title(f"gradient norms of {len(everything):,} {what}{', by class' if len(groups) > 1 else ''}")
-    axis.grid(alpha=0.3)
-    if any(groups) or np.any(everything == 0):
-        axis.legend(fontsize="small", ncols=1 + len(groups) // 11)
+    high = high if high > low else 2 * low
+    bins = int(np.clip(np.sqrt(len(everything) / len(groups)), 20, BINS))
+    edges = np.geomspace(low, high, bins + 1)
+    edges[[0, -1]] = low * (1 - 1e-6), high * (1 + 1e-6)  # rounded the other way
+    height = 4 if len(groups) == 1 else 1.5 + 0.6 * len(groups)
+    figure, rows = plt.subplots(
+        len(groups), 1, figsize=(8, height), sharex=True, sharey=True, squeeze=False, layout="constrained"
+    )
+    for axis, (name, values) in zip(rows[:, 0], groups.items(), strict=True):
+        shown, zeros = values[values > 0], int(np.sum(values == 0))
+        axis.hist(shown, edges.tolist(), color="tab:blue", alpha=0.6)
+        if values.size and np.median(values) > 0:
+            axis.axvline(float(np.median(values)), color="tab:red", linewidth=1)
+        label = f"{name}{f' ({zeros:,} are 0)' if zeros else ''}"
+        axis.text(0.01, 0.9, label.strip(), transform=axis.transAxes, va="top", fontsize="small")
+        axis.grid(alpha=0.3)
+    rows[-1, 0].set(xscale="log", xlabel="norm of the gradient ‖gₙ‖ over all parameters; red: the median")
+    figure.supylabel(f"{what} in a bin", fontsize="medium")
+    figure.suptitle(f"gradient norms of {len(everything):,} {what}{', by class' if len(groups) > 1 else ''}")
     save(figure, path)
 
 
