@@ -16,7 +16,7 @@ import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -36,7 +36,6 @@ from jaxbp.run.loop import Setup
 CONFIG = Path(__file__).parent.parent / "configs" / "mnist_mislabelled.toml"
 CHUNK = 1000
 NAMES = {"loss": "loss", "el2n": "EL2N", "grand": "GraNd", "self_influence": "self-influence"}
-INSPECTED = np.linspace(0, 1, 101)
 
 
 def flip_labels(y: np.ndarray, classes: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -93,41 +92,55 @@ def quality(scores: np.ndarray, flipped: np.ndarray) -> dict[str, float]:
     }
 
 
-def measure(config: Config, share: float, seeds: int, early: int) -> dict[str, Any]:
-    """Trains on flipped labels and judges every score after every epoch.
+class Trained(NamedTuple):
+    """What S networks make of flipped labels.
 
-    Raises:
-      UserError: data without classes, a share or an epoch that does not exist, and as `loop.prepare`.
-      Diverged: as `loop.epochs`.
+    scores: (S, E + 1, N) by name;  accuracy: (S,), of the test set;  flipped, input_norms: (N,).
     """
-    _check(config, share, seeds, early)
-    networks, accuracies, order = [], [], range(seeds)
-    for seed, setup in zip(order, seeded(config, order), strict=True):
+
+    scores: dict[str, np.ndarray]
+    accuracy: list[float]
+    flipped: np.ndarray
+    input_norms: np.ndarray
+
+
+def train(config: Config, share: float, seeds: Sequence[int]) -> Trained:
+    """The same flipped labels for a network of each seed."""
+    networks, accuracies = [], []
+    for seed, setup in zip(seeds, seeded(config, seeds), strict=True):
         labels, flipped = flip_labels(setup.dataset.y_train, len(setup.dataset.classes or ()), share, seed=0)
-        setup = setup._replace(
-            dataset=setup.dataset._replace(y_train=labels), train=setup.train._replace(y=jnp.asarray(labels))
-        )
-        scores, accuracy = scores_over_training(setup)
+        dataset, data = setup.dataset._replace(y_train=labels), setup.train._replace(y=jnp.asarray(labels))
+        scores, accuracy = scores_over_training(setup._replace(dataset=dataset, train=data))
         print(f"seed {seed}: test accuracy {100 * accuracy:.2f} %", flush=True)
         networks.append(scores)
         accuracies.append(accuracy)
     stacked = {name: np.stack([scores[name] for scores in networks]) for name in NAMES}
-    input_norms = np.linalg.norm(np.asarray(setup.train.x), axis=1)
+    return Trained(stacked, accuracies, flipped, np.linalg.norm(np.asarray(setup.train.x), axis=1))
+
+
+def measure(config: Config, share: float, seeds: int, early: int) -> dict[str, Any]:
+    """Trains on flipped labels and judges every score after every epoch.
+
+    Raises:
+      UserError: a share or an epoch that does not exist, and as `scores_over_training`, `loop.prepare`.
+      Diverged: as `loop.epochs`.
+    """
+    _check(config, share, seeds, early)
+    trained = train(config, share, range(seeds))
+    scores, flipped, inspected = trained.scores, trained.flipped, np.linspace(0, min(2 * share, 1), 81)
+    averages = {name: scores[name][:, early].mean(axis=0) for name in NAMES}
+    initial = scores["grand"][:, 0].mean(axis=0)
     return {
         "config": configs.to_dict(config),
         "samples": len(flipped),
         "flipped": int(flipped.sum()),
-        "seeds": list(order),
+        "seeds": list(range(seeds)),
         "early_epoch": early,
-        "test_accuracy": accuracies,
-        "by_epoch": {name: _by_epoch(name, stacked[name], flipped) for name in NAMES},
-        "found_early": {
-            name: [share_found(stacked[name][:, early].mean(axis=0), flipped, part) for part in INSPECTED]
-            for name in NAMES
-        },
-        "rank_correlation_of_initial_grand_and_input_norm": float(
-            spearmanr(stacked["grand"][:, 0].mean(axis=0), input_norms).statistic
-        ),
+        "test_accuracy": trained.accuracy,
+        "by_epoch": {name: _by_epoch(name, scores[name], flipped) for name in NAMES},
+        "inspected": inspected.tolist(),
+        "found_early": {name: [share_found(averages[name], flipped, part) for part in inspected] for name in NAMES},
+        "rank_correlation_of_initial_grand_and_input_norm": float(spearmanr(initial, trained.input_norms).statistic),
     }
 
 
@@ -165,24 +178,27 @@ def show(results: dict[str, Any]) -> None:
 
 
 def draw(results: dict[str, Any]) -> Figure:
-    """The share of flips found early, and the area under the ROC curve epoch by epoch."""
-    figure = Figure(figsize=(11, 4.4), layout="constrained")
+    """The flips found early against the samples inspected, and 1 − AUC by epoch, of the average and of one network."""
+    figure = Figure(figsize=(11, 4.8), layout="constrained")
     found, areas = figure.subplots(1, 2)
-    share = results["flipped"] / results["samples"]
-    for (name, label), style in zip(NAMES.items(), ("-", "--", "-.", ":"), strict=True):
-        found.plot(100 * INSPECTED, 100 * np.array(results["found_early"][name]), style, label=label)
-        rows = results["by_epoch"][name]
-        areas.plot([r["epoch"] for r in rows], [r["auc"] for r in rows], style, marker="o", markersize=3, label=label)
-    found.plot([0, 100 * share, 100], [0, 100, 100], color="0.6", linewidth=1, label="perfect")
-    found.plot([0, 100], [0, 100], color="0.8", linewidth=1, label="chance")
-    seeds = len(results["seeds"])
-    found.set(xlabel="samples inspected, highest score first (%)", ylabel="flipped labels found (%)", xlim=(0, 40))
-    found.set_title(f"scores after epoch {results['early_epoch']}, averaged over {seeds} networks")
-    areas.set(xlabel="epoch (0: at initialisation)", ylabel="area under the ROC curve")
-    areas.set_title(f"the same ranking after each epoch, {100 * share:.0f} % of the labels flipped")
+    inspected, percent = 100 * np.array(results["inspected"]), 100 * results["flipped"] / results["samples"]
+    for i, (name, label) in enumerate(NAMES.items()):
+        rows = results["by_epoch"][name][-results["config"]["train"]["epochs"] :]  # not at initialisation
+        epochs = [row["epoch"] for row in rows]
+        found.plot(inspected, 100 * np.array(results["found_early"][name]), color=f"C{i}", label=label)
+        areas.plot(epochs, [1 - row["auc"] for row in rows], color=f"C{i}", marker="o", markersize=3, label=label)
+        areas.plot(epochs, [1 - row["auc_of_one_network"] for row in rows], color=f"C{i}", linestyle=":")
+    found.plot(inspected, np.minimum(100 * inspected / percent, 100), color="0.6", linestyle="--", label="perfect")
+    found.set(xlabel="samples inspected, highest score first (%)", ylabel="flipped labels found (%)")
+    found.set(xlim=(percent / 2, 3 * percent / 2), ylim=(45, 102))
+    found.set_title(f"after epoch {results['early_epoch']}, scores averaged over {len(results['seeds'])} networks")
+    areas.set(xlabel="epoch", ylabel="1 − area under the ROC curve", yscale="log")
+    areas.set_title("after each epoch (dotted: a network alone)")
     for axis in (found, areas):
-        axis.grid(alpha=0.3)
+        axis.grid(alpha=0.3, which="both")
         axis.legend(fontsize="small")
+    name, sizes = results["config"]["data"]["name"], "-".join(map(str, results["config"]["model"]["sizes"]))
+    figure.suptitle(f"finding the {percent:.0f} % of the labels of {name} that were flipped, {sizes}")
     return figure
 
 

@@ -8,7 +8,7 @@ which knows |G|² far better, but for the parameters of that one moment.
 Source: S. McCandlish et al., An empirical model of large-batch training, 2018, §2.2 and appendix A.1: the noise scale
 B = tr Σ / |G|² grows as the loss falls; up to about B samples a step a larger batch saves steps in proportion.
 
-Command: python -m experiments.noise_scale [--config configs/mnist_noise_scale.toml] [--windows 40] [--out FOLDER]
+Command: python -m experiments.noise_scale [--config configs/mnist_noise_scale.toml] [--windows 25] [--out FOLDER]
 """
 
 import itertools
@@ -132,10 +132,12 @@ def draw(results: dict[str, Any], recorded: Sequence[dict[str, Any]]) -> Figure:
     scales = [np.nan if row["noise_scale"] is None else row["noise_scale"] for row in windows]
     bottom.plot(at, scales, color="tab:blue", label="means of tr Σ and of |G|² over the window, divided")
     bottom.plot(after, [row["noise_scale"] for row in whole], **marks)
-    batch = results["config"]["train"]["batch_size"]
+    config = results["config"]
+    batch = config["train"]["batch_size"]
     bottom.axhline(batch, color="tab:green", linewidth=1, label=f"the batch, {batch} samples")
     top.set(ylabel="mean loss of a sample (nats)", title="the loss falls", xscale="log", yscale="log")
     bottom.set(xlabel="step", ylabel="noise scale tr Σ / |G|² (samples)", title="the noise scale grows", yscale="log")
+    figure.suptitle(f"{config['data']['name']}, {'-'.join(map(str, config['model']['sizes']))}, batches of {batch}")
     for axis in (top, bottom):
         axis.grid(alpha=0.3)
         axis.legend(fontsize="small", markerscale=1.5)
@@ -146,7 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the study, prints its table, writes noise_scale.json and noise_scale.png."""
     parser = report.parser(__doc__)
     parser.add_argument("--config", type=Path, default=CONFIG, help='the run; its [study] records "noise_scale"')
-    parser.add_argument("--windows", type=int, default=40, help="windows of steps that are averaged over")
+    parser.add_argument("--windows", type=int, default=25, help="windows of steps that are averaged over")
     options = parser.parse_args(arguments)
     started = time.perf_counter()
     try:

@@ -24,6 +24,7 @@ from experiments.mislabelled import scores_over_training, seeded
 from jaxbp.run import config as configs
 from jaxbp.run import loop
 from jaxbp.run.config import Config
+from jaxbp.run.data import Dataset
 from jaxbp.run.errors import Diverged, UserError
 from jaxbp.run.loop import Setup
 
@@ -79,8 +80,6 @@ def measure(config: Config, pruned: float, seeds: int, scoring_seeds: int) -> di
             runs[name].append(trained_on(setup, rows))
             last = runs[name][-1][-1]
             print(f"seed {seed}, {NAMES[name]}: test accuracy {100 * last['test_accuracy']:.2f} %", flush=True)
-    labels = setup.dataset.y_train
-    count, left = (np.bincount(y, minlength=len(setup.dataset.classes or ())) for y in (labels, labels[kept["el2n"]]))
     return {
         "config": configs.to_dict(config),
         "pruned": pruned,
@@ -88,9 +87,16 @@ def measure(config: Config, pruned: float, seeds: int, scoring_seeds: int) -> di
         "scoring_seeds": list(scorers),
         "runs": runs,
         "summary": {name: _summary(runs[name], len(kept[name])) for name in NAMES},
-        "pruned_by_class": dict(zip(setup.dataset.classes or (), (1 - left / count).tolist(), strict=True)),
+        "pruned_by_class": _pruned_by_class(setup.dataset, kept["el2n"]),
         "el2n_quantiles": {str(q): float(np.quantile(scores, q)) for q in (0, 0.1, pruned, 0.5, 0.9, 1)},
     }
+
+
+def _pruned_by_class(dataset: Dataset, kept: np.ndarray) -> dict[str, float]:
+    """The share of each class that is left out."""
+    classes, labels = dataset.classes or (), dataset.y_train
+    count, left = (np.bincount(y, minlength=len(classes)) for y in (labels, labels[kept]))
+    return dict(zip(classes, (1 - left / count).tolist(), strict=True))
 
 
 def _summary(runs: list[list[dict[str, Any]]], samples: int) -> dict[str, Any]:
@@ -134,6 +140,9 @@ def draw(results: dict[str, Any]) -> Figure:
     classes.axhline(100 * results["pruned"], color="tab:orange", label="at random")
     classes.set(xlabel="class", ylabel="pruned by EL2N (% of the class)", title="the easiest samples by class")
     classes.legend()
+    config = results["config"]
+    name, sizes = config["data"]["name"], "-".join(map(str, config["model"]["sizes"]))
+    figure.suptitle(f"{100 * results['pruned']:.0f} % of the training samples of {name} left out, {sizes}")
     return figure
 
 
