@@ -64,12 +64,8 @@ def make_case(sizes: tuple[int, ...], batch: int) -> protocol.Case:
     y = jax.random.randint(jax.random.key(2), (batch,), 0, sizes[-1])
     norms = persample.grand(jaxbp.factors(net, params, x, y)[1])
     return protocol.Case(
-        [(np.asarray(w), np.asarray(b)) for w, b in params], *map(np.asarray, (x, y)), norms_median(norms)
+        [(np.asarray(w), np.asarray(b)) for w, b in params], *map(np.asarray, (x, y)), float(jnp.median(norms))
     )
-
-
-def norms_median(norms: jax.Array) -> float:
-    return float(jnp.median(norms))
 
 
 def arguments_of(case: protocol.Case) -> tuple[Any, ...]:

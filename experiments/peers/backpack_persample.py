@@ -5,6 +5,7 @@ and Variance is Σₙ hₙ²/N − (Σₙ hₙ/N)², biased.
 """
 
 import importlib.metadata
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,8 @@ from backpack import backpack, extend, extensions
 from protocol import BATCH, Case, Quantity
 from torch import nn
 from torch_network import batch_gradient, network
+
+warnings.filterwarnings("ignore", message="Full backward hook is firing")
 
 
 def quantities(case: Case) -> dict[str, Quantity]:
