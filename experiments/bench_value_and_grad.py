@@ -11,7 +11,7 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,13 +57,15 @@ def seconds(program: Callable[..., Any], arguments: tuple[Any, ...]) -> float:
     return time.perf_counter() - start
 
 
-def interleaved(ours: Any, theirs: Any, arguments: tuple[Any, ...], rounds: int) -> tuple[list[float], list[float]]:
-    """Seconds of each call, in rounds of both; who is first alternates. One round before that warms up."""
-    seconds(ours, arguments), seconds(theirs, arguments)
-    measured: tuple[list[float], list[float]] = ([], [])
+def interleaved(programs: Sequence[Any], arguments: tuple[Any, ...], rounds: int) -> list[list[float]]:
+    """Seconds of each call, in rounds of all; each round begins with another one. One round before that warms up."""
+    measured: list[list[float]] = [[] for _ in programs]
+    for program in programs:
+        seconds(program, arguments)
     for n in range(rounds):
-        for k in (0, 1) if n % 2 else (1, 0):
-            measured[k].append(seconds((ours, theirs)[k], arguments))
+        for k in range(len(programs)):
+            which = (n + k) % len(programs)
+            measured[which].append(seconds(programs[which], arguments))
     return measured
 
 
@@ -74,7 +76,7 @@ def measure(sizes: tuple[int, ...], batch: int, hidden: str, rounds: int) -> dic
     arguments = (params, jax.random.normal(jax.random.key(1), (batch, sizes[0])), jnp.arange(batch) % sizes[-1])
     ours = jax.jit(lambda params, x, y: jaxbp.value_and_grad(net, params, x, y)).lower(*arguments).compile()
     theirs = jax.jit(jax.value_and_grad(autodiff_loss(hidden))).lower(*arguments).compile()
-    a, b = interleaved(ours, theirs, arguments, rounds)
+    a, b = interleaved((ours, theirs), arguments, rounds)
     return {
         "milliseconds": 1e3 * statistics.median(a),
         "time_ratio": statistics.median(x / y for x, y in zip(a, b, strict=True)),
