@@ -129,6 +129,14 @@ def _parser() -> argparse.ArgumentParser:
     study.add_argument("--overwrite", action="store_true", help="replace files that exist; refused otherwise")
     study.set_defaults(command=_study)
 
+    trace = commands.add_parser("trace", help="one sample through a trained network and back: a table and a figure")
+    trace.add_argument("run", metavar="RUN_DIR", help="the folder of a finished run")
+    trace.add_argument("--sample", metavar="N", type=int, required=True, help="its index in the split, from 0")
+    trace.add_argument("--split", metavar="train|test", default="test", help="test by default")
+    trace.add_argument("--out", metavar="FILE.png", help="the figure; by default RUN_DIR/trace_SPLIT_N.png")
+    trace.add_argument("--overwrite", action="store_true", help="replace a figure that exists; refused otherwise")
+    trace.set_defaults(command=_trace)
+
     data = commands.add_parser("data", help="list the data sets, import one from files at hand")
     actions = data.add_subparsers(title="commands", metavar="COMMAND", required=True)
     listing = actions.add_parser("list", help="the data sets, their sizes and where they are")
@@ -184,6 +192,13 @@ def _study(options: argparse.Namespace, _: list[str]) -> None:
         options.overwrite,
     )
     study.study(request, _console())
+
+
+def _trace(options: argparse.Namespace, _: list[str]) -> None:
+    from jaxbp.run import trace
+
+    out = Path(options.out) if options.out else None
+    trace.trace(trace.Request(Path(options.run), options.sample, options.split, out, options.overwrite), _console())
 
 
 def _data_list(options: argparse.Namespace, _: list[str]) -> None:

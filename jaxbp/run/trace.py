@@ -1,0 +1,133 @@
+"""`jaxbp trace`: one sample through a trained network and back, in numbers and one figure in the lecture's layout."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from jaxbp import losses
+from jaxbp.mlp import MLP, Affine, Array, Params, Tape, backward, forward, wide
+from jaxbp.run import config as configs
+from jaxbp.run import study
+from jaxbp.run.config import choose
+from jaxbp.run.errors import UserError
+from jaxbp.run.model import load
+from jaxbp.run.study import SPLITS, Subject
+
+
+class Request(NamedTuple):
+    """The arguments of `jaxbp trace`; out None: RUN_DIR/trace_SPLIT_SAMPLE.png."""
+
+    run: Path
+    sample: int
+    split: str = "test"
+    out: Path | None = None
+    overwrite: bool = False
+
+
+class Trace(NamedTuple):
+    """All that the two passes compute for one sample.
+
+    tape: x⁽⁰⁾ … x⁽ᴸ⁾ and s⁽¹⁾ … s⁽ᴸ⁾;  loss: ℓ;  dl_dx: ∂ℓ/∂x⁽⁰⁾ … ∂ℓ/∂x⁽ᴸ⁾;  dl_ds: δ⁽¹⁾ … δ⁽ᴸ⁾;
+    gradient: ∂ℓ/∂w⁽ˡ⁾ and ∂ℓ/∂b⁽ˡ⁾.
+    """
+
+    tape: Tape
+    loss: Array
+    dl_dx: tuple[Array, ...]
+    dl_ds: tuple[Array, ...]
+    gradient: Params
+
+
+def trace(request: Request, console: Console) -> Path:
+    """Prints the table and draws the figure of one sample; returns the path of the figure.
+
+    Raises:
+      UserError: no finished run, no such sample, a figure that exists or can't be written.
+    """
+    choose("--split", "split", request.split, SPLITS)
+    load(request.run)  # says what is missing in a folder that is no run's
+    subject = study.prepare(request.run, configs.read(request.run / "config.toml"), request.split)
+    if not 0 <= request.sample < len(subject.x):
+        samples = f"the {request.split} set has samples 0 to {len(subject.x) - 1}"
+        raise UserError(f"--sample: got {request.sample}, {samples}")
+    out = request.out or request.run / f"trace_{request.split}_{request.sample}.png"
+    if out.suffix != ".png":
+        raise UserError(f"--out: {str(out)!r} should end in .png")
+    if out.exists() and not request.overwrite:
+        raise UserError(f"--out: {str(out)!r} exists, --overwrite replaces it")
+    found = measure(subject.net, subject.model.params, *(part[request.sample] for part in subject.data))
+    title = _title(subject, request, found)
+    _print(found, title, console)
+    _draw(found, subject, request.sample, title, out)
+    console.out(str(out), highlight=False)
+    return out
+
+
+def measure(net: MLP, params: Params, x: Array, y: Array) -> Trace:
+    """Forward and backward pass of one sample, line by line as `jaxbp.forward` and `jaxbp.backward` state them."""
+    loss = losses.get(net.loss)
+    tape = forward(net, params, x)
+    output = tape.x[-1].astype(wide(x.dtype))
+    y = y if jnp.issubdtype(y.dtype, jnp.integer) else y.astype(output.dtype)
+    last = loss.dl_dx(output, y).astype(x.dtype)  # ∂ℓ/∂x⁽ᴸ⁾, from the definition of ℓ
+    dl_ds = backward(net, params, tape, last)
+    dl_dx = tuple(w.T @ delta for (w, _), delta in zip(params, dl_ds, strict=True))  # ∂ℓ/∂x⁽ˡ⁻¹⁾ = (w⁽ˡ⁾)ᵀ ∂ℓ/∂s⁽ˡ⁾
+    gradient = tuple(
+        Affine(w=jnp.outer(delta, before), b=delta)  # ∂ℓ/∂w⁽ˡ⁾ = ∂ℓ/∂s⁽ˡ⁾ (x⁽ˡ⁻¹⁾)ᵀ, ∂ℓ/∂b⁽ˡ⁾ = ∂ℓ/∂s⁽ˡ⁾
+        for delta, before in zip(dl_ds, tape.x[:-1], strict=True)
+    )
+    return Trace(tape, loss.ell(output, y), (*dl_dx, last), dl_ds, gradient)
+
+
+def quantities(found: Trace) -> list[tuple[str, np.ndarray]]:
+    """Every array by its name, in the order in which the passes compute them."""
+    forwards = [("x⁽⁰⁾", found.tape.x[0])]
+    for layer, (s, x) in enumerate(zip(found.tape.s, found.tape.x[1:], strict=True), 1):
+        forwards += [(f"s{_up(layer)}", s), (f"x{_up(layer)}", x)]
+    backwards = []
+    layers = list(enumerate(zip(found.dl_dx[1:], found.dl_ds, found.gradient, strict=True), 1))
+    for layer, (dl_dx, dl_ds, (w, b)) in reversed(layers):
+        backwards += [(f"∂ℓ/∂x{_up(layer)}", dl_dx), (f"∂ℓ/∂s{_up(layer)}", dl_ds)]
+        backwards += [(f"∂ℓ/∂w{_up(layer)}", w), (f"∂ℓ/∂b{_up(layer)}", b)]
+    everything = [*forwards, *backwards, ("∂ℓ/∂x⁽⁰⁾", found.dl_dx[0])]
+    return [(name, np.asarray(jax.device_get(a), np.float64)) for name, a in everything]
+
+
+def _up(layer: int) -> str:
+    return f"⁽{str(layer).translate(str.maketrans('0123456789', '⁰¹²³⁴⁵⁶⁷⁸⁹'))}⁾"
+
+
+def _title(subject: Subject, request: Request, found: Trace) -> str:
+    sizes, loss = "-".join(map(str, subject.net.sizes)), float(found.loss)
+    head = f"{subject.setup.dataset.name}, {request.split} sample {request.sample} · {sizes} · ℓ = {loss:.4g}"
+    if not subject.model.classes:
+        return head
+    label, guess = int(subject.y[request.sample]), int(np.argmax(np.asarray(found.tape.x[-1])))
+    return f"{head} · label {subject.model.classes[label]}, predicted {subject.model.classes[guess]}"
+
+
+def _print(found: Trace, title: str, console: Console) -> None:
+    table = Table()
+    for column in ("quantity", "shape", "norm", "mean", "min", "max", "zeros"):
+        table.add_column(column, justify="left" if column == "quantity" else "right", no_wrap=True)
+    for name, a in quantities(found):
+        numbers = (np.linalg.norm(a), a.mean(), a.min(), a.max())
+        table.add_row(name, "×".join(map(str, a.shape)), *(f"{v:.4g}" for v in numbers), f"{np.mean(a == 0):.1%}")
+    console.out(title, highlight=False)  # brackets in a name are no markup
+    console.print(table)
+
+
+def _draw(found: Trace, subject: Subject, sample: int, title: str, out: Path) -> None:
+    from jaxbp.run import trace_plots
+
+    shape = subject.setup.dataset.image_shape
+    image = None if shape is None else np.asarray(subject.x[sample], np.float64).reshape(shape)
+    try:
+        trace_plots.draw(dict(quantities(found)), image, title, out)
+    except OSError as error:
+        raise UserError(f"--out: {str(out)!r} can't be written: {error.strerror}") from None
