@@ -151,7 +151,10 @@ def ratio(a: Iterable[float], b: Iterable[float]) -> float:
 
 
 def values(name: str, result: Any) -> list[Any]:
-    """The arrays that are compared: of the gradients, those of four samples."""
+    """The arrays that are compared: of the gradients, those of four samples; of the noise scale, |G|² and tr Σ, of
+    which |G|² alone, a small difference on random data, has no digits to compare, and nor has their ratio.
+    """
+    result = result[:2] if name == "noise_scale" else result
     result = result[1] if name == BATCH else result.mean if isinstance(result, persample.Clipped) else result
     return [a[:4] if name == "gradients" else a for a in jax.tree.leaves(result)]
 
