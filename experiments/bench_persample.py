@@ -44,9 +44,13 @@ NETWORKS = {  # sizes, batch
     "784-1024-1024-10 / 128": ((784, 1024, 1024, 10), 128),
     "5120-2560-1280 / 32": ((5120, 2560, 1280), 32),
 }
+QUANTITIES = ("squared_norms", "clipped_mean", "gram", "second_moment", "variance", "dot", "noise_scale", "gradients")
 TARGETS = {"squared_norms": (0.7, 7), "clipped_mean": (1.1, 50), "gram": (1.4, 50), "second_moment": (2.0, 50)}
 GRAND_NETWORK, GRAND_CHUNK = (784, 256, 256, 10), 1000
 TOLERANCE = 1e-4  # float32 in another order of summation; Opacus's 1e-6 beside a norm is below it
+# PyTorch's float32 norm of a gradient of 2560 × 5120 entries is 9e-4 off the float64 norm of the same entries (4e-5 at
+# 1024 × 784): a peer that clips by it, Opacus's fast gradient clipping, carries that rounding.
+PEER_TOLERANCE = 1e-3
 PEERS = Path(__file__).parent / "peers"
 BATCH = protocol.BATCH
 
@@ -172,10 +176,10 @@ def cancelled(expected: Iterable[Any], norms: Any, direction: Params) -> float:
     return products / (math.sqrt(float(np.sum(np.asarray(norms, float)))) * length)
 
 
-def check(what: str, error: float) -> float:
+def check(what: str, error: float, allowed: float) -> float:
     """The error, which must be that of rounding."""
-    if not error <= TOLERANCE:
-        raise AssertionError(f"{what}: relative error {error:.1e}, allowed {TOLERANCE:.0e}: not the same quantity")
+    if not error <= allowed:
+        raise AssertionError(f"{what}: relative error {error:.1e}, allowed {allowed:.0e}: not the same quantity")
     return error
 
 
@@ -201,7 +205,7 @@ def measure(case: protocol.Case, rounds: int, slow_rounds: int) -> dict[str, dic
             "speedup": ratio(b, a),
             "scratch_bytes": scratch(ours[name]),
             "vmap_scratch_bytes": scratch(slow),
-            "relative_error": check(name, error),
+            "relative_error": check(name, error, TOLERANCE),
         }
     return found | {BATCH: found[BATCH] | {"scratch_bytes": scratch(ours[BATCH])}}
 
@@ -226,7 +230,8 @@ def measure_peers(
                 with np.load(computed) as archive:
                     got = [archive[file] for file in archive.files if file.rpartition(".")[0] == quantity]
                 error = relative_error(got, values(key, expected[key](*arguments)))
-                found[name]["relative_error"][quantity] = check(f"{name} {quantity}, {net.sizes}", error)
+                what = f"{name} {quantity}, {net.sizes}"
+                found[name]["relative_error"][quantity] = check(what, error, PEER_TOLERANCE)
     for peer in found.values():
         peer["ratio"] = {name: ratio(s, peer["seconds"][BATCH]) for name, s in peer["seconds"].items()}
         peer["seconds"] = {name: statistics.median(s) for name, s in peer["seconds"].items()}
@@ -320,14 +325,10 @@ def show_peers(name: str, peers: dict[str, dict[str, Any]]) -> None:
         )
         for quantity, peer, seconds in sorted(
             ((quantity, peer, s) for peer in peers.values() for quantity, s in peer["seconds"].items()),
-            key=lambda row: [BATCH, *vmapped_names()].index(row[0].split(" ")[0]),
+            key=lambda row: [BATCH, *QUANTITIES].index(row[0].split(" ")[0]),
         )
     ]
     report.table(name, ("quantity", "library", "ms", "÷ own batch gradient", "relative error"), rows)
-
-
-def vmapped_names() -> list[str]:
-    return ["squared_norms", "clipped_mean", "gram", "second_moment", "variance", "dot", "noise_scale", "gradients"]
 
 
 COLORS = {
@@ -335,12 +336,17 @@ COLORS = {
     "vmap(jax.grad)": "#b0b0b0",
     "backpack": "#4477aa",
     "opacus": "#ee6677",
-    "opacus, fast gradient clipping": "#f4b6bd",
+    "opacus (fast gradient clipping)": "#f4b6bd",
     "jax_privacy": "#ccbb44",
+    "jax_privacy (whole batch)": "#e6dfa6",
     "optax": "#aa3377",
 }
-LABELS = {"backpack": "BackPACK", "opacus": "Opacus", "jax_privacy": "jax-privacy"} | {
-    "opacus, fast gradient clipping": "Opacus, fast gradient clipping"
+LABELS = {
+    "backpack": "BackPACK",
+    "opacus": "Opacus (ghost clipping)",
+    "opacus (fast gradient clipping)": "Opacus (fast gradient clipping)",
+    "jax_privacy": "jax-privacy (microbatches of 1)",
+    "jax_privacy (whole batch)": "jax-privacy (whole batch)",
 }
 
 
@@ -351,33 +357,44 @@ def bars_of(network: dict[str, Any], quantity: str) -> dict[str, float]:
     for name, peer in network["peers"].items():
         for key, value in peer["ratio"].items():
             if key.split(" ")[0] == quantity and name != "jaxbp":
-                bars[name if key == quantity else f"{name}, fast gradient clipping"] = value
+                bars[name + key.removeprefix(quantity)] = value
     return {name: bars[name] for name in COLORS if name in bars}
 
 
 def draw(networks: dict[str, dict[str, Any]]) -> Figure:
     """One panel a network, one group a quantity, one bar a library."""
-    figure = Figure(figsize=(13.3, 3.1 * len(networks) + 0.9), layout="constrained")
+    figure = Figure(figsize=(13.3, 3.1 * len(networks) + 1.1), layout="constrained")
     axes = figure.subplots(len(networks), 1, squeeze=False, sharex=True)[:, 0]
     for ax, (name, network) in zip(axes, networks.items(), strict=True):
-        for group, quantity in enumerate(vmapped_names()):
+        for group, quantity in enumerate(QUANTITIES):
             bars = bars_of(network, quantity)
             for k, (library, value) in enumerate(bars.items()):
-                at = group + (k - (len(bars) - 1) / 2) * 0.15
-                ax.bar(at, value, 0.15, color=COLORS[library], bottom=0)
-                ax.text(at, value * 1.08, f"{value:.2g}" if value < 100 else f"{value:.0f}", ha="center", fontsize=7)
+                at = group + (k - (len(bars) - 1) / 2) * 0.13
+                ax.bar(at, value, 0.13, color=COLORS[library])
+                ax.text(
+                    at,
+                    value * 1.08,
+                    f"{value:.2g}" if value < 100 else f"{value:.0f}",
+                    ha="center",
+                    fontsize=7,
+                    bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.2},
+                )
         ax.axhline(1, color="black", linewidth=0.8)
         ax.set_yscale("log")
-        ax.set_ylim(0.3, 800)
+        ax.set_ylim(0.3, 3000)
         ax.set_ylabel("time ÷ own batch gradient")
-        ax.set_title(f"{name} samples", fontsize=10, loc="left")
+        ax.set_title(
+            f"{name} samples, {1e3 * network['quantities'][BATCH]['seconds']:.2g} ms a batch gradient of jaxbp",
+            fontsize=10,
+            loc="left",
+        )
         ax.spines[["top", "right"]].set_visible(False)
-    axes[-1].set_xticks(range(len(vmapped_names())), [name.replace("_", " ") for name in vmapped_names()])
-    shown = [name for name in COLORS if any(name in bars_of(n, q) for n in networks.values() for q in vmapped_names())]
+    axes[-1].set_xticks(range(len(QUANTITIES)), [name.replace("_", " ") for name in QUANTITIES])
+    shown = [name for name in COLORS if any(name in bars_of(n, q) for n in networks.values() for q in QUANTITIES)]
     handles = [axes[0].bar(0, 0, color=COLORS[name]) for name in shown]
     names = [LABELS.get(name, name) for name in shown]
     figure.suptitle("Per-sample quantities, forward and backward included: 1 is one batch gradient of the same library")
-    figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False)
+    figure.legend(handles, names, loc="outside lower center", ncols=math.ceil(len(names) / 2), frameon=False)
     return figure
 
 
@@ -404,6 +421,8 @@ def main() -> None:
     grand = measure_grand()
     if grand:
         print(f"GraNd of {grand['samples']:,} samples: {grand['first']:.2f} s, compiled {grand['compiled']:.2f} s")
+    rounds = {key: getattr(chosen, key) for key in ("rounds", "slow_rounds", "peer_rounds", "alternations")}
+    results = {"device": jax.devices()[0].device_kind, "jax": jax.__version__, **rounds, "grand": grand}
     networks: dict[str, dict[str, Any]] = {}
     for name, shape in NETWORKS.items():
         if chosen.only not in name:
@@ -414,9 +433,7 @@ def main() -> None:
         if chosen.peer:
             networks[name]["peers"] = measure_peers(case, peers, chosen.peer_rounds, chosen.alternations)
             show_peers(name, networks[name]["peers"])
-    rounds = {key: getattr(chosen, key) for key in ("rounds", "slow_rounds", "peer_rounds", "alternations")}
-    results = {"device": jax.devices()[0].device_kind, "jax": jax.__version__, **rounds, "grand": grand}
-    report.save(chosen.out, "bench_persample", results | {"networks": networks}, draw(networks))
+        report.save(chosen.out, "bench_persample", results | {"networks": networks}, draw(networks))
 
 
 if __name__ == "__main__":
