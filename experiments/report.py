@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import tomllib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 RESULTS = Path(__file__).parent / "results"
+PUBLISHED = Path(__file__).parent / "published.toml"
 
 
 def parser(doc: str) -> argparse.ArgumentParser:
@@ -19,6 +21,12 @@ def parser(doc: str) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON and the PNG")
     return made
+
+
+def published(study: str) -> dict[str, Any]:
+    """The published figures of a study: its table of published.toml."""
+    figures: dict[str, Any] = tomllib.loads(PUBLISHED.read_text(encoding="utf-8"))[study]
+    return figures
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
