@@ -32,7 +32,7 @@ def jaxbp_epochs(epochs: int) -> dict[str, Any]:
         "optimizer": {"name": "sgd", "learning_rate": LEARNING_RATE},
         "train": {"epochs": epochs + 1, "batch_size": 128},
     }
-    rows = [row for _, row in loop.epochs(loop.prepare(config.validate(tables, source="bench_epoch")))]
+    rows = [epoch.row for epoch in loop.epochs(loop.prepare(config.validate(tables, source="bench_epoch")))]
     return {"seconds": [row["seconds"] for row in rows[1:]], "test_accuracy": rows[-1]["test_accuracy"]}
 
 

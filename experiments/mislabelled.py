@@ -70,7 +70,7 @@ def scores_over_training(setup: Setup) -> tuple[dict[str, np.ndarray], float]:
         raise UserError("model.loss: EL2N needs softmax_cross_entropy of the output identity, without label smoothing")
     found = [persample.map_chunks(_scores, net, setup.model.params, *setup.train, CHUNK)]
     influence = [np.zeros(len(setup.train.x))]
-    for model, row in loop.epochs(setup):
+    for model, row, _ in loop.epochs(setup):
         found.append(persample.map_chunks(_scores, net, model.params, *setup.train, CHUNK))
         influence.append(influence[-1] + row["learning_rate"] * np.asarray(found[-1]["grand"], np.float64) ** 2)
     stacked = {name: np.stack([np.asarray(scores[name]) for scores in found]) for name in found[0]}

@@ -70,7 +70,7 @@ def measure(config: Config, windows: int) -> tuple[dict[str, Any], list[dict[str
     setup = loop.prepare(config)
     recorded: list[dict[str, Any]] = []
     whole = [{"epoch": 0, "step": 0, "noise_scale": of_the_training_set(setup, setup.model.params)}]
-    for model, row in loop.epochs(setup, recorded):
+    for model, row, _ in loop.epochs(setup, recorded):
         found = of_the_training_set(setup, model.params)
         whole.append({name: row[name] for name in ("epoch", "step", "train_loss", "test_accuracy")})
         whole[-1]["noise_scale"] = found

@@ -59,7 +59,7 @@ def trained_on(setup: Setup, kept: np.ndarray) -> list[dict[str, Any]]:
         train=setup.train._replace(x=setup.train.x[kept], y=setup.train.y[kept]),
     )
     wanted = ("epoch", "step", "train_loss", "train_accuracy", "test_loss", "test_accuracy")
-    return [{name: row[name] for name in wanted} for _, row in loop.epochs(fewer)]
+    return [{name: row[name] for name in wanted} for _, row, _ in loop.epochs(fewer)]
 
 
 def measure(config: Config, pruned: float, seeds: int, scoring_seeds: int) -> dict[str, Any]:

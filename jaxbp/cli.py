@@ -48,11 +48,12 @@ or, of the split as a whole, in the summary:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status.
 
-    0 done · 1 a check did not pass · 2 bad input, said in one line · 3 the loss became NaN or infinite · 130 Ctrl-C.
+    0 done · 1 a check did not pass · 2 bad input, said in one line · 3 the loss became NaN or infinite · 130 Ctrl-C ·
+    143 SIGTERM.
     """
     if importlib.util.find_spec("tyro") is None:
         return _fail("the command needs more packages than the library: pip install 'jaxbp[run]'", 2)
-    from jaxbp.run.errors import Diverged, UserError
+    from jaxbp.run.errors import Diverged, Stopped, UserError
 
     try:
         options, overrides = _parser().parse_known_args(arguments)
@@ -63,6 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(error), 2)
     except Diverged as error:
         return _fail(f"diverged: {error}; a smaller learning rate may help", 3)
+    except Stopped as stopped:
+        return _fail(str(stopped), 128 + stopped.signal)
     except Exception as error:
         if "RESOURCE_EXHAUSTED" not in str(error):  # XLA's word for it
             raise
@@ -86,9 +89,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"jaxbp {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    run = commands.add_parser("run", help="train the network of a config", description=RUN_HELP, add_help=False)
+    run = commands.add_parser(
+        "run", help="train the network of a config", description=RUN_HELP, add_help=False, allow_abbrev=False
+    )
     run.add_argument("config", metavar="CONFIG", nargs="?", help="a TOML file, such as configs/digits.toml")
-    run.set_defaults(command=_run)
+    which = run.add_mutually_exclusive_group()
+    which.add_argument("--resume", action="store_const", dest="how", const="resume", help="refuse to begin a new run")
+    which.add_argument("--new", action="store_const", dest="how", const="new", help="begin a new run")
+    run.set_defaults(command=_run, how="auto")
 
     predict = commands.add_parser("predict", help="apply a trained network to new data")
     predict.add_argument("run", metavar="RUN_DIR", help="the folder of a finished run")
@@ -163,7 +171,7 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> None:
         raise UserError(f"command line: {path} is no config; it comes first: jaxbp run CONFIG {overrides[0]} …")
     config = configs.read(path, overrides)
     try:
-        loop.run(config, path.stem, _console())
+        loop.run(config, path.stem, _console(), options.how)
     except UserError as error:
         raise UserError(f"{path}{' and command line' if overrides else ''}: {error}") from None
 

@@ -96,7 +96,7 @@ def test_the_scores_are_those_of_softmax_and_of_every_checkpoint(path: Path) -> 
 def _compare_scores(setup: Setup) -> None:
     scores, accuracy = mislabelled.scores_over_training(setup)
     assert {name: array.shape for name, array in scores.items()} == dict.fromkeys(mislabelled.NAMES, (3, 1437))
-    models, rows = zip(*loop.epochs(setup), strict=True)
+    models, rows, _ = zip(*loop.epochs(setup), strict=True)
     assert accuracy == rows[-1]["test_accuracy"]
     evaluation = training.evaluate(setup.model.net, models[1].params, *setup.train)
     error = jax.nn.softmax(evaluation.output) - jax.nn.one_hot(setup.train.y, 10, dtype=jnp.float32)

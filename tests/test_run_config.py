@@ -2,6 +2,7 @@
 
 import json
 import tomllib
+import typing
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from jaxbp.run import config as configs
 from jaxbp.run.config import (
+    CheckpointConfig,
     Config,
     ModelConfig,
     OptimizerConfig,
@@ -52,7 +54,7 @@ def written(tmp_path: Path, text: str | bytes) -> Path:
     [
         # unknown tables and keys
         ("[trian]\nepochs = 1", "unknown key 'trian', did you mean 'train'?"),
-        ("epochs = 1", "unknown key 'epochs', did you mean 'study'?"),
+        ("epochs = 1", "unknown key 'epochs', did you mean 'train.epochs'?"),
         ("[train]\nepohcs = 1", "unknown key 'train.epohcs', did you mean 'train.epochs'?"),
         ("[data]\nstandardise = 'none'", "unknown key 'data.standardise', did you mean 'data.standardize'?"),
         ("[model.sub]\nx = 1", "unknown key 'model.sub', did you mean 'model.loss'?"),
@@ -304,6 +306,7 @@ TABLES = st.fixed_dictionaries(
             }
         ),
         "study": st.fixed_dictionaries({"quantities": st.lists(TEXT, max_size=3).map(tuple), "every": COUNT}),
+        "checkpoint": st.fixed_dictionaries({"every": optional(COUNT), "keep": COUNT}),
     }
 )
 
@@ -312,7 +315,7 @@ TABLES = st.fixed_dictionaries(
 def test_every_config_comes_back(tables: dict[str, dict[str, Any]]) -> None:
     kinds = {
         **{"data": DataConfig, "model": ModelConfig, "optimizer": OptimizerConfig, "train": TrainConfig},
-        "study": StudyConfig,
+        **{"study": StudyConfig, "checkpoint": CheckpointConfig},
     }
     assert {f"{table}.{name}" for table, values in tables.items() for name in values} == set(keys())
     config = Config(**{name: kind(**tables[name]) for name, kind in kinds.items()})
@@ -323,14 +326,12 @@ def test_every_config_comes_back(tables: dict[str, dict[str, Any]]) -> None:
 
 
 def test_keys_are_the_fields() -> None:
-    assert keys()[0] == "data.name" and keys()[-1] == "study.every"
+    assert keys()[0] == "data.name" and keys()[-1] == "checkpoint.keep"
     assert {key.split(".")[0] for key in keys()} == set(to_dict(Config()))
     assert (
         len(keys())
         == len(set(keys()))
-        == sum(
-            len(c.__dataclass_fields__) for c in (DataConfig, ModelConfig, OptimizerConfig, TrainConfig, StudyConfig)
-        )
+        == sum(len(c.__dataclass_fields__) for c in typing.get_type_hints(Config).values())
     )
 
 

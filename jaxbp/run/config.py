@@ -92,7 +92,7 @@ class TrainConfig:
     seed: Seed = 0
     """Of the initial parameters and of the order of the samples."""
     folder: str | None = None
-    """Run folder, new or empty; None: runs/<config>, with a number behind it when that exists."""
+    """Run folder: new, empty, or that of an unfinished run, which goes on; None: runs/<config>, runs/<config>-2 …"""
     plots: bool = True
     """Whether to draw the PNGs."""
     tensorboard: bool = False
@@ -112,6 +112,17 @@ class StudyConfig:
 
 @pydantic.with_config(STRICT)
 @dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """From which a run that was stopped goes on, in checkpoints/ of the run folder."""
+
+    every: Count | None = None
+    """Epochs from one to the next; None: after the epoch in which a minute has passed since the last one."""
+    keep: Count = 2
+    """How many of the newest stay."""
+
+
+@pydantic.with_config(STRICT)
+@dataclasses.dataclass(frozen=True)
 class Config:
     """Everything that decides a run."""
 
@@ -120,6 +131,7 @@ class Config:
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     study: StudyConfig = dataclasses.field(default_factory=StudyConfig)
+    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
 
 
 def read(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -213,7 +225,8 @@ def _describe(errors: Sequence[Any]) -> list[str]:
 
 def _unknown(key: str) -> str:
     table = key.rpartition(".")[0]
-    siblings = [k for k in keys() if table and k.startswith(f"{table}.")] or list(Config.__dataclass_fields__)
+    siblings = [k for k in keys() if table and k.startswith(f"{table}.")]
+    siblings = siblings or [k for k in keys() if k.endswith(f".{key}")] or list(Config.__dataclass_fields__)
     return f"unknown key {key!r}, {nearest(key, siblings)}?"
 
 

@@ -1,4 +1,4 @@
-"""The two ways in which a command can end badly; `jaxbp.cli` turns each into one line and an exit status."""
+"""The ways in which a command can end badly; `jaxbp.cli` turns each into one line and an exit status."""
 
 
 class UserError(Exception):
@@ -7,3 +7,11 @@ class UserError(Exception):
 
 class Diverged(Exception):
     """The loss became NaN or infinite. One line that says where; the command exits with 3."""
+
+
+class Stopped(Exception):
+    """A signal ended the run after a whole epoch, which is saved. One line; the command exits with 128 + signal."""
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.signal = signal

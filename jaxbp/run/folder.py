@@ -1,5 +1,6 @@
-"""The run folder: the resolved config, metrics.jsonl, provenance."""
+"""The run folder: which one a run takes, the resolved config, metrics.jsonl, provenance."""
 
+import contextlib
 import importlib.metadata
 import json
 import math
@@ -7,51 +8,147 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import jax
 import tomli_w
 
+from jaxbp.run import config as configs
+from jaxbp.run import lock
 from jaxbp.run.config import Config, to_dict
 from jaxbp.run.errors import UserError
 
 PACKAGES = ("jaxbp", "jax", "jaxlib", "numpy", "optax", "scikit-learn")
+METRICS, TIMINGS = "metrics.jsonl", "timings.jsonl"
+UNFINISHED = ".unfinished"  # there from the beginning of a run to its end; locked while a process works on it
+How = Literal["auto", "resume", "new"]
 
 
-def create(config: Config, name: str) -> Path:
-    """Makes the run folder and writes config.toml and provenance.json into it.
+class Opened(NamedTuple):
+    """The folder of a run; whether a run that was stopped goes on in it."""
 
-    `train.folder` must be new or empty; without it the folder is the first of runs/<name>, runs/<name>-2, … that does
-    not exist, so that no run is overwritten.
+    path: Path
+    resumed: bool
+
+
+@contextlib.contextmanager
+def opened(config: Config, name: str, how: How = "auto") -> Iterator[Opened]:
+    """The run folder, locked: that of an unfinished run, or a new one with config.toml and provenance.json.
+
+    `train.folder` is taken if it is new or empty, or holds an unfinished run, which then goes on. Without it the newest
+    of runs/<name>, runs/<name>-2, … is taken if it is unfinished, or else the next. A finished run is never touched.
+    "resume" wants an unfinished run, "new" a new folder.
+
+    Raises:
+      UserError: the folder holds something else, another process runs in it, it can't be written, or its run began with
+        another config; the keys that differ are named.
     """
-    folder = Path(config.train.folder) if config.train.folder is not None else _free(Path("runs"), name)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()):
-            raise UserError(f"train.folder: {folder} is not empty; name a new folder or remove it")
-        (folder / "config.toml").write_text(tomli_w.dumps(to_dict(config)), encoding="utf-8")
-        (folder / "provenance.json").write_text(json.dumps(_provenance(config), indent=2) + "\n", encoding="utf-8")
-    except (OSError, ValueError) as error:  # ValueError: a path with a null byte
-        raise UserError(
-            f"train.folder: {str(folder)!r} can't be written: {getattr(error, 'strerror', error)}"
-        ) from None
-    return folder
+    path = Path(config.train.folder) if config.train.folder is not None else _numbered(name, how)
+    with contextlib.ExitStack() as stack:
+        try:
+            _check_free(path, how)
+            path.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(lock.held(path / UNFINISHED))
+            resumed = (path / "config.toml").exists()
+            if resumed:
+                _check_same(config, path)
+            _write(path / "provenance.json", json.dumps(_provenance(config, path), indent=2) + "\n")
+            if not resumed:
+                _write(path / "config.toml", tomli_w.dumps(to_dict(config)))
+        except (OSError, ValueError) as error:  # ValueError: a path with a null byte
+            raise UserError(
+                f"train.folder: {str(path)!r} can't be written: {getattr(error, 'strerror', error)}"
+            ) from None
+        yield Opened(path, resumed)
 
 
-def append(folder: Path, *rows: Mapping[str, Any]) -> None:
-    """More lines of metrics.jsonl, on disk on return. NaN and ±inf, which JSON lacks, become null."""
-    with open(folder / "metrics.jsonl", "a", encoding="utf-8") as file:
-        file.writelines(json.dumps(_plain(row), allow_nan=False) + "\n" for row in rows)
-        file.flush()
-        os.fsync(file.fileno())
+def finish(path: Path) -> None:
+    """Marks the run as finished: from now on nothing is changed in its folder."""
+    (path / UNFINISHED).unlink()
 
 
-def _free(parent: Path, name: str) -> Path:
-    numbered = (parent / (name if n == 1 else f"{name}-{n}") for n in range(1, sys.maxsize))
-    return next(folder for folder in numbered if not folder.exists())
+def append(path: Path, *rows: Mapping[str, Any], to: str = METRICS) -> int:
+    """More lines of metrics.jsonl, on disk on return: its length. NaN and ±inf, which JSON lacks, become null.
+
+    On an error, such as a full disk, the file is left as it was.
+    """
+    lines = "".join(json.dumps(_plain(row), allow_nan=False) + "\n" for row in rows).encode()
+    with open(path / to, "ab", buffering=0) as file:
+        length = file.tell()
+        try:
+            while lines:
+                lines = lines[file.write(lines) :]
+            os.fsync(file.fileno())
+        except BaseException:  # also Ctrl-C
+            file.truncate(length)
+            raise
+        return file.tell()
+
+
+def rewind(path: Path, length: int, epochs: int) -> list[dict[str, Any]]:
+    """Cuts off what was measured after the first epochs; the rows that metrics.jsonl keeps, with NaN for null.
+
+    Raises:
+      UserError: the file is shorter than it was.
+    """
+    metrics, timings = path / METRICS, path / TIMINGS
+    kept = metrics.read_bytes()[:length] if metrics.exists() else b""
+    if len(kept) < length:
+        raise UserError(f"{metrics}: {len(kept)} bytes, when the checkpoint was written it had {length}; begin anew")
+    if metrics.exists():
+        os.truncate(metrics, length)
+    if timings.exists():
+        os.truncate(timings, sum(map(len, timings.read_bytes().splitlines(keepends=True)[:epochs])))
+    return [_with_nan(json.loads(line)) for line in kept.splitlines()]
+
+
+def _numbered(name: str, how: How) -> Path:
+    """The newest of runs/<name>, runs/<name>-2, … if it is unfinished or must be resumed; or else the next one."""
+    name = name.strip(".") or "run"  # "..": the parent
+    folders = (Path("runs") / (name if n == 1 else f"{name}-{n}") for n in range(1, sys.maxsize))
+    newest = None
+    for folder in folders:
+        if not os.path.lexists(folder):
+            break
+        newest = folder
+    taken = newest is not None and how != "new" and (how == "resume" or (newest / UNFINISHED).exists())
+    return newest if newest is not None and taken else folder
+
+
+def _check_free(path: Path, how: How) -> None:
+    """Raises unless a run may begin or, where one is unfinished, go on here."""
+    unfinished = (path / UNFINISHED).exists()
+    if how == "resume" and not unfinished:
+        state = "holds no unfinished run" if path.exists() else "does not exist"
+        raise UserError(f"--resume: {path} {state}, so there is nothing to resume")
+    if how == "new" and unfinished:
+        raise UserError(f"--new: {path} holds an unfinished run; name a new folder")
+    if not unfinished and path.is_dir() and any(path.iterdir()):
+        holds = "holds a finished run" if (path / "config.toml").exists() else "is not empty"
+        raise UserError(f"train.folder: {path} {holds}; name a new folder or remove it")
+
+
+def _check_same(config: Config, path: Path) -> None:
+    before = configs.read(path / "config.toml")
+    differing = [key for key in configs.keys() if key != "train.folder" and _value(before, key) != _value(config, key)]
+    if differing:
+        changes = ", ".join(f"{key} was {_value(before, key)!r}, now {_value(config, key)!r}" for key in differing)
+        raise UserError(f"{path} is unfinished and began with another config: {changes}; --new begins a new run")
+
+
+def _value(config: Config, key: str) -> Any:
+    table, _, name = key.partition(".")
+    return getattr(getattr(config, table), name)
+
+
+def _write(path: Path, text: str) -> None:
+    """All of it or, when the process is killed, nothing."""
+    part = path.with_name(f".{path.name}")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
 
 
 def _plain(value: Any) -> Any:
@@ -62,8 +159,17 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _provenance(config: Config) -> dict[str, Any]:
-    return {
+def _with_nan(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _with_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_with_nan(item) for item in value]
+    return math.nan if value is None else value
+
+
+def _provenance(config: Config, path: Path) -> dict[str, Any]:
+    """Of a new run; of one that goes on, that of its beginning with one more entry in "resumed"."""
+    now: dict[str, Any] = {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
@@ -72,6 +178,10 @@ def _provenance(config: Config) -> dict[str, Any]:
         "git_commit": _git_commit(),
         "seed": {"data": config.data.seed, "train": config.train.seed},
     }
+    if not (path / "config.toml").exists():
+        return now
+    begun = json.loads((path / "provenance.json").read_text(encoding="utf-8"))
+    return begun | {"resumed": [*begun.get("resumed", []), now]}
 
 
 def _version(package: str) -> str | None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,10 +16,12 @@ from rich.console import Console
 from jaxbp import losses
 from jaxbp.initializers import BIASES, WEIGHTS, Initializer
 from jaxbp.mlp import MLP, Array, init, wide
-from jaxbp.run import data, folder, metrics, optimizers, progress, recording, training
+from jaxbp.run import data, folder, metrics, optimizers, progress, recording, signals, training
+from jaxbp.run.checkpoint import Checkpoints, Position
 from jaxbp.run.config import Config, ModelConfig, choose
 from jaxbp.run.data import Dataset, Scaling
-from jaxbp.run.errors import Diverged, UserError
+from jaxbp.run.errors import Diverged, Stopped, UserError
+from jaxbp.run.folder import How, Opened
 from jaxbp.run.model import Model, network
 from jaxbp.run.optimizers import Optimizer
 from jaxbp.run.recording import Recording
@@ -52,37 +55,111 @@ class Setup(NamedTuple):
     test: Split
 
 
-def run(config: Config, name: str, console: Console) -> Path:
+class Begin(NamedTuple):
+    """Where training begins: after how many epochs, with which state; each epoch's order is drawn from the key."""
+
+    epoch: int
+    key: Array
+    state: State
+
+
+class Epoch(NamedTuple):
+    """After an epoch: the model on the host, the metrics, and the state, which the next epoch takes away."""
+
+    model: Model
+    row: dict[str, Any]
+    state: State
+
+
+def run(config: Config, name: str, console: Console, how: How = "auto") -> Path:
     """Trains the network of a config and returns the run folder; `name` names it where the config does not.
 
-    The folder holds config.toml, provenance.json, metrics.jsonl (a line an epoch and, before it, one for each of its
-    recorded steps), params.safetensors and the plots. It holds what was measured so far, and the parameters after the
-    last whole epoch, when the run is interrupted.
+    A run that was stopped goes on from its newest checkpoint, see `folder.opened`, and ends as if it had not been: with
+    the same metrics.jsonl (a line an epoch and, before it, one for each of its recorded steps) and the same
+    params.safetensors. Beside them are config.toml, provenance.json, timings.jsonl, the plots and the checkpoints.
 
     Raises:
-      UserError: something in the config does not fit, or the folder can't be written; then nothing was trained.
+      UserError: something in the config does not fit, or the folder can't be written.
       Diverged: the loss or the gradient of a step was not finite.
+      Stopped: by SIGTERM or Ctrl-C, after a whole epoch, which is saved.
     """
     setup = prepare(config)
-    path = folder.create(config, name)
-    console.out(f"{describe(setup)}\nrun folder {path}", highlight=False)  # brackets in a name are no markup
-    rows, recorded = log = Log([], [])
-    model, started = setup.model, time.perf_counter()
-    try:
-        with progress.shown(console, config.train.epochs) as show, _event_files(config, path) as write:
-            for model, row in epochs(setup, recorded):  # noqa: B007  (the last one is saved below)
-                rows.append(row)
-                folder.append(path, *(r for r in recorded if r["epoch"] == row["epoch"]), row)
-                write(row)
-                show(row)
-    finally:
-        model.save(path)
-        if unwritten := [r for r in recorded if r["epoch"] > len(rows)]:  # of the epoch in which the run diverged
-            folder.append(path, *unwritten)
-        if config.train.plots and rows:
-            draw(setup, model, log, path)
-    console.print(progress.summary(rows, time.perf_counter() - started))
+    with folder.opened(config, name, how) as opened:
+        path = opened.path
+        console.out(f"{describe(setup)}\nrun folder {path}", highlight=False)  # brackets in a name are no markup
+        try:
+            _train(setup, opened, console)
+        except OSError as error:
+            raise UserError(f"{path}: can't be written: {error.strerror}; what was written before is whole") from None
+        except Diverged:
+            folder.finish(path)
+            raise
+        folder.finish(path)
     return path
+
+
+def _train(setup: Setup, opened: Opened, console: Console) -> None:
+    """Trains to the end, from where the run was stopped; what was measured is in the folder however it ends."""
+    path, config = opened.path, setup.config
+    started = time.perf_counter()
+    with Checkpoints(path, config.checkpoint) as checkpoints, signals.noted() as stop:
+        begin, log = _resume(setup, path, checkpoints, console) if opened.resumed else (first(setup), Log([], []))
+        model = setup.model._replace(params=jax.device_get(begin.state.params))
+        try:
+            with (
+                progress.shown(console, config.train.epochs, begin.epoch) as show,
+                _event_files(config, path, begin.epoch) as write,
+            ):
+                for model, row, state in epochs(setup, log.steps, begin):  # noqa: B007  (the last one is written below)
+                    length = _append(path, log, row)
+                    write(row)
+                    show(row)
+                    stopped = stop.signal if row["epoch"] < config.train.epochs else None
+                    if stopped or checkpoints.due(row["epoch"]):
+                        key = np.asarray(jax.random.key_data(begin.key))
+                        checkpoints.save(Position(row["epoch"], row["step"], length, key), state)
+                    if stopped:
+                        checkpoints.wait()
+                        at = f"epoch {row['epoch']} of {config.train.epochs}"
+                        raise Stopped(
+                            f"stopped after {at}, saved in {path}; the same command goes on from there", stopped
+                        )
+        except (Diverged, Stopped, KeyboardInterrupt):
+            if unwritten := [r for r in log.steps if r["epoch"] > len(log.epochs)]:  # of the epoch that diverged
+                folder.append(path, *unwritten)
+            _write_results(setup, model, log, path)
+            raise
+        _write_results(setup, model, log, path)
+    if log.epochs:
+        console.print(progress.summary(log.epochs, time.perf_counter() - started))
+
+
+def _resume(setup: Setup, path: Path, checkpoints: Checkpoints, console: Console) -> tuple[Begin, Log]:
+    """Where the newest checkpoint was written, and what was measured until then; what was measured later is cut off."""
+    begin = first(setup)
+    saved = checkpoints.newest(begin.state, lambda fault: print(f"jaxbp: warning: {fault}", file=sys.stderr))
+    if saved is None:
+        console.out("unfinished, without a checkpoint: begins again", highlight=False)
+        folder.rewind(path, 0, 0)
+        return begin, Log([], [])
+    epoch, step, length, key = saved.position
+    console.out(f"unfinished: goes on after epoch {epoch}, step {step}", highlight=False)
+    rows = folder.rewind(path, length, epoch)
+    log = Log([row for row in rows if "batch_loss" not in row], [row for row in rows if "batch_loss" in row])
+    return Begin(epoch, jax.random.wrap_key_data(jnp.asarray(key)), _own(saved.state)), log
+
+
+def _append(path: Path, log: Log, row: dict[str, Any]) -> int:
+    """Writes what an epoch measured; the length of metrics.jsonl. Times are apart: it is the same in every run."""
+    folder.append(path, {name: row[name] for name in ("epoch", *metrics.TIMINGS)}, to=folder.TIMINGS)
+    log.epochs.append({name: value for name, value in row.items() if name not in metrics.TIMINGS})
+    return folder.append(path, *(r for r in log.steps if r["epoch"] == row["epoch"]), log.epochs[-1])
+
+
+def _write_results(setup: Setup, model: Model, log: Log, path: Path) -> None:
+    model.save(path)
+    if setup.config.train.plots and log.epochs:
+        draw(setup, model, log, path)
 
 
 def prepare(config: Config) -> Setup:
@@ -106,21 +183,34 @@ def prepare(config: Config) -> Setup:
     return Setup(config, dataset, model, optimizer, train, _split(model, dataset.x_test, dataset.y_test))
 
 
-def epochs(setup: Setup, recorded: list[dict[str, Any]] | None = None) -> Iterator[tuple[Model, dict[str, Any]]]:
+def first(setup: Setup) -> Begin:
+    """The beginning of a run."""
+    params = setup.model.params
+    key = jax.random.fold_in(jax.random.key(setup.config.train.seed), 0)
+    return Begin(0, key, _own(State(params, setup.optimizer.init(params), jnp.array(True))))
+
+
+def _own(state: State) -> State:
+    """A copy on the device, for the epoch takes its state away (donation).
+
+    No leaf is weakly typed: a checkpoint does not know which were, and the same program has to go on from it.
+    """
+    return jax.tree.map(lambda leaf: jnp.array(leaf, leaf.dtype), state)
+
+
+def epochs(setup: Setup, recorded: list[dict[str, Any]] | None = None, begin: Begin | None = None) -> Iterator[Epoch]:
     """Trains; gives the model and its metrics after each epoch, and raises Diverged after one with a bad step.
 
     Adds what the [study] table records to `recorded`, a line a step, before it gives the epoch.
     """
-    config, (net, params, *_) = setup.config.train, setup.model
-    state = State(params, setup.optimizer.init(params), jnp.array(True))
-    state = jax.tree.map(jnp.copy, state)  # the epoch takes its state away (donation); the initial model stays
-    key = jax.random.fold_in(jax.random.key(config.seed), 0)
+    config, net = setup.config.train, setup.model.net
+    begun, key, state = begin or first(setup)
     steps = -(-len(setup.train.x) // config.batch_size)
     study = setup.config.study
     record = Recording(study.quantities, study.every) if study.quantities and recorded is not None else None
     arguments = (net, setup.optimizer, config.batch_size)
     compiled = training.epoch.lower(*arguments, state, *setup.train, key, record, 0).compile()
-    for epoch in range(1, config.epochs + 1):
+    for epoch in range(begun + 1, config.epochs + 1):
         started = time.perf_counter()
         done = (epoch - 1) * steps
         phase = done % study.every  # an int32, however long the run
@@ -142,7 +232,8 @@ def epochs(setup: Setup, recorded: list[dict[str, Any]] | None = None) -> Iterat
             "learning_rate": float(np.asarray(setup.optimizer.learning_rate(epoch * steps - 1))),
             **metrics.layers(measured),
         }
-        yield model, row | {"seconds": seconds, "samples_per_second": len(setup.train.x) / seconds}
+        row |= {"seconds": seconds, "samples_per_second": len(setup.train.x) / seconds}
+        yield Epoch(model, row, state)
 
 
 def draw(setup: Setup, model: Model, log: Log, path: Path) -> None:
@@ -230,14 +321,14 @@ def _initializers(config: ModelConfig) -> tuple[Initializer, Initializer]:
 
 
 @contextlib.contextmanager
-def _event_files(config: Config, path: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
+def _event_files(config: Config, path: Path, begun: int) -> Iterator[Callable[[dict[str, Any]], None]]:
     """Gives the function that writes the numbers of an epoch as TensorBoard events, if the config asks for them."""
     if not config.train.tensorboard:
         yield lambda row: None
         return
     from tensorboardX import SummaryWriter
 
-    with SummaryWriter(str(path / "events")) as events:
+    with SummaryWriter(str(path / "events"), purge_step=begun + 1) as events:
 
         def write(row: dict[str, Any]) -> None:
             for name, value in (scalar for item in row.items() for scalar in _scalars(*item)):

@@ -8,6 +8,9 @@ import numpy as np
 from jaxbp.run.data import Scaling
 from jaxbp.run.training import Evaluation, Steps
 
+TIMINGS = ("seconds", "samples_per_second")
+"""Of an epoch, kept in a file of their own: they differ from run to run."""
+
 
 def scores(split: str, evaluation: Evaluation, y: np.ndarray, targets: Scaling | None) -> dict[str, float]:
     """<split>_loss, the mean over the samples; for labels (N,) <split>_accuracy, for numbers (N, C) <split>_rmse, _r2.

@@ -14,8 +14,8 @@ Show = Callable[[dict[str, Any]], None]
 
 
 @contextlib.contextmanager
-def shown(console: Console, epochs: int) -> Iterator[Show]:
-    """Gives the function that shows the metrics of an epoch."""
+def shown(console: Console, epochs: int, begun: int = 0) -> Iterator[Show]:
+    """Gives the function that shows the metrics of an epoch; `begun` epochs are done."""
     if not console.is_terminal:
         yield lambda row: console.out(metrics.line(row, epochs), highlight=False)
         return
@@ -24,7 +24,7 @@ def shown(console: Console, epochs: int) -> Iterator[Show]:
         *(TimeRemainingColumn(), TextColumn("{task.description}")),
     )
     with Progress(*columns, console=console) as progress:
-        task = progress.add_task("compiling", total=epochs)
+        task = progress.add_task("compiling", total=epochs, completed=begun)
 
         def show(row: dict[str, Any]) -> None:
             name = "test_accuracy" if "test_accuracy" in row else "test_rmse"  # more would not fit into 80 columns

@@ -1,0 +1,202 @@
+"""Checkpoints of a run: Orbax writes them, a SHA-256 manifest beside each says that it is whole.
+
+checkpoints/<step>/ is Orbax's folder; it gets this name when all its files are there. checkpoints/<step>.sha256 is
+written after it, in the format of `sha256sum`, a line a file. Only a folder with a manifest is a checkpoint: without
+one the process was killed while it wrote.
+"""
+
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxbp.run.config import CheckpointConfig
+from jaxbp.run.errors import UserError
+
+PAUSE = 60.0  # seconds between checkpoints where the config does not say how many epochs
+MANIFEST = ".sha256"
+DAMAGED = ".damaged"  # behind the name of a manifest that its files do not fit
+Tree = Any
+
+
+class Position(NamedTuple):
+    """Where in a run a checkpoint is: epochs and steps done, length of metrics.jsonl, key of the samples' order."""
+
+    epoch: int
+    step: int
+    metrics_bytes: int
+    key: np.ndarray
+
+
+class Saved(NamedTuple):
+    """A checkpoint as it was read: the state on the host."""
+
+    position: Position
+    state: Tree
+
+
+class Checkpoints:
+    """Those of one run folder; a context manager, which leaves when the last one is on disk.
+
+    `save` copies the state and returns; a thread writes it while the next epoch is computed.
+    """
+
+    def __init__(self, run: Path, config: CheckpointConfig) -> None:
+        self._run, self._config = run, config
+        self._folder = run / "checkpoints"
+        self._worker = ThreadPoolExecutor(1, "checkpoint")
+        self._pending: Future[None] | None = None
+        self._last = time.monotonic()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self._worker.shutdown()
+        if kind is None:
+            self.wait()
+
+    def due(self, epoch: int) -> bool:
+        """Whether the config wants a checkpoint after this epoch."""
+        if self._config.every is None:
+            return time.monotonic() - self._last >= PAUSE
+        return epoch % self._config.every == 0
+
+    def save(self, position: Position, state: Tree) -> None:
+        """Begins to write a checkpoint; one that is being written is waited for.
+
+        Raises:
+          UserError: the one before could not be written.
+        """
+        self.wait()
+        arrays = {name: np.array(leaf) for name, leaf in _named(state).items()}  # the next epoch takes the buffers
+        self._last = time.monotonic()
+        self._pending = self._worker.submit(_write, self._folder, self._config.keep, position, arrays)
+
+    def wait(self) -> None:
+        """Returns when the last checkpoint is on disk; UserError where it can't be."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            try:
+                pending.result()
+            except Exception as error:  # Orbax and TensorStore raise OSError, ValueError, RuntimeError …
+                reason = str(error).strip().partition("\n")[0]
+                raise UserError(f"{self._folder}: can't be written: {reason}") from error
+
+    def newest(self, like: Tree, warn: Callable[[str], None]) -> Saved | None:
+        """The newest checkpoint that is whole, its state in the shape of `like`; None where there is none.
+
+        What a killed process left half written is removed. A damaged checkpoint is named to `warn` and left out.
+
+        Raises:
+          UserError: it is whole, but belongs to another network or optimiser.
+        """
+        _clean(self._folder)
+        for step in sorted(_steps(self._folder), reverse=True):
+            path = self._folder / str(step)
+            if fault := damage(path):
+                warn(f"the checkpoint of step {step} is damaged and not used: {fault}")
+                os.replace(_manifest_of(path), f"{_manifest_of(path)}{DAMAGED}")
+            else:
+                return _read(path, like)
+        return None
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint: the file that is not as its manifest says; None where nothing is."""
+    written = _manifest_of(path).read_bytes()
+    if written == manifest(path).encode():
+        return None
+    then, now = (_lines(text) for text in (written.decode(errors="replace"), manifest(path)))
+    for name, digest in now.items():
+        if then.get(name) != digest:
+            return f"{path / name} {'has changed' if name in then else 'is not in its manifest'}"
+    missing = [name for name in then if name not in now]
+    return f"{path / missing[0]} is missing" if missing else f"{_manifest_of(path)} has changed"
+
+
+def manifest(path: Path) -> str:
+    """The SHA-256 of every file below a folder, as `sha256sum` prints it."""
+    files = sorted(file for file in path.rglob("*") if not file.is_dir())
+    return "".join(
+        f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.relative_to(path).as_posix()}\n" for file in files
+    )
+
+
+def _write(folder: Path, keep: int, position: Position, arrays: dict[str, np.ndarray]) -> None:
+    """Orbax's commit, then the manifest, then the oldest ones go."""
+    import orbax.checkpoint as ocp
+
+    path = folder / str(position.step)
+    _remove(path)
+    tree = {"position": {name: np.asarray(value) for name, value in position._asdict().items()}, "state": arrays}
+    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+        checkpointer.save(path.absolute(), args=ocp.args.StandardSave(tree))
+    part = folder / f".{position.step}"
+    with open(part, "w", encoding="utf-8") as file:
+        file.write(manifest(path))
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, _manifest_of(path))
+    for step in sorted(_steps(folder))[:-keep]:
+        _remove(folder / str(step))
+
+
+def _read(path: Path, like: Tree) -> Saved:
+    import orbax.checkpoint as ocp
+
+    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+        tree = checkpointer.restore(path.absolute())
+    arrays, expected = tree["state"], _named(like)
+    shapes, wanted = ({name: (a.shape, str(a.dtype)) for name, a in part.items()} for part in (arrays, expected))
+    if shapes != wanted:
+        raise UserError(f"{path}: holds another state than this config and these versions of jaxbp and Optax have")
+    position = tree["position"]
+    epoch, step, metrics_bytes = (int(position[name]) for name in ("epoch", "step", "metrics_bytes"))
+    where = Position(epoch, step, metrics_bytes, np.asarray(position["key"]))
+    return Saved(where, jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in expected]))
+
+
+def _named(tree: Tree) -> dict[str, Any]:
+    """The leaves by their path, "params.0.w" …"""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
+def _lines(text: str) -> dict[str, str]:
+    return {name: digest for digest, _, name in (line.partition("  ") for line in text.splitlines())}
+
+
+def _manifest_of(path: Path) -> Path:
+    return path.with_name(path.name + MANIFEST)
+
+
+def _steps(folder: Path) -> list[int]:
+    names = [file.name.removesuffix(MANIFEST) for file in folder.glob(f"*{MANIFEST}")]
+    return [int(name) for name in names if name.isdecimal()]
+
+
+def _clean(folder: Path) -> None:
+    """Removes all but the checkpoints and the damaged ones."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        known = _manifest_of(path).exists() or path.name.endswith((MANIFEST, MANIFEST + DAMAGED))
+        if path.is_dir() and not known and not Path(f"{_manifest_of(path)}{DAMAGED}").exists():
+            shutil.rmtree(path)
+        elif not path.is_dir() and not known:
+            path.unlink()
+
+
+def _remove(path: Path) -> None:
+    """The manifest first: from then on it is no checkpoint."""
+    _manifest_of(path).unlink(missing_ok=True)
+    Path(f"{_manifest_of(path)}{DAMAGED}").unlink(missing_ok=True)
+    if path.is_dir():
+        shutil.rmtree(path)
