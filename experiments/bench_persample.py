@@ -283,6 +283,11 @@ def megabytes(size: float) -> str:
     return f"{size / 1e6:,.1f}"
 
 
+def times_less(found: dict[str, float]) -> str:
+    less = found["vmap_scratch_bytes"] / found["scratch_bytes"]
+    return f"{less:,.0f}" if less >= 10 else f"{less:.1f}"
+
+
 def verdict(name: str, found: dict[str, float]) -> str:
     """The targets, ÷ batch gradient and × faster than vmap(jax.grad), and whether they are met."""
     if name not in TARGETS:
@@ -305,7 +310,7 @@ def show(name: str, found: dict[str, dict[str, float]]) -> None:
             f"{row['speedup']:.1f}",
             megabytes(row["scratch_bytes"]),
             megabytes(row["vmap_scratch_bytes"]),
-            f"{row['vmap_scratch_bytes'] / row['scratch_bytes']:,.0f}" if quantity != "gradients" else "",
+            times_less(row) if quantity != "gradients" else "",
             verdict(quantity, row),
         )
         for quantity, row in found.items()
