@@ -1,6 +1,6 @@
 """Back-propagation by hand, in JAX: forward pass, δ-recursion and gradient step of a multi-layer perceptron."""
 
-from jaxbp import activations, checker, initializers, losses, persample
+from jaxbp import activations, checker, initializers, losses, memory, persample
 from jaxbp.activations import Activation
 from jaxbp.checker import check
 from jaxbp.interop import apply
@@ -41,6 +41,7 @@ __all__ = [
     "init",
     "initializers",
     "losses",
+    "memory",
     "persample",
     "update",
     "value_and_grad",

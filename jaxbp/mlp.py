@@ -238,8 +238,8 @@ def factors(net: MLP, params: Params, x: ArrayLike, y: ArrayLike) -> tuple[Array
       >>> losses.shape, [x.shape for x in f.x], [delta.shape for delta in f.delta]
       ((5,), [(5, 3), (5, 4)], [(5, 4), (5, 2)])
     """
-    x, y = _batch(net, params, x, y)
-    return _factors(net, params, x, y, jnp.ones(len(x), wide(x.dtype)))
+    x, y = checked_batch(net, params, x, y)
+    return scaled_factors(net, params, x, y, jnp.ones(len(x), wide(x.dtype)))
 
 
 def gradient(factors: Factors, weights: ArrayLike | None = None, normalize_by: ArrayLike | None = None) -> Params:
@@ -298,10 +298,10 @@ def value_and_grad(
       >>> loss  # ln 2
       Array(0.6931472, dtype=float32)
     """
-    x, y = _batch(net, params, x, y)
+    x, y = checked_batch(net, params, x, y)
     scale = mean_weights(weights, len(x), normalize_by, wide(x.dtype))
     x = x if weights is None else weighted((scale != 0).astype(x.dtype), x)
-    losses, scaled = _factors(net, params, x, y, scale)
+    losses, scaled = scaled_factors(net, params, x, y, scale)
     return jnp.sum(weighted(scale, losses)), outer_sums(scaled)
 
 
@@ -334,7 +334,7 @@ def wide(dtype: DTypeLike) -> DTypeLike:
     return jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype
 
 
-def _batch(net: MLP, params: Params, x: ArrayLike, y: ArrayLike) -> tuple[Array, Array]:
+def checked_batch(net: MLP, params: Params, x: ArrayLike, y: ArrayLike) -> tuple[Array, Array]:
     """x and y as arrays of the parameters' dtype (labels keep theirs), checked."""
     check_params(net.sizes, params)
     x, y = jnp.asarray(x, params[0].w.dtype), jnp.asarray(y)
@@ -343,7 +343,7 @@ def _batch(net: MLP, params: Params, x: ArrayLike, y: ArrayLike) -> tuple[Array,
     return x, y if y.ndim == 1 else y.astype(wide(x.dtype))
 
 
-def _factors(net: MLP, params: Params, x: Array, y: Array, scale: Array) -> tuple[Array, Factors]:
+def scaled_factors(net: MLP, params: Params, x: Array, y: Array, scale: Array) -> tuple[Array, Factors]:
     """ℓₙ and the factors of scaleₙ ℓₙ; scale is (N,)."""
     loss = losses.get(net.loss)
 

@@ -1,0 +1,338 @@
+"""The lecture's "without tricks, we have to keep in memory all the activations", and the trick: compute them again.
+
+A run of consecutive layers is itself a network: its input is some x⁽ˡ⁾, and the ∂ℓ/∂x at its end comes from the layers
+above. So a pass with checkpoints is `forward` and `backward` on runs. A `Schedule` says which:
+
+- a number n is a run of n layers that is stored whole: forward with a tape, then backward;
+- a tuple is the runs that a longer one consists of. The forward pass keeps x⁽ˡ⁾ where a run begins, a checkpoint, and
+  forgets the rest. The backward pass takes the last run first, each from its checkpoint.
+
+``100`` stores all of a hundred layers, ``(10,) * 10`` has a checkpoint every ten. The x⁽ˡ⁻¹⁾ and δ⁽ˡ⁾ of all layers
+never live at once, so what follows from them is formed run by run, as δ⁽ˡ⁾ appears.
+
+XLA would undo it: it finds x⁽ˡ⁾ computed twice and keeps the first one. On CPUs, in JAX 0.10, `optimization_barrier` is
+gone before that happens, so that `jax.checkpoint` saves nothing there. What a `jax.lax.cond` computes is never merged
+with what is computed outside of it; so a run is passed backward inside one, whose predicate is true for all data, which
+XLA does not know. Under a `jax.vmap` over parameters a cond becomes a select: the same numbers, nothing saved.
+
+Sources: T. Chen et al., *Training deep nets with sublinear memory cost*, 2016, §4; A. Griewank and A. Walther,
+*Algorithm 799: Revolve*, ACM Transactions on Mathematical Software 26, 2000, §2.
+"""
+
+import functools
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from jaxbp.mlp import (
+    MLP,
+    Array,
+    Factors,
+    Params,
+    backward,
+    checked_batch,
+    forward,
+    mean_weights,
+    outer_sums,
+    scaled_factors,
+    weighted,
+    wide,
+)
+
+Schedule = int | tuple[Any, ...]
+"""A run of n layers stored whole, or the schedules, first to last, of the runs that a longer one consists of."""
+
+Quantity = Callable[[Factors], tuple[Any, ...]]
+"""What is wanted of the factors of consecutive layers: a result a layer."""
+
+Above = Callable[[MLP, Params, Array], tuple[Any, Factors]]
+"""A run's factors from its input, by what lies above: the loss, with its values ℓₙ, or the ∂ℓ/∂x at the run's end."""
+
+
+# The schedules --------------------------------------------------------------------------------------------------------
+
+
+def segments(layers: int, length: int | None = None) -> Schedule:
+    """A checkpoint every `length` layers, √L (rounded up) by default.
+
+    Holds ⌈L / length⌉ checkpoints and the inputs of one run: at √L the fewest, 2√L − 1. Computes all runs but the last
+    one twice: 2L − length forward evaluations of a layer, where length divides L.
+
+    Args:
+      layers: L.
+      length: of a run; the last one has what is left.
+
+    Raises:
+      ValueError: a number below 1.
+
+    Source: Chen et al. 2016, §4.1.
+
+    Example:
+      >>> segments(10), segments(10, length=5), segments(10, length=99)
+      ((4, 4, 2), (5, 5), (10,))
+    """
+    _check_positive("layers", layers)
+    length = math.isqrt(layers - 1) + 1 if length is None else length
+    _check_positive("length", length)
+    whole, rest = divmod(layers, length)
+    return (length,) * whole + (rest,) * (rest > 0)
+
+
+def revolve(layers: int, slots: int) -> Schedule:
+    """The binomial schedule: the fewest forward evaluations of layers with a fixed number of checkpoints.
+
+    C(s + t, s) layers need at most t evaluations of each. The recursion is Griewank and Walther's, over the first run:
+
+        T(L, s) = minₘ m + T(m, s) + T(L − m, s − 1)
+
+    m evaluations to the next checkpoint, then both parts. They end it at one layer, whose step with a tape is not
+    counted, and get t(L, s) = t L − C(s + t, s + 1); with that step for each layer, t(L, s) + L. Here the tape of a
+    layer is no more than its input, and it ends at T(L, s) = L for L ≤ s + 1: what the slots can hold is stored whole.
+    L = 100 and s = 8 take 263 evaluations, theirs takes 345; storing all takes 100.
+
+    Args:
+      layers: L.
+      slots: s, how many layer inputs are kept, x⁽⁰⁾ included, beside that of the layer at work; with L − 1 all is
+        stored.
+
+    Raises:
+      ValueError: a number below 1.
+
+    Source: Griewank and Walther 2000, §2.
+
+    Example:
+      >>> revolve(10, slots=2), evaluations(revolve(10, slots=2))
+      (((3, 2, 1), (2, 1), 1), 26)
+      >>> revolve(10, slots=9)
+      10
+    """
+    _check_positive("layers", layers)
+    _check_positive("slots", slots)
+    return layers if layers <= slots + 1 else _split(_fewest(layers, slots), layers, slots)
+
+
+def length(schedule: Schedule) -> int:
+    """The number of layers of a schedule.
+
+    Example:
+      >>> length((4, (3, 2), 1))
+      10
+    """
+    return schedule if isinstance(schedule, int) else sum(map(length, schedule))
+
+
+def evaluations(schedule: Schedule) -> int:
+    """How often a layer is computed forward, over all layers: L where all is stored.
+
+    Example:
+      >>> evaluations(10), evaluations((4, 4, 2)), evaluations((4, (3, 2), 1))
+      (10, 18, 22)
+    """
+    if isinstance(schedule, int):
+        return schedule
+    return sum(map(length, schedule[:-1])) + sum(map(evaluations, schedule))
+
+
+def inputs_held(schedule: Schedule) -> int:
+    """The largest number of layer inputs x⁽ˡ⁻¹⁾ that are kept at the same time, x⁽⁰⁾ included.
+
+    Each is (N, n₍ₗ₋₁₎); in a run that is stored whole, an activation whose σ′ needs s⁽ˡ⁾ keeps that too. The program
+    holds some two arrays more for each level of the schedule, the ∂ℓ/∂x and δ at the end of the run at work.
+
+    Example:
+      >>> inputs_held(10), inputs_held((4, 4, 2)), inputs_held(revolve(10, slots=2))
+      (10, 5, 3)
+    """
+    if isinstance(schedule, int):
+        return schedule
+    return max(before + inputs_held(run) for before, run in enumerate(schedule))
+
+
+def _fewest(layers: int, slots: int) -> list[np.ndarray]:
+    """T(l, s) for s = 0 … slots, l = 0 … layers; without a slot one layer is all that can be passed backward."""
+    table = [np.full(layers + 1, np.inf)]
+    table[0][1] = 1
+    for s in range(1, slots + 1):
+        table.append(np.arange(layers + 1.0))  # T(l, s) = l, where all can be stored
+        for l in range(s + 2, layers + 1):
+            table[s][l] = _costs(table, l, s).min()
+    return table
+
+
+def _costs(table: list[np.ndarray], layers: int, slots: int) -> np.ndarray:
+    """m + T(m, s) + T(L − m, s − 1), m = 1 … L − 1: by the length of the first run."""
+    costs: np.ndarray = np.arange(1, layers) + table[slots][1:layers] + table[slots - 1][layers - 1 : 0 : -1]
+    return costs
+
+
+def _split(table: list[np.ndarray], layers: int, slots: int) -> Schedule:
+    runs: list[Schedule] = []
+    while layers > slots + 1:
+        first = 1 + int(_costs(table, layers, slots).argmin())
+        runs.append(_split(table, first, slots))
+        layers, slots = layers - first, slots - 1
+    return (*runs, layers) if runs else layers
+
+
+def _shortest(schedule: Schedule) -> int:
+    return schedule if isinstance(schedule, int) else min(map(_shortest, schedule), default=0)
+
+
+def _check_positive(name: str, value: int) -> None:
+    if value < 1:
+        raise ValueError(f"{name} is {value}, it has to be 1 or more")
+
+
+# The pass -------------------------------------------------------------------------------------------------------------
+
+
+def value_and_grad(
+    net: MLP,
+    params: Params,
+    x: ArrayLike,
+    y: ArrayLike,
+    schedule: Schedule,
+    weights: ArrayLike | None = None,
+    normalize_by: ArrayLike | None = None,
+) -> tuple[Array, Params]:
+    """`jaxbp.value_and_grad` in less memory: Σₙ weightsₙ ℓₙ / N over a batch and its hand-derived gradient.
+
+    The same products of the same numbers as storing all, and the same bits, unless XLA contracts the formula of a σ or
+    σ′ to fused multiply-adds in one program and not in the other (gelu_tanh, silu): then some numbers differ by an ulp.
+
+    Args:
+      net, params, x, y, weights, normalize_by: as for `jaxbp.value_and_grad`.
+      schedule: of L layers, by `segments` or `revolve` or any other. `evaluations` says what it costs in time,
+        `inputs_held` what it takes in memory.
+
+    Returns:
+      The loss, a scalar in float32 at least, and the gradient, L of `Affine` in the parameters' dtype.
+
+    Raises:
+      ValueError, TypeError: as `jaxbp.value_and_grad`; a schedule of another number of layers.
+
+    Example:
+      >>> import jaxbp
+      >>> net = MLP((3, *[4] * 5, 2), "tanh")
+      >>> params = jaxbp.init(net, jax.random.key(0))
+      >>> loss, grads = value_and_grad(net, params, jnp.ones((5, 3)), jnp.zeros(5, int), revolve(6, slots=3))
+      >>> jax.tree.structure(grads) == jax.tree.structure(params)
+      True
+    """
+    x, y = checked_batch(net, params, x, y)
+    scale = mean_weights(weights, len(x), normalize_by, wide(x.dtype))
+    x = x if weights is None else weighted((scale != 0).astype(x.dtype), x)
+    losses, grads = _each_layer(outer_sums, net, params, x, y, scale, schedule)
+    return jnp.sum(weighted(scale, losses)), grads
+
+
+def each_layer(
+    quantity: Quantity, net: MLP, params: Params, x: ArrayLike, y: ArrayLike, schedule: Schedule
+) -> tuple[Array, tuple[Any, ...]]:
+    """The losses of a batch and a quantity of each layer's factors, which are forgotten as soon as it is formed.
+
+    Args:
+      quantity: `Factors` of some consecutive layers, x and δ as `jaxbp.factors` gives them ↦ a tuple of a pytree a
+        layer. `jaxbp.gradient` is one, and so is any of `jaxbp.persample` with ``per_layer=True``.
+      net, params, x, y: as for `jaxbp.factors`.
+      schedule: as for `value_and_grad`.
+
+    Returns:
+      ℓₙ, (N,), and the results of the L layers, first to last.
+
+    Raises:
+      ValueError, TypeError: as `jaxbp.factors`; a schedule of another number of layers.
+
+    Example:
+      >>> import jaxbp
+      >>> net = MLP((3, 4, 4, 2))
+      >>> params, x, y = jaxbp.init(net, jax.random.key(0)), jnp.ones((5, 3)), jnp.zeros(5, int)
+      >>> norms = lambda f: jaxbp.persample.squared_norms(f, per_layer=True)
+      >>> [norm.shape for norm in each_layer(norms, net, params, x, y, schedule=(2, 1))[1]]
+      [(5,), (5,), (5,)]
+    """
+    x, y = checked_batch(net, params, x, y)
+    return _each_layer(quantity, net, params, x, y, jnp.ones(len(x), wide(x.dtype)), schedule)
+
+
+def _each_layer(
+    quantity: Quantity, net: MLP, params: Params, x: Array, y: Array, scale: Array, schedule: Schedule
+) -> tuple[Array, tuple[Any, ...]]:
+    """Of scaleₙ ℓₙ; scale is (N,)."""
+    if (shortest := _shortest(schedule)) < 1:
+        raise ValueError(f"schedule {schedule} has a run of {shortest} layers, each needs 1 or more")
+    if length(schedule) != len(params):
+        raise ValueError(f"schedule {schedule} has {length(schedule)} layers, the network has {len(params)}")
+    above = functools.partial(_top, y, scale)
+    losses, results, _ = _backward(quantity, net, params, x, above, schedule)
+    return losses, results
+
+
+def _backward(
+    quantity: Quantity, net: MLP, params: Params, x: Array, above: Above, schedule: Schedule
+) -> tuple[Any, tuple[Any, ...], Array]:
+    """The losses where the run ends with the output, the results of its layers, and δ of its first layer."""
+    if isinstance(schedule, int):
+        losses, factors = above(net, params, x)
+        return losses, quantity(factors), factors.delta[0]
+    runs = _runs(net, params, schedule)
+    checkpoints = [x]
+    for run, run_params in runs[:-1]:
+        checkpoints.append(_output(run, run_params, checkpoints[-1]))
+    losses, results, delta = _backward(quantity, *runs[-1], checkpoints[-1], above, schedule[-1])
+    (w, _), *_ = runs[-1][1]
+    for (run, run_params), checkpoint, inner in reversed(list(zip(runs, checkpoints, schedule, strict=True))[:-1]):
+        dl_dx = jax.vmap(lambda delta, w=w: w.T @ delta)(delta)  # ∂ℓ/∂x⁽ˡ⁻¹⁾ = (w⁽ˡ⁾)ᵀ ∂ℓ/∂s⁽ˡ⁾
+        found, delta = _again(quantity, run, run_params, checkpoint, dl_dx, inner)
+        results = found + results
+        w = run_params[0].w
+    return losses, results, delta
+
+
+def _again(
+    quantity: Quantity, net: MLP, params: Params, x: Array, dl_dx: Array, schedule: Schedule
+) -> tuple[tuple[Any, ...], Array]:
+    """A run forward a second time and backward, where XLA can't merge it with the first: inside a conditional."""
+
+    def run(params: Params, x: Array, dl_dx: Array) -> tuple[tuple[Any, ...], Array]:
+        _, results, delta = _backward(quantity, net, params, x, functools.partial(_below, dl_dx), schedule)
+        return results, delta
+
+    def never(*arguments: Any) -> Any:
+        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(run, *arguments))
+
+    always = ~(jnp.sum(dl_dx[:1]) < -jnp.inf)  # of NaN and of an empty batch too
+    results, delta = jax.lax.cond(always, run, never, params, x, dl_dx)
+    return results, delta
+
+
+def _top(y: Array, scale: Array, net: MLP, params: Params, x: Array) -> tuple[Array, Factors]:
+    return scaled_factors(net, params, x, y, scale)
+
+
+def _below(dl_dx: Array, net: MLP, params: Params, x: Array) -> tuple[None, Factors]:
+    def sample(x: Array, dl_dx: Array) -> Factors:
+        tape = forward(net, params, x)
+        return Factors(tape.x[:-1], backward(net, params, tape, dl_dx))
+
+    return None, jax.vmap(sample)(x, dl_dx)
+
+
+def _output(net: MLP, params: Params, x: Array) -> Array:
+    return jax.vmap(lambda x: forward(net, params, x).x[-1])(x)
+
+
+def _runs(net: MLP, params: Params, schedule: tuple[Schedule, ...]) -> list[tuple[MLP, Params]]:
+    """The runs of layers as networks of their own."""
+    sigmas = net.activations
+    ends = itertools.accumulate(map(length, schedule), initial=0)
+    return [
+        (MLP(net.sizes[a : b + 1], sigmas[a : b - 1], sigmas[b - 1], net.loss), params[a:b])
+        for a, b in itertools.pairwise(ends)
+    ]
