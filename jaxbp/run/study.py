@@ -364,7 +364,9 @@ def _draw_images(subject: Subject, table: dict[str, np.ndarray], rows: np.ndarra
 
 def _print_summary(subject: Subject, results: Results, console: Console) -> None:
     table = results.table
-    summary = Table(title=f"{SPLITS[subject.split]} samples: means, where nothing else is said", box=SIMPLE_HEAD)
+    summary = Table(
+        title=f"{SPLITS[subject.split]} samples: means, where nothing else is said", box=SIMPLE_HEAD, pad_edge=False
+    )
     columns = _summary_columns(table)
     for name in ("", "samples", *columns):
         summary.add_column(name, justify="right" if name else "left", no_wrap=True)
