@@ -158,7 +158,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(options: argparse.Namespace, overrides: list[str]) -> None:
     from jaxbp.run import config as configs
-    from jaxbp.run import loop
+    from jaxbp.run import loop, sweep
     from jaxbp.run.errors import UserError
 
     if options.config is None:
@@ -171,7 +171,7 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> None:
         raise UserError(f"command line: {path} is no config; it comes first: jaxbp run CONFIG {overrides[0]} …")
     config = configs.read(path, overrides)
     try:
-        loop.run(config, path.stem, _console(), options.how)
+        (sweep if config.sweep.asked else loop).run(config, path.stem, _console(), options.how)
     except UserError as error:
         raise UserError(f"{path}{' and command line' if overrides else ''}: {error}") from None
 

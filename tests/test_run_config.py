@@ -20,6 +20,7 @@ from jaxbp.run.config import (
     ModelConfig,
     OptimizerConfig,
     StudyConfig,
+    SweepConfig,
     TrainConfig,
     keys,
     read,
@@ -306,6 +307,9 @@ TABLES = st.fixed_dictionaries(
             }
         ),
         "study": st.fixed_dictionaries({"quantities": st.lists(TEXT, max_size=3).map(tuple), "every": COUNT}),
+        "sweep": st.fixed_dictionaries(
+            {"seeds": COUNT, "learning_rate": st.lists(POSITIVE, max_size=3).map(tuple), "at_once": COUNT}
+        ),
         "checkpoint": st.fixed_dictionaries({"every": optional(COUNT), "keep": COUNT}),
     }
 )
@@ -315,7 +319,7 @@ TABLES = st.fixed_dictionaries(
 def test_every_config_comes_back(tables: dict[str, dict[str, Any]]) -> None:
     kinds = {
         **{"data": DataConfig, "model": ModelConfig, "optimizer": OptimizerConfig, "train": TrainConfig},
-        **{"study": StudyConfig, "checkpoint": CheckpointConfig},
+        **{"study": StudyConfig, "sweep": SweepConfig, "checkpoint": CheckpointConfig},
     }
     assert {f"{table}.{name}" for table, values in tables.items() for name in values} == set(keys())
     config = Config(**{name: kind(**tables[name]) for name, kind in kinds.items()})

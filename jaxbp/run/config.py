@@ -110,6 +110,43 @@ class StudyConfig:
     """Steps from one record to the next; the first step is recorded."""
 
 
+def _numbers(given: list[str]) -> tuple[float, ...]:
+    numbers = re.split(r"[,\s]+", " ".join(given).strip(" ,"))
+    try:
+        return tuple(float(number) for number in numbers)
+    except ValueError:
+        raise ValueError(f"got {' '.join(given)!r}, it should be numbers: 0.01,0.1") from None
+
+
+COMMA_LIST: tyro.constructors.PrimitiveConstructorSpec[tuple[float, ...]] = tyro.constructors.PrimitiveConstructorSpec(
+    nargs="*",
+    metavar="FLOAT[,FLOAT …]",
+    instance_from_str=_numbers,
+    is_instance=lambda value: isinstance(value, tuple),
+    str_from_instance=lambda numbers: [",".join(map(str, numbers))] if numbers else [],
+)
+"""Numbers on the command line, with commas or blanks between them."""
+
+
+@pydantic.with_config(STRICT)
+@dataclasses.dataclass(frozen=True)
+class SweepConfig:
+    """The same run for several seeds and learning rates, in one compiled program; by default a run is no sweep."""
+
+    seeds: Count = 1
+    """How many seeds: train.seed, train.seed + 1, …"""
+    learning_rate: Annotated[tuple[NonNegative, ...], COMMA_LIST] = ()
+    """Learning rates in the place of optimizer.learning_rate; each is combined with each seed."""
+    at_once: Count = 1
+    """Members of the sweep that share a step by vmap. 1: the numbers of the separate run, bit for bit; more of them
+    round differently, are faster on an accelerator and take more memory."""
+
+    @property
+    def asked(self) -> bool:
+        """Whether the run is a sweep."""
+        return self.seeds > 1 or bool(self.learning_rate)
+
+
 @pydantic.with_config(STRICT)
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
@@ -131,6 +168,7 @@ class Config:
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     study: StudyConfig = dataclasses.field(default_factory=StudyConfig)
+    sweep: SweepConfig = dataclasses.field(default_factory=SweepConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
 
 

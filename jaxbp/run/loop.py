@@ -15,7 +15,7 @@ from rich.console import Console
 
 from jaxbp import losses
 from jaxbp.initializers import BIASES, WEIGHTS, Initializer
-from jaxbp.mlp import MLP, Array, init, wide
+from jaxbp.mlp import MLP, Array, Params, init, wide
 from jaxbp.run import data, folder, metrics, optimizers, progress, recording, signals, training
 from jaxbp.run.checkpoint import Checkpoints, Position
 from jaxbp.run.config import Config, ModelConfig, choose
@@ -25,7 +25,7 @@ from jaxbp.run.folder import How, Opened
 from jaxbp.run.model import Model, network
 from jaxbp.run.optimizers import Optimizer
 from jaxbp.run.recording import Recording
-from jaxbp.run.training import Evaluation, State
+from jaxbp.run.training import Evaluation, State, Steps
 
 WORST = 24  # images in worst.png
 
@@ -175,18 +175,23 @@ def prepare(config: Config) -> Setup:
         targets = Scaling.fit(dataset.y_train, "feature" if config.data.standardize_targets else "none")
     for name in config.study.quantities:
         choose("study.quantities", "quantity", name, recording.QUANTITIES)
-    weights, biases = _initializers(config.model)
-    params = init(net, jax.random.key(config.train.seed), weights, biases, config.model.dtype)
+    params = initial(net, config)
     model = Model(net, params, inputs, targets, dataset.classes)
     optimizer = optimizers.build(config.optimizer, params)
     train = _split(model, dataset.x_train, dataset.y_train)
     return Setup(config, dataset, model, optimizer, train, _split(model, dataset.x_test, dataset.y_test))
 
 
+def initial(net: MLP, config: Config) -> Params:
+    """The parameters that a run begins with."""
+    weights, biases = _initializers(config.model)
+    return init(net, jax.random.key(config.train.seed), weights, biases, config.model.dtype)
+
+
 def first(setup: Setup) -> Begin:
     """The beginning of a run."""
     params = setup.model.params
-    key = jax.random.fold_in(jax.random.key(setup.config.train.seed), 0)
+    key = order_key(setup.config.train.seed)
     return Begin(0, key, _own(State(params, setup.optimizer.init(params), jnp.array(True))))
 
 
@@ -218,22 +223,42 @@ def epochs(setup: Setup, recorded: list[dict[str, Any]] | None = None, begin: Be
         alive = bool(state.alive)
         seconds = time.perf_counter() - started
         model = setup.model._replace(params=jax.device_get(state.params))
-        loss, gradient = np.asarray(measured.loss), np.asarray(measured.gradient)
-        bad = steps if alive else int(np.flatnonzero(~(np.isfinite(loss) & np.isfinite(gradient).all(axis=1)))[0])
+        bad = first_bad(measured)
         if record is not None and recorded is not None:
-            recorded += recording.rows(record, measured.recorded, loss[: bad + 1], epoch, done)
+            recorded += recording.rows(record, measured.recorded, np.asarray(measured.loss)[: bad + 1], epoch, done)
         if not alive:
-            found = "the gradient overflows" if np.isfinite(loss[bad]) else f"the loss is {loss[bad]}"
-            raise Diverged(f"{found} at epoch {epoch}, step {bad + 1} of {steps}")
-        row: dict[str, Any] = {"epoch": epoch, "step": epoch * steps}
-        for name in ("train", "test"):
-            row |= metrics.scores(name, _evaluate(setup, model, name), _raw_targets(setup, name), model.targets)
-        row |= {
-            "learning_rate": float(np.asarray(setup.optimizer.learning_rate(epoch * steps - 1))),
-            **metrics.layers(measured),
-        }
+            raise Diverged(divergence(measured, epoch))
+        row = epoch_row(setup, {name: _evaluate(setup, model, name) for name in ("train", "test")}, measured, epoch)
         row |= {"seconds": seconds, "samples_per_second": len(setup.train.x) / seconds}
         yield Epoch(model, row, state)
+
+
+def order_key(seed: int) -> Array:
+    """The key of the order of the samples; epoch e, from 1 on, draws from ``fold_in(key, e)``."""
+    return jax.random.fold_in(jax.random.key(seed), 0)
+
+
+def first_bad(measured: Steps) -> int:
+    """The first step of an epoch whose loss or gradient is not finite; the count of steps where there is none."""
+    finite = np.isfinite(np.asarray(measured.loss)) & np.isfinite(np.asarray(measured.gradient)).all(axis=1)
+    return len(finite) if finite.all() else int(np.argmin(finite))
+
+
+def divergence(measured: Steps, epoch: int) -> str:
+    """What was found in the first bad step of an epoch, and where."""
+    bad, loss = first_bad(measured), np.asarray(measured.loss)
+    found = "the gradient overflows" if np.isfinite(loss[bad]) else f"the loss is {loss[bad]}"
+    return f"{found} at epoch {epoch}, step {bad + 1} of {len(loss)}"
+
+
+def epoch_row(setup: Setup, evaluations: dict[str, Evaluation], measured: Steps, epoch: int) -> dict[str, Any]:
+    """A line of metrics.jsonl, without seconds, from the evaluations "train" and "test" and the steps of an epoch."""
+    step = epoch * len(measured.loss)
+    row: dict[str, Any] = {"epoch": epoch, "step": step}
+    for name in ("train", "test"):
+        row |= metrics.scores(name, evaluations[name], _raw_targets(setup, name), setup.model.targets)
+    rate = float(np.asarray(setup.optimizer.learning_rate(step - 1)))
+    return row | {"learning_rate": rate, **metrics.layers(measured)}
 
 
 def draw(setup: Setup, model: Model, log: Log, path: Path) -> None:

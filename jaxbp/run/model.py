@@ -20,6 +20,7 @@ from jaxbp.run.errors import UserError
 from jaxbp.shapes import check_params
 
 FILE = "params.safetensors"
+MEMBERS = "members"  # of a sweep, a run folder each
 
 
 class Model(NamedTuple):
@@ -92,6 +93,8 @@ def load(folder: str | Path) -> Model:
       UserError: the folder holds no finished run, or its files are damaged.
     """
     folder = Path(folder)
+    if member := next(iter(sorted(folder.glob(f"{MEMBERS}/*/{FILE}"))), None):
+        raise UserError(f"{folder}: a sweep; name one of its members, such as {member.parent}")
     if not (folder / FILE).is_file() or not (folder / "config.toml").is_file():
         raise UserError(f"{folder}: not a run folder: needs config.toml and {FILE}")
     config: Config = configs.read(folder / "config.toml")

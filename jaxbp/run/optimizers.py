@@ -14,6 +14,8 @@ from jaxbp.run.config import Argument, OptimizerConfig, choose
 from jaxbp.run.errors import UserError
 
 State = Any
+Schedule = Callable[..., Any]
+LearningRate = float | jax.Array | Schedule
 REFUSALS = (TypeError, ValueError, AttributeError, ArithmeticError)  # what Optax and JAX raise for a bad argument
 
 
@@ -52,14 +54,30 @@ def build(config: OptimizerConfig, params: Params) -> Optimizer:
     Raises:
       UserError: an unknown optimiser, schedule or argument; an argument of a wrong type; no learning rate, or two.
     """
-    learning_rate = _learning_rate(config)
-    before = _before(config)
-    optimizer = _lecture(before, learning_rate) if _is_lecture(config) else _optax(config, before, learning_rate)
+    optimizer = with_learning_rate(config, _learning_rate(config))
     try:
         jax.eval_shape(lambda params: optimizer.step(params, params, optimizer.init(params)), params)
     except REFUSALS as error:
         raise UserError(f"optimizer.arguments: {config.name} refuses {config.arguments}: {_line(error)}") from None
     return optimizer
+
+
+def with_learning_rate(config: OptimizerConfig, learning_rate: LearningRate) -> Optimizer:
+    """The optimiser of a config with this learning rate: a number, which may be traced, or a schedule."""
+    before = _before(config)
+    if _is_lecture(config):
+        return _lecture(before, _schedule(learning_rate))
+    make = choose("optimizer.name", "optimizer", config.name, OPTIMIZERS)
+    if config.weight_decay and "weight_decay" in inspect.signature(make).parameters:
+        raise UserError(f"optimizer.weight_decay: {config.name} has its own, set optimizer.arguments.weight_decay")
+    if "learning_rate" in config.arguments:
+        raise UserError("optimizer.arguments.learning_rate: set optimizer.learning_rate or optimizer.schedule instead")
+    arguments = {"learning_rate": learning_rate, **config.arguments}
+    return _optax(optax.chain(before, _call("optimizer.arguments", config.name, make, arguments)), learning_rate)
+
+
+def _schedule(learning_rate: LearningRate) -> Schedule:
+    return learning_rate if callable(learning_rate) else optax.constant_schedule(learning_rate)
 
 
 def _is_lecture(config: OptimizerConfig) -> bool:
@@ -77,22 +95,12 @@ def _lecture(before: optax.GradientTransformation, learning_rate: Callable[..., 
     return Optimizer(lambda params: (jnp.zeros((), jnp.int32), before.init(params)), step, learning_rate)
 
 
-def _optax(
-    config: OptimizerConfig, before: optax.GradientTransformation, learning_rate: Callable[..., Any]
-) -> Optimizer:
-    make = choose("optimizer.name", "optimizer", config.name, OPTIMIZERS)
-    if config.weight_decay and "weight_decay" in inspect.signature(make).parameters:
-        raise UserError(f"optimizer.weight_decay: {config.name} has its own, set optimizer.arguments.weight_decay")
-    if "learning_rate" in config.arguments:
-        raise UserError("optimizer.arguments.learning_rate: set optimizer.learning_rate or optimizer.schedule instead")
-    arguments = {"learning_rate": learning_rate if config.schedule else config.learning_rate, **config.arguments}
-    optimizer = optax.chain(before, _call("optimizer.arguments", config.name, make, arguments))
-
+def _optax(optimizer: optax.GradientTransformation, learning_rate: LearningRate) -> Optimizer:
     def step(params: Params, grads: Params, state: State) -> tuple[Params, State]:
         updates, state = optimizer.update(grads, state, params)
         return optax.apply_updates(params, updates), state
 
-    return Optimizer(optimizer.init, step, learning_rate)
+    return Optimizer(optimizer.init, step, _schedule(learning_rate))
 
 
 def _before(config: OptimizerConfig) -> optax.GradientTransformation:
@@ -108,21 +116,20 @@ def _weights_only(params: Params) -> Any:
     return jax.tree.map(lambda p: p.ndim == 2, params)
 
 
-def _learning_rate(config: OptimizerConfig) -> Callable[..., Any]:
+def _learning_rate(config: OptimizerConfig) -> LearningRate:
     if (config.schedule is None) == (config.learning_rate is None):
         both = "neither is" if config.schedule is None else "both are"
         raise UserError(f"optimizer.learning_rate: set it or optimizer.schedule; {both} set")
-    if config.schedule is None:
-        return optax.constant_schedule(config.learning_rate)
-    make = choose("optimizer.schedule", "schedule", config.schedule, SCHEDULES)
-    arguments = {name: _table(name, value) for name, value in config.schedule_arguments.items()}
-    schedule: Callable[..., Any] = _call("optimizer.schedule_arguments", config.schedule, make, arguments)
+    if config.learning_rate is not None:
+        return config.learning_rate
+    name = str(config.schedule)
+    make = choose("optimizer.schedule", "schedule", name, SCHEDULES)
+    arguments = {key: _table(key, value) for key, value in config.schedule_arguments.items()}
+    schedule: Callable[..., Any] = _call("optimizer.schedule_arguments", name, make, arguments)
     try:
         jax.eval_shape(schedule, jnp.zeros((), jnp.int32))
     except REFUSALS as error:
-        raise UserError(
-            f"optimizer.schedule_arguments: {config.schedule} refuses {arguments}: {_line(error)}"
-        ) from None
+        raise UserError(f"optimizer.schedule_arguments: {name} refuses {arguments}: {_line(error)}") from None
     return schedule
 
 

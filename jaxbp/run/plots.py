@@ -36,7 +36,7 @@ def learning_curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
     log_if_positive(axes[0], [row[f"{split}_loss"] for row in rows for split in COLOURS])
     axes[0].set_title("mean loss of a sample")
     axes[1].set_title({"accuracy": "share classified correctly", "rmse": "root mean square error"}[score])
-    _whole_epochs(axes)
+    whole_epochs(axes)
     save(figure, path)
 
 
@@ -59,7 +59,7 @@ def layer_rms(rows: Sequence[dict[str, Any]], path: Path) -> None:
         log_if_positive(axis, values)
         axis.grid(alpha=0.3)
     axes[1].legend(fontsize="small", ncols=1 + values.shape[1] // 12)
-    _whole_epochs(axes)
+    whole_epochs(axes)
     save(figure, path)
 
 
@@ -115,7 +115,7 @@ def noise_scale(recorded: Sequence[dict[str, Any]], path: Path) -> None:
     log_if_positive(axes[1], losses)
     for axis in axes:
         axis.grid(alpha=0.3)
-    _whole_epochs(axes)
+    whole_epochs(axes)
     save(figure, path)
 
 
@@ -142,7 +142,8 @@ def _marker(rows: Sequence[Any]) -> str:
     return "o" if len(rows) == 1 else ""
 
 
-def _whole_epochs(axes: Iterable[Axes]) -> None:
+def whole_epochs(axes: Iterable[Axes]) -> None:
+    """No ticks between the epochs."""
     for axis in axes:
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
 

@@ -1,0 +1,285 @@
+"""A sweep against the separate runs of its members: parameters bit for bit, lines of metrics.jsonl, what it refuses."""
+
+import csv
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+from test_run_plots import has_colour, looked_at
+
+from jaxbp.cli import main
+from jaxbp.run import config as configs
+from jaxbp.run import loop, sweep, sweep_plots, sweep_scores, training
+
+FILES = ("config.toml", "provenance.json", "metrics.jsonl", "timings.jsonl", "scores.csv", "sweep.png")
+IRIS = """
+[data]
+name = "iris"
+[model]
+sizes = [4, 8, 3]
+[optimizer]
+learning_rate = 0.1
+[train]
+epochs = 2
+batch_size = 50
+plots = false
+"""
+
+
+@pytest.fixture
+def iris(tmp_path: Path) -> Path:
+    path = tmp_path / "iris.toml"
+    path.write_text(IRIS)
+    return path
+
+
+def jaxbp(capsys: pytest.CaptureFixture[str], config: Path, *options: str) -> tuple[int, str]:
+    """Exit status and what was printed of `jaxbp run`, into the folder "run" beside the config."""
+    status = main(["run", str(config), "--train.folder", str(config.with_name("run")), *options])
+    shown = capsys.readouterr()
+    return status, shown.err if status else shown.out
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    path = folder / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def separate(member: Path, capsys: pytest.CaptureFixture[str]) -> tuple[Path, str]:
+    """The run of a member's own config.toml, and what it said when it diverged."""
+    alone = member.parents[2] / f"alone-{member.name}"
+    main(["run", str(member / "config.toml"), "--train.folder", str(alone)])
+    return alone, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "rates", "died"),
+    [
+        (("--study.quantities", "squared_norms", "--model.label-smoothing", "0.1"), ("0.03", "0.3", "1e+30"), 1),
+        (("--optimizer.arguments", "momentum", "0.9", "--optimizer.weight-decay", "0.1"), ("0.3",), 0),
+        (("--optimizer.name", "adam", "--model.dtype", "bfloat16", "--optimizer.clip-norm", "1.0"), ("0.1",), 0),
+    ],
+    ids=["sgd", "momentum", "adam"],
+)
+def test_a_member_is_the_separate_run_bit_for_bit(
+    iris: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], rates: tuple[str, ...], died: int
+) -> None:
+    """Parameters, metrics, records; a learning rate of 1e30 diverges and does not touch its neighbours."""
+    with jax.numpy_dtype_promotion("standard"):  # Adam in bfloat16
+        status, _ = jaxbp(capsys, iris, *options, "--train.seed", "5", "--sweep.learning-rate", ",".join(rates))
+        assert status == 0
+        members = sorted((iris.parent / "run" / "members").iterdir())
+        assert [m.name for m in members] == [f"seed-5_learning-rate-{rate}" for rate in rates]
+        ours, seen = lines(iris.parent / "run"), 0
+        for member, rate in zip(members, map(float, rates), strict=True):
+            alone, error = separate(member, capsys)
+            assert (member / "params.safetensors").read_bytes() == (alone / "params.safetensors").read_bytes()
+            tag = {"seed": 5, "learning_rate": rate}
+            mine = [line for line in ours if line | tag == line]
+            diverged = [line["diverged"] for line in mine if "diverged" in line]
+            assert [line for line in mine if "diverged" not in line] == [line | tag for line in lines(alone)]
+            assert (f"diverged: {diverged[0]};" in error) if diverged else (error == "")
+            seen += len(diverged)
+        assert seen == died
+
+
+def test_members_at_once_agree_with_their_turns(iris: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """vmap in float64: sums in another order, nothing else; 4 of 6 at once leaves a rest of 2."""
+    options = ("--model.dtype", "float64", "--sweep.seeds", "3", "--sweep.learning-rate", "0.1", "1e300")
+    assert jaxbp(capsys, iris, *options)[0] == 0
+    (tmp_path / "run").rename(tmp_path / "turns")
+    assert jaxbp(capsys, iris, *options, "--sweep.at-once", "4")[0] == 0
+    for turns in sorted((tmp_path / "turns" / "members").iterdir()):
+        vmapped = tmp_path / "run" / "members" / turns.name
+        a, b = (safetensors.numpy.load_file(folder / "params.safetensors") for folder in (turns, vmapped))
+        for name in a:
+            np.testing.assert_allclose(a[name], b[name], rtol=0, atol=1e-14 * max(1, np.abs(a[name]).max()))
+    assert [line.get("diverged") for line in lines(tmp_path / "turns")] == [
+        line.get("diverged") for line in lines(tmp_path / "run")
+    ]
+
+
+def test_the_step_is_traced_as_often_for_many_members_as_for_one(iris: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One program, however many members; no epoch traces it again."""
+    calls: list[int] = []
+    step = training._step
+
+    def counted(*arguments: Any) -> Any:
+        calls.append(1)
+        return step(*arguments)
+
+    monkeypatch.setattr(training, "_step", counted)
+    traced = []
+    for seeds in ("1", "5"):
+        calls.clear()
+        overrides = ("--train.epochs", "3", "--sweep.seeds", seeds, "--sweep.learning-rate", "0.1")
+        found = sweep.prepare(configs.read(iris, overrides))
+        assert len(list(sweep.epochs(found))) == 3
+        traced.append(len(calls))
+    assert 0 < traced[0] == traced[1]
+
+
+def test_seeds_alone_keep_the_schedule(iris: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    iris.write_text(
+        IRIS.replace("learning_rate = 0.1", 'schedule = "linear_schedule"')
+        + "[optimizer.schedule_arguments]\ninit_value = 0.5\nend_value = 0.0\ntransition_steps = 4\n"
+        + "[sweep]\nseeds = 2\n"
+    )
+    with jax.numpy_dtype_promotion("standard"):
+        status, shown = jaxbp(capsys, iris)
+        members = sorted((iris.parent / "run" / "members").iterdir())
+        assert [m.name for m in members] == ["seed-0", "seed-1"]
+        alone, _ = separate(members[1], capsys)
+        assert (members[1] / "params.safetensors").read_bytes() == (alone / "params.safetensors").read_bytes()
+    assert status == 0 and "learning rate linear_schedule" in shown
+    rates = {(line["epoch"], line["learning_rate"]) for line in lines(iris.parent / "run")}
+    assert len(rates) == 2 and max(rate for _, rate in rates) < 0.5
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (("--sweep.seeds", "0"), "sweep.seeds: got 0, it should be greater than or equal to 1"),
+        (("--sweep.at-once", "0"), "sweep.at_once: got 0, it should be greater than or equal to 1"),
+        (("--sweep.learning-rate", "0.1,-1"), "sweep.learning_rate: got -1.0, it should be greater than or equal to 0"),
+        (("--sweep.learning-rate", "0.1,inf"), "sweep.learning_rate: got inf, it should be a finite number"),
+        (("--sweep.learning-rate", "0.1;0.2"), "got '0.1;0.2', it should be numbers: 0.01,0.1"),
+        (("--sweep.learning-rate",), "got '', it should be numbers: 0.01,0.1"),
+        (("--sweep.learning-rates", "1"), "unknown key 'sweep.learning_rates', did you mean 'sweep.learning_rate'?"),
+        (("--sweep.learning-rate", "0.1,0.10"), "sweep.learning_rate: 0.1 is there twice"),
+        (("--sweep.seeds", "2", "--train.seed", str(2**32 - 1)), "sweep.seeds: got 2, from train.seed 4294967295 on"),
+        (("--sweep.seeds", "2", "--checkpoint.every", "1"), "checkpoint.every: a sweep writes no checkpoints"),
+        (("--sweep.seeds", "2", "--resume"), "--resume: a sweep writes no checkpoints; it can only begin again"),
+        (("--sweep.seeds", "2", "--train.tensorboard"), "train.tensorboard: a sweep writes no event files"),
+        (
+            ("--sweep.learning-rate", "0.1", "--optimizer.schedule", "linear_schedule"),
+            "sweep.learning_rate: optimizer.schedule gives the learning rate; leave one of them out",
+        ),
+        (("--sweep.learning-rate", "0.1", "--optimizer.name", "adm"), "unknown optimizer 'adm', did you mean 'adam'?"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(
+    iris: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], expected: str
+) -> None:
+    status, shown = jaxbp(capsys, iris, *options)
+    assert (status, shown.count("\n")) == (2, 1)
+    assert expected in shown
+    assert not (iris.parent / "run").exists()
+
+
+@pytest.mark.parametrize("given", [("0.1,0.2",), ("0.1", "0.2"), ("0.1,", "0.2"), ("0.1, 0.2",)])
+def test_learning_rates_come_with_commas_or_blanks(iris: Path, given: tuple[str, ...]) -> None:
+    assert configs.read(iris, ("--sweep.learning-rate", *given)).sweep.learning_rate == (0.1, 0.2)
+
+
+def test_the_folder_of_a_sweep(iris: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What it holds; that predict takes a member, and says so of the sweep; that the config runs again."""
+    iris.write_text(IRIS.replace("plots = false", "") + "[sweep]\nseeds = 2\nlearning_rate = [0.1, 1e30]\n")
+    status, shown = jaxbp(capsys, iris)
+    folder = iris.parent / "run"
+    assert status == 0 and "2 of 2" in shown and "best member: " in shown
+    names = {path.name for path in folder.iterdir()}
+    assert names == {*FILES, "members"}
+    assert configs.read(folder / "config.toml").sweep == configs.SweepConfig(seeds=2, learning_rate=(0.1, 1e30))
+    looked_at(folder / "sweep.png")
+    last = [line["test_accuracy"] for line in lines(folder) if line["epoch"] == 2 and "diverged" not in line]
+    with open(folder / "scores.csv", newline="") as file:
+        table = {(row["learning_rate"], row["score"]): row for row in csv.DictReader(file)}
+    row = table["0.1", "test_accuracy"]
+    assert (row["members"], row["diverged"], float(row["mean"])) == ("2", "0", pytest.approx(np.mean(last)))
+    assert (float(row["sd"]), float(row["max"])) == (pytest.approx(np.std(last, ddof=1)), max(last))
+    assert list(table["1e+30", "test_accuracy"].values())[2:] == ["0", "2", "", "", "", ""]
+
+    np.savez(iris.with_name("new.npz"), x=np.ones((3, 4)))
+    data = ("--data", str(iris.with_name("new.npz")))
+    assert main(["predict", str(folder / "members" / "seed-1_learning-rate-0.1"), *data]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 4
+    for command in (("predict", str(folder), *data), ("study", str(folder)), ("trace", str(folder), "--sample", "1")):
+        assert main(list(command)) == 2
+        error = capsys.readouterr().err
+        assert (
+            error
+            == f"jaxbp: {folder}: a sweep; name one of its members, such as {folder}/members/seed-0_learnin"
+            + ("g-rate-0.1\n")
+        )
+
+
+def test_a_sweep_of_which_nothing_is_left(iris: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit status 3; the members keep the parameters that they began with."""
+    status, shown = jaxbp(capsys, iris, "--sweep.seeds", "2", "--sweep.learning-rate", "1e30")
+    assert status == 3 and shown.startswith("jaxbp: diverged: every member of the sweep did") and "epoch 1" in shown
+    assert [line["seed"] for line in lines(iris.parent / "run") if "diverged" in line] == [0, 1]
+    for member in (iris.parent / "run" / "members").iterdir():
+        loop.prepare(configs.read(member / "config.toml")).model.save(iris.parent)
+        assert (member / "params.safetensors").read_bytes() == (iris.parent / "params.safetensors").read_bytes()
+
+
+def test_a_stopped_sweep_keeps_its_last_whole_epoch(
+    iris: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    after = []
+    epochs = sweep.epochs
+
+    def stopped(found: sweep.Sweep) -> Any:
+        for epoch in epochs(found):
+            after.append(epoch.params)
+            os.kill(os.getpid(), signal.SIGTERM)
+            yield epoch
+
+    monkeypatch.setattr(sweep, "epochs", stopped)
+    status, shown = jaxbp(capsys, iris, "--sweep.seeds", "2")
+    assert (status, shown) == (143, "jaxbp: stopped after epoch 1 of 2\n")
+    assert [(line["seed"], line["epoch"]) for line in lines(iris.parent / "run")] == [(0, 1), (1, 1)]
+    for i in range(2):
+        folder = iris.parent / "run" / "members" / f"seed-{i}_learning-rate-0.1"
+        saved = safetensors.numpy.load_file(folder / "params.safetensors")
+        np.testing.assert_array_equal(saved["layer.1.w"], after[0][0].w[i])
+
+
+def row(rate: float, seed: int, epoch: int, score: float, name: str = "accuracy") -> dict[str, Any]:
+    values = {f"{split}_{name}": score for split in ("train", "test")}
+    return {"seed": seed, "learning_rate": rate, "epoch": epoch, "train_loss": 1.0, "test_loss": 2.0} | values
+
+
+def test_scores_by_hand() -> None:
+    """0.1: two seeds; 0.3: one of them diverged in epoch 2; 9.0: both, in epoch 1."""
+    gone = [{"seed": s, "learning_rate": r, "epoch": e, "diverged": "…"} for s, r, e in ((1, 0.3, 2), (0, 9.0, 1))]
+    read = [row(r, s, 1, 0.1) for r, s in ((0.1, 0), (0.1, 1), (0.3, 0), (0.3, 1))]
+    read += [row(0.1, 0, 2, 0.5), row(0.1, 1, 2, 0.7), row(0.3, 0, 2, 0.65), *gone]
+    found = sweep_scores.groups(configs.Config(), read)
+    assert [(g.learning_rate, len(g.last), len(g.diverged)) for g in found] == [
+        ("0.1", 2, 0),
+        ("0.3", 1, 1),
+        ("9.0", 0, 1),
+    ]
+    assert sweep_scores.statistics(found[0].last, "test_accuracy") == pytest.approx(
+        {"mean": 0.6, "sd": 0.02**0.5, "min": 0.5, "max": 0.7}
+    )
+    assert sweep_scores.statistics(found[1].last, "test_accuracy")["sd"] is None
+    said = "best mean test accuracy: 65.00 %, learning rate 0.3\nbest member: 70.00 %, seed 1, learning rate 0.1"
+    assert sweep_scores.best(found) == said
+    errors = [row(0.1, 0, 1, 5.0, "rmse"), row(0.3, 0, 1, 4.0, "rmse")]
+    assert "best mean test rmse: 4, learning rate 0.3" in sweep_scores.best(
+        sweep_scores.groups(configs.Config(), errors)
+    )
+
+
+@pytest.mark.parametrize("name", ["accuracy", "rmse"])
+@pytest.mark.parametrize(("seeds", "epochs"), [(1, 1), (5, 20)])
+def test_the_picture(tmp_path: Path, name: str, seeds: int, epochs: int) -> None:
+    read = [
+        row(rate, seed, epoch, rate * epoch / (30 + seed), name)
+        for rate in (0.1, 0.9)
+        for seed in range(seeds)
+        for epoch in range(1, epochs + 1)
+    ]
+    gone = {"seed": seeds, "learning_rate": 0.9, "epoch": 1, "diverged": "…"}
+    sweep_plots.curves(sweep_scores.groups(configs.Config(), [*read, gone]), tmp_path / "a.png")
+    pixels = looked_at(tmp_path / "a.png")
+    assert has_colour(pixels, "#440154")  # the first of viridis
