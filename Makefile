@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 # The studies of experiments/ that are run by `make gallery`, together in less than 15 minutes on two cores.
-GALLERY := nielsen_overfitting nielsen_weight_initialization jax_mnist_classifier mislabelled noise_scale pruning
+GALLERY := nielsen_overfitting nielsen_weight_initialization jax_mnist_classifier mislabelled noise_scale pruning sweep
 
 .PHONY: run test check bench gallery constraints clean
 

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from test_run_plots import has_colour, looked_at
 from jaxbp.cli import main
 from jaxbp.run import config as configs
 from jaxbp.run import loop, sweep, sweep_plots, sweep_scores, training
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `pytest`, unlike `python -m pytest`, does not
+from experiments import sweep as study
 
 FILES = ("config.toml", "provenance.json", "metrics.jsonl", "timings.jsonl", "scores.csv", "sweep.png")
 IRIS = """
@@ -283,3 +287,18 @@ def test_the_picture(tmp_path: Path, name: str, seeds: int, epochs: int) -> None
     sweep_plots.curves(sweep_scores.groups(configs.Config(), [*read, gone]), tmp_path / "a.png")
     pixels = looked_at(tmp_path / "a.png")
     assert has_colour(pixels, "#440154")  # the first of viridis
+
+
+def test_the_study(iris: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    iris.write_text(IRIS + "[sweep]\nseeds = 2\n")
+    study.main(["--config", str(iris), "--out", str(tmp_path)])
+    found = json.loads((tmp_path / "sweep.json").read_text())
+    assert [way["same_bits"] for way in found["ways"].values()][:2] == [2, 2]
+    assert found["ways"][study.VMAP]["largest_relative_difference"] < 1e-5  # 6 steps in float32
+    assert all(way["same_test_score"] == 2 for way in found["ways"].values())
+    looked_at(tmp_path / "sweep.png")
+    iris.write_text(IRIS)
+    with pytest.raises(SystemExit) as stop:
+        study.main(["--config", str(iris), "--out", str(tmp_path / "none")])
+    assert stop.value.code == 2 and "sweep.seeds" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib import pyplot as plt
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -23,8 +23,9 @@ def curves(found: Sequence[Group], path: Path) -> None:
 def draw(found: Sequence[Group]) -> Figure:
     """The median over the seeds, in a band from the lowest to the highest value; a colour a learning rate."""
     score = sweep_scores.main_score(found).removeprefix("test_")
-    figure, axes = plt.subplots(2, 2, figsize=(11, 7.5), layout="constrained", sharex=True)
-    colours = plt.get_cmap("viridis")(np.linspace(0, 0.9, len(found)))
+    figure = Figure(figsize=(11, 7.5), layout="constrained")  # not of pyplot, which would keep it
+    axes = figure.subplots(2, 2, sharex=True)
+    colours = colormaps.get_cmap("viridis")(np.linspace(0, 0.9, len(found)))
     for row, split in zip(axes, ("train", "test"), strict=True):
         for axis, name in zip(row, ("loss", score), strict=True):
             for group, colour in zip(found, colours, strict=True):
