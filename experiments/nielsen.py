@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pydantic
+from jax.typing import ArrayLike
 from matplotlib.figure import Figure
 from pydantic import Field
 
@@ -141,7 +142,7 @@ def pixels(images: Array) -> Array:
 
 @functools.partial(jax.jit, static_argnames=("net", "mini_batch"))
 def epoch(
-    net: MLP, mini_batch: int, params: Params, images: Images, order: Array, learning_rate: Array, decay: Array
+    net: MLP, mini_batch: int, params: Params, images: Images, order: Array, learning_rate: ArrayLike, decay: ArrayLike
 ) -> Params:
     """Steps through the images in their order: w ← (1 − ηλ/n) w − η ∂ℒ/∂w, b ← b − η ∂ℒ/∂b; decay is 1 − ηλ/n."""
 
@@ -156,7 +157,7 @@ def epoch(
 
 
 @functools.partial(jax.jit, static_argnames="net")
-def evaluate(net: MLP, params: Params, images: Images, regularization: Array) -> tuple[Array, Array]:
+def evaluate(net: MLP, params: Params, images: Images, regularization: ArrayLike) -> tuple[Array, Array]:
     """The cost, mean ℓ + ½(λ/n)Σ‖w‖² with n the number of these images, and how many are classified right."""
     outputs = jaxbp.apply(net, params, pixels(images.x))
     losses = jax.vmap(jaxbp.losses.get(net.loss).ell)(outputs, images.y)

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from experiments import nielsen, report
 from experiments.nielsen import Script
@@ -82,19 +83,19 @@ def draw(results: dict[str, Any]) -> Figure:
             label = f"η = {replay['learning_rate']:g}, {run}"
             differences = [here - there for here, there in pairs]
             errors.plot(range(1, len(pairs) + 1), differences, marker, markersize=4, color=colour, label=label)
+    replays = (results["right"], results["wrong"])
     shares.set(ylabel="validation images classified right (%)", title="smaller initial weights start ahead")
-    title = "; ".join(f"η = {r['learning_rate']:g}: {r['equal']} of {r['counts']} equal" for r in _replays(results))
+    title = "; ".join(f"η = {r['learning_rate']:g}: {r['equal']} of {r['counts']} equal" for r in replays)
     errors.set(ylabel="images, here − published", title=title)
     for axis in (shares, errors):
         axis.set(xlabel="epochs trained")
         axis.grid(alpha=0.3)
-        axis.legend(fontsize="small")
+    shares.legend(fontsize="small")
+    errors.legend(fontsize="small", ncols=2, loc="lower center")
+    errors.yaxis.set_major_locator(MaxNLocator(integer=True))
+    errors.margins(y=0.35)
     figure.suptitle("Nielsen's weight_initialization replayed: 784-30-10, 50,000 images, float64")
     return figure
-
-
-def _replays(results: dict[str, Any]) -> list[dict[str, Any]]:
-    return [results["right"], results["wrong"]]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -3,7 +3,7 @@
 import json
 import tomllib
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pydantic
 
@@ -24,9 +24,15 @@ def read(kind: type[Recipe], path: Path) -> Recipe:
     except OSError as error:
         raise UserError(f"{path}: can't be read: {error.strerror}") from None
     except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        key, given = ".".join(str(part) for part in first["loc"]), str(first["input"])
-        shown = given if len(given) <= 60 else f"{given[:60]}…"
-        raise UserError(f"{path}: {key}: got {shown}, {first['msg'][:1].lower()}{first['msg'][1:]}") from None
+        raise UserError(f"{path}: {_describe(error.errors()[0])}") from None
     except (ValueError, TypeError) as error:  # TypeError: a date, which JSON does not have
         raise UserError(f"{path}: not a TOML file of numbers, text, arrays and tables: {error}") from None
+
+
+def _describe(error: Any) -> str:
+    """A pydantic error as "runs.0.epochs: got 0, input should be greater than or equal to 1"."""
+    key, given = ".".join(str(part) for part in error["loc"]), str(error["input"])
+    if error["type"] in ("missing", "unexpected_keyword_argument"):
+        return f"{key}: {'missing' if error['type'] == 'missing' else 'unknown key'}"
+    shown = given if len(given) <= 60 else f"{given[:60]}…"
+    return f"{key}: got {shown}, {error['msg'][:1].lower()}{error['msg'][1:]}"
