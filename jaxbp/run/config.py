@@ -30,6 +30,8 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 Number = bool | int | Finite | str
 Argument = Number | dict[str, Finite]
 """An Optax argument; a table maps steps to numbers, as piecewise_constant_schedule takes them."""
+Slots = Annotated[dict[Literal["slots"], Count], Field(min_length=1)]
+"""{slots = 8}"""
 
 
 @pydantic.with_config(STRICT)
@@ -91,6 +93,12 @@ class TrainConfig:
     """Samples a step; the last step of an epoch takes what is left."""
     seed: Seed = 0
     """Of the initial parameters and of the order of the samples."""
+    memory: Literal["store-all", "sqrt"] | Slots = "store-all"
+    """Which layer inputs wait for the backward pass: all, those of √L checkpoints, or {slots = 8}: the best 8."""
+    micro_batches: Count = 1
+    """Parts that a step's batch is cut into: one is in memory at a time, their gradients are added up."""
+    precision: Literal["full", "mixed"] = "full"
+    """mixed: forward and backward in bfloat16, parameters and their update in float32."""
     folder: str | None = None
     """Run folder: new, empty, or that of an unfinished run, which goes on; None: runs/<config>, runs/<config>-2 …"""
     plots: bool = True
@@ -297,7 +305,7 @@ def _override_error(overrides: Sequence[str], printed: str) -> str:
         if option.startswith("--") and option != "--" and key.replace(".no_", ".") not in known:
             return f"unknown key {key!r}, {nearest(key, known)}?"
     text = " ".join(re.sub(r"[─-╿]|-{3,}", " ", printed).split())  # the box, of lines or of dashes
-    text = re.split(" Argument helptext| For full helptext", text)[0]
+    text = re.split(" Argument helptext| For full helptext| Got errors", text)[0]
     return re.sub(r"^(Value error|Missing argument|Invalid choice|Unrecognized options) (?=\S+ )", "", text)
 
 

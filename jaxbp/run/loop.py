@@ -16,7 +16,7 @@ from rich.console import Console
 from jaxbp import losses
 from jaxbp.initializers import BIASES, WEIGHTS, Initializer
 from jaxbp.mlp import MLP, Array, Params, init, wide
-from jaxbp.run import data, folder, metrics, optimizers, progress, recording, signals, training
+from jaxbp.run import data, folder, metrics, optimizers, progress, recording, signals, training, tricks
 from jaxbp.run.checkpoint import Checkpoints, Position
 from jaxbp.run.config import Config, ModelConfig, choose
 from jaxbp.run.data import Dataset, Scaling
@@ -175,6 +175,7 @@ def prepare(config: Config) -> Setup:
         targets = Scaling.fit(dataset.y_train, "feature" if config.data.standardize_targets else "none")
     for name in config.study.quantities:
         choose("study.quantities", "quantity", name, recording.QUANTITIES)
+    tricks.check(config, len(dataset.x_train))
     params = initial(net, config)
     model = Model(net, params, inputs, targets, dataset.classes)
     optimizer = optimizers.build(config.optimizer, params)
@@ -214,7 +215,9 @@ def epochs(setup: Setup, recorded: list[dict[str, Any]] | None = None, begin: Be
     study = setup.config.study
     record = Recording(study.quantities, study.every) if study.quantities and recorded is not None else None
     arguments = (net, setup.optimizer, config.batch_size)
-    compiled = training.epoch.lower(*arguments, state, *setup.train, key, record, 0).compile()
+    compiled = training.epoch.lower(
+        *arguments, state, *setup.train, key, record, 0, tricks.tricks(config, net)
+    ).compile()
     for epoch in range(begun + 1, config.epochs + 1):
         started = time.perf_counter()
         done = (epoch - 1) * steps

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxbp import losses
-from jaxbp.mlp import MLP, Array, Factors, Params, factors, forward, gradient, wide
+from jaxbp.mlp import MLP, Array, Params, forward, wide
 from jaxbp.run import recording as recordings
 from jaxbp.run.optimizers import Optimizer
 from jaxbp.run.recording import Batch, Recording
+from jaxbp.run.tricks import Tricks, of_batch
 
 EVALUATED_AT_ONCE = 1000  # samples; bounds the memory of an evaluation
 
@@ -46,7 +47,9 @@ class Evaluation(NamedTuple):
     output: Array
 
 
-@functools.partial(jax.jit, static_argnames=("net", "optimizer", "batch_size", "recording"), donate_argnames="state")
+@functools.partial(
+    jax.jit, static_argnames=("net", "optimizer", "batch_size", "recording", "tricks"), donate_argnames="state"
+)
 def epoch(
     net: MLP,
     optimizer: Optimizer,
@@ -57,6 +60,7 @@ def epoch(
     key: Array,
     recording: Recording | None = None,
     done: ArrayLike = 0,
+    tricks: Tricks = Tricks(),  # noqa: B008  (a NamedTuple of constants)
 ) -> tuple[State, Steps]:
     """One pass over the samples in an order drawn from the key; `done` counts the steps before it, for the recording.
 
@@ -73,7 +77,7 @@ def epoch(
         rows, weights, records = batch
 
         def taken(state: State) -> tuple[State, Steps]:
-            return _step(net, optimizer, recording, state, x[rows], y[rows], weights, records)
+            return _step(net, optimizer, recording, tricks, state, x[rows], y[rows], weights, records)
 
         return jax.lax.cond(
             state.alive, taken, lambda state: (state, _nothing(lambda state: taken(state)[1], state)), state
@@ -98,6 +102,7 @@ def _step(
     net: MLP,
     optimizer: Optimizer,
     recording: Recording | None,
+    tricks: Tricks,
     state: State,
     x: Array,
     y: Array,
@@ -105,28 +110,21 @@ def _step(
     records: Array | None,
 ) -> tuple[State, Steps]:
     count = jnp.sum(weights, dtype=jnp.float32)  # bfloat16 counts to 256
-    loss, f = factors(net, state.params, x, y)
-    grads = gradient(f, weights, normalize_by=count)
-    mean_loss = jnp.sum(jnp.where(weights == 0, 0, loss)) / count.astype(loss.dtype)
+    keep = recording is not None
+    loss, grads, deltas, factors = of_batch(net, state.params, x, y, weights, count, tricks, keep_factors=keep)
     squares = _gradient_squares(grads)
-    alive = jnp.isfinite(mean_loss) & jnp.all(jnp.isfinite(squares))
+    alive = jnp.isfinite(loss) & jnp.all(jnp.isfinite(squares))
     params, inner = optimizer.step(state.params, grads, state.optimizer)
     stepped = State(params, inner, alive)
     kept: State = jax.tree.map(lambda new, old: jnp.where(alive, new, old), stepped, state._replace(alive=alive))
-    recorded = recording and _record(recording, Batch(f, grads, weights, count), records)
-    return kept, Steps(mean_loss, _delta_squares(f, weights, count), squares, recorded)
+    recorded = recording and factors and _record(recording, Batch(factors, grads, weights, count), records)
+    return kept, Steps(loss, jnp.stack(deltas), squares, recorded)
 
 
 def _record(recording: Recording, batch: Batch, records: Array | None) -> dict[str, Any]:
     """What the step records; NaN, at no cost, where it does not."""
     record = functools.partial(recordings.record, recording)
     return jax.lax.cond(records, record, functools.partial(_nothing, record), batch)
-
-
-def _delta_squares(f: Factors, weights: Array, count: Array) -> Array:
-    """(L,) mean squares of the deltas of the samples that count."""
-    squares = [jnp.mean(jnp.square(delta.astype(jnp.float32)), axis=1) for delta in f.delta]
-    return jnp.stack([jnp.sum(jnp.where(weights == 0, 0, square)) for square in squares]) / count
 
 
 def _gradient_squares(grads: Params) -> Array:
