@@ -300,6 +300,7 @@ def _again(
 ) -> tuple[tuple[Any, ...], Array]:
     """A run forward a second time and backward, where XLA can't merge it with the first: inside a conditional."""
 
+    @jax.jit  # so that it is traced once, not for each branch: nested runs would be traced 2, 4, 8 times
     def run(params: Params, x: Array, dl_dx: Array) -> tuple[tuple[Any, ...], Array]:
         _, results, delta = _backward(quantity, net, params, x, functools.partial(_below, dl_dx), schedule)
         return results, delta

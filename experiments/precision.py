@@ -1,0 +1,118 @@
+"""What bfloat16 does to the accuracy of MNIST and to the time of a step: [train] precision and [model] dtype.
+
+The config is trained in float32, in mixed precision (forward and backward in bfloat16, parameters and their update in
+float32) and in bfloat16 altogether, with the same seeds: the same initial parameters (rounded) and batches. The time
+is the median over all epochs but the first of each run; runs of one seed follow one another.
+
+Command: python -m experiments.precision [--config configs/mnist.toml] [--seeds 3] [--out FOLDER]
+"""
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments import report
+from jaxbp.run import config as configs
+from jaxbp.run import loop
+from jaxbp.run.config import Config
+from jaxbp.run.errors import Diverged, UserError
+
+CONFIG = Path(__file__).parent.parent / "configs" / "mnist.toml"
+WAYS = {
+    "float32": ("full", "float32", "tab:gray"),
+    "mixed": ("mixed", "float32", "tab:blue"),
+    "bfloat16": ("full", "bfloat16", "tab:orange"),
+}
+
+
+def trained(config: Config, way: str, seed: int) -> list[dict[str, Any]]:
+    """Metrics of each epoch of a run."""
+    precision, dtype, _ = WAYS[way]
+    train = dataclasses.replace(config.train, precision=precision, seed=seed)
+    model = dataclasses.replace(config.model, dtype=dtype)
+    return [epoch.row for epoch in loop.epochs(loop.prepare(dataclasses.replace(config, train=train, model=model)))]
+
+
+def measure(config: Config, seeds: int) -> dict[str, Any]:
+    """Trains every way with every seed.
+
+    Raises:
+      UserError: as `loop.prepare`.
+      Diverged: as `loop.epochs`.
+    """
+    runs: dict[str, list[list[dict[str, Any]]]] = {way: [] for way in WAYS}
+    for seed in range(seeds):
+        for way in WAYS:
+            runs[way].append(trained(config, way, seed))
+            print(f"seed {seed}, {way}: test accuracy {100 * runs[way][-1][-1]['test_accuracy']:.2f} %", flush=True)
+    return {"config": configs.to_dict(config), "runs": runs, "summary": {way: _summary(runs[way]) for way in WAYS}}
+
+
+def _summary(runs: list[list[dict[str, Any]]]) -> dict[str, Any]:
+    last = {key: [run[-1][key] for run in runs] for key in ("test_accuracy", "test_loss", "train_loss")}
+    seconds = [row["seconds"] for run in runs for row in run[1:] or run]
+    return {key: float(np.mean(values)) for key, values in last.items()} | {"seconds": statistics.median(seconds)}
+
+
+def show(results: dict[str, Any]) -> None:
+    """The table: a line a precision."""
+    rows = []
+    first = results["summary"]["float32"]["seconds"]
+    for way, found in results["summary"].items():
+        each = " ".join(f"{100 * run[-1]['test_accuracy']:.2f}" for run in results["runs"][way])
+        cells = [
+            f"{100 * found['test_accuracy']:.2f} %",
+            each,
+            f"{found['test_loss']:.4f}",
+            f"{found['train_loss']:.4f}",
+        ]
+        rows.append([way, *cells, f"{found['seconds']:.2f}", f"{found['seconds'] / first:.2f}"])
+    columns = ("precision", "test accuracy", "each seed (%)", "test loss", "training loss", "s an epoch", "÷ float32")
+    report.table("MNIST in lower precision", columns, rows)
+
+
+def draw(results: dict[str, Any]) -> Figure:
+    """Test accuracy and training loss over the epochs, every seed."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    accuracy, loss = figure.subplots(1, 2)
+    for way, (_, _, colour) in WAYS.items():
+        for number, run in enumerate(results["runs"][way]):
+            label = way if number == 0 else None
+            epochs = [row["epoch"] for row in run]
+            accuracy.plot(epochs, [100 * row["test_accuracy"] for row in run], color=colour, label=label)
+            loss.plot(epochs, [row["train_loss"] for row in run], color=colour, label=label)
+    accuracy.set(xlabel="epoch", ylabel="test accuracy (%)")
+    loss.set(xlabel="epoch", ylabel="training loss", yscale="log")
+    accuracy.legend(loc="lower right")
+    for axes in (accuracy, loss):
+        axes.grid(alpha=0.3)
+    name, sizes = results["config"]["data"]["name"], "-".join(map(str, results["config"]["model"]["sizes"]))
+    figure.suptitle(f"{name}, {sizes}, {len(results['runs']['mixed'])} seeds")
+    return figure
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Trains, prints the table, writes precision.json and precision.png."""
+    parser = report.parser(__doc__)
+    parser.add_argument("--config", type=Path, default=CONFIG, help="the run in float32, a classification")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each precision")
+    options = parser.parse_args(arguments)
+    if options.seeds < 1:
+        parser.error(f"--seeds: got {options.seeds}, it should be 1 or more")
+    started = time.perf_counter()
+    try:
+        results = measure(configs.read(options.config), options.seeds)
+    except (UserError, Diverged) as error:
+        parser.exit(2, f"precision: {error}\n")
+    show(results)
+    report.save(options.out, "precision", results | {"seconds": time.perf_counter() - started}, draw(results))
+
+
+if __name__ == "__main__":
+    main()
