@@ -159,6 +159,10 @@ def test_seeds_alone_keep_the_schedule(iris: Path, capsys: pytest.CaptureFixture
         (("--sweep.learning-rate", "0.1,0.10"), "sweep.learning_rate: 0.1 is there twice"),
         (("--sweep.seeds", "2", "--train.seed", str(2**32 - 1)), "sweep.seeds: got 2, from train.seed 4294967295 on"),
         (("--sweep.seeds", "2", "--checkpoint.every", "1"), "checkpoint.every: a sweep writes no checkpoints"),
+        (
+            ("--sweep.seeds", "2", "--sweep.at-once", "2", "--train.memory", "sqrt"),
+            "train.memory: members that share a step save nothing by it; leave out sweep.at_once",
+        ),
         (("--sweep.seeds", "2", "--resume"), "--resume: a sweep writes no checkpoints; it can only begin again"),
         (("--sweep.seeds", "2", "--train.tensorboard"), "train.tensorboard: a sweep writes no event files"),
         (

@@ -21,7 +21,7 @@ import tomli_w
 from rich.console import Console
 
 from jaxbp.mlp import Array, Params
-from jaxbp.run import folder, loop, metrics, optimizers, progress, recording, signals, sweep_scores, training
+from jaxbp.run import folder, loop, metrics, optimizers, progress, recording, signals, sweep_scores, training, tricks
 from jaxbp.run.config import Config, SweepConfig, to_dict
 from jaxbp.run.errors import Diverged, Stopped, UserError
 from jaxbp.run.folder import How
@@ -190,10 +190,11 @@ def _program(sweep: Sweep, record: Recording | None) -> Callable[..., Any]:
             one_epoch = inspect.unwrap(
                 training.epoch
             )  # not jitted by itself: an optimiser that holds a tracer is no key
-            state, steps = one_epoch(net, optimizer, config.train.batch_size, state, *train, key, record, phase)
+            state, steps = one_epoch(net, optimizer, config.train.batch_size, state, *train, key, record, phase, chosen)
             after = {name: training.evaluate(evaluated, state.params, *split) for name, split in splits}
             return state, steps, after
 
+        chosen = tricks.tricks(config.train, net)
         splits = (("train", train), ("test", test))
         at_once = min(config.sweep.at_once, len(sweep.members))
         return jax.lax.map(member, (states, inputs), batch_size=None if at_once == 1 else at_once)
@@ -255,6 +256,8 @@ def _check(config: Config) -> None:
         raise UserError(
             f"sweep.seeds: got {config.sweep.seeds}, from train.seed {config.train.seed} on; seeds end at 2³²"
         )
+    if config.sweep.at_once > 1 and config.train.memory != "store-all":
+        raise UserError("train.memory: members that share a step save nothing by it; leave out sweep.at_once")
     if config.checkpoint.every is not None:
         raise UserError("checkpoint.every: a sweep writes no checkpoints")
     if config.train.tensorboard:
