@@ -227,16 +227,18 @@ def read(path: Path) -> Script:
 
 
 def draw_curves(script: Script, found: dict[str, list[dict[str, Any]]]) -> Figure:
-    """Every monitored figure of every run over the epochs: costs on the left, shares classified right on the right."""
+    """Every monitored figure of every run over the epochs trained: costs left, shares classified right beside."""
     figure = Figure(figsize=(11, 4.4), layout="constrained")
     axes = dict(zip(("cost", "correct"), figure.subplots(1, 2), strict=True))
     for run in script.runs:
         for key in run.monitor:
             name, _, kind = key.rpartition("_")
-            values = [row[key] for row in found[run.name]]
-            axes[kind].plot(range(run.epochs), values, marker=".", label=f"{run.name}, {name}")
-    axes["cost"].set(xlabel="epoch", ylabel="cost")
-    axes["correct"].set(xlabel="epoch", ylabel="images classified right")
+            images = 10_000 if name != "training" else run.training_images or TRAINING
+            values = [row[key] if kind == "cost" else 100 * row[key] / images for row in found[run.name]]
+            marker = "." if run.epochs <= 60 else ""
+            axes[kind].plot(range(1, run.epochs + 1), values, marker=marker, label=f"{run.name}, {name}")
+    axes["cost"].set(xlabel="epochs trained", ylabel="cost")
+    axes["correct"].set(xlabel="epochs trained", ylabel="classified right (%)")
     for axis in axes.values():
         axis.grid(alpha=0.3)
         if axis.lines:

@@ -89,6 +89,7 @@ def small_images(count: int, seed: int) -> Images:
 
 
 IMAGES = {"training": small_images(23, 0), "validation": small_images(7, 1), "test": small_images(11, 2)}
+ONE_RUN = '[[runs]]\nname = "a"\nepochs = 1\nlearning_rate = 0.5\n'
 ARRAYS = {name: (np.asarray(images.x) / 256, np.asarray(images.y)) for name, images in IMAGES.items()}
 RUN = Run("first", epochs=2, learning_rate=0.3, sizes=(784, 5, 10), mini_batch=5, monitor=("training_cost",))
 
@@ -179,6 +180,23 @@ def test_replay_is_the_books(cost: Any, shuffle: Any, training_images: int | Non
                 assert row[f"{name}_cost"] == pytest.approx(cost_there, rel=1e-12)
 
 
+def test_any_other_script_is_a_config(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(nielsen, "load", lambda: IMAGES)
+    path = tmp_path / "wide.toml"
+    wide = 'sizes = [784, 7, 5, 10]\nmonitor = ["test_cost", "training_correct"]\n'
+    path.write_text(ONE_RUN + wide + ONE_RUN.replace('"a"', '"b"') + 'shuffle = "python3"\n')
+    nielsen.main(["--config", str(path), "--out", str(tmp_path)])
+    results = json.loads((tmp_path / "wide.json").read_text())
+    assert [set(rows[0]) for rows in results["runs"].values()] == [
+        {"epoch", "test_cost", "training_correct"},
+        {"epoch", "test_correct"},
+    ]
+    assert image.imread(tmp_path / "wide.png").std() > 0.05
+    assert "test_cost | training_correct" in capsys.readouterr().out
+
+
 def test_python_3_has_another_shuffle() -> None:
     orders = {}
     for name, shuffle in nielsen.SHUFFLES.items():
@@ -237,9 +255,6 @@ def test_the_configs_hold_the_published_recipes() -> None:
         (("large",), None, 5.0),
     ]
     assert recipe.read(example.Example, example.CONFIG).sizes == (784, 1024, 1024, 10)
-
-
-ONE_RUN = '[[runs]]\nname = "a"\nepochs = 1\nlearning_rate = 0.5\n'
 
 
 @pytest.mark.parametrize(
