@@ -20,7 +20,7 @@ check: .venv/installed
 	$(BIN)/mypy
 
 bench: .venv/installed
-	$(BIN)/python -m experiments.bench_value_and_grad
+	$(BIN)/jaxbp bench --json experiments/results/bench.json
 
 # The first study that cannot run ends it, with its one line that says why.
 gallery: .venv/installed

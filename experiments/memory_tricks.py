@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 
 import jaxbp
 from experiments import report
-from experiments.bench_value_and_grad import interleaved
+from experiments.bench.timing import interleaved
 from jaxbp import MLP, memory
 from jaxbp.mlp import Array, Params
 

@@ -1,6 +1,7 @@
 """The command `jaxbp`."""
 
 import argparse
+import importlib
 import importlib.util
 import sys
 from collections.abc import Sequence
@@ -42,6 +43,18 @@ or, of the split as a whole, in the summary:
   diversity      Σ ‖g‖² / ‖Σ g‖²
   coherence      ‖mean g‖² / mean ‖g‖²
   gram           picture: the eigenvalues of the Gram matrix of at most 1,000 samples, drawn at random
+"""
+
+BENCH_HELP = """\
+Measures jaxbp against what one would use instead, in interleaved rounds of one run: a table for each kind of row with
+ratio, quartiles and target, then the rows beyond their target. It needs a clone of the project.
+
+  value_and_grad  time, bytes and compile seconds, beside jax.value_and_grad
+  epoch           epochs of MNIST, beside Equinox and scikit-learn; with --peers PyTorch and torch.compile
+  matmul          the share of the machine's own matmul peak
+  persample       per-sample quantities, beside vmap(jax.grad); with --peers BackPACK, Opacus, jax-privacy and optax
+  startup         the import, the first step, a whole run
+  growth          time, bytes and compile seconds against batch, width, depth and parameters
 """
 
 
@@ -145,6 +158,20 @@ def _parser() -> argparse.ArgumentParser:
     trace.add_argument("--overwrite", action="store_true", help="replace a figure that exists; refused otherwise")
     trace.set_defaults(command=_trace)
 
+    bench = commands.add_parser(
+        "bench",
+        help="measure it against what one would use instead",
+        description=BENCH_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    bench.add_argument("--only", metavar="NAME", nargs="+", default=[], help="which kinds of rows, see above")
+    bench.add_argument("--quick", action="store_true", help="3 rounds, and not the slowest rows")
+    bench.add_argument(
+        "--peers", action="store_true", help="other libraries too, in environments made in .venv/peers (4 GB)"
+    )
+    bench.add_argument("--json", metavar="FILE.json", help="write the rows, and their picture beside it as .png")
+    bench.set_defaults(command=_bench)
+
     data = commands.add_parser("data", help="list the data sets, import one from files at hand")
     actions = data.add_subparsers(title="commands", metavar="COMMAND", required=True)
     listing = actions.add_parser("list", help="the data sets, their sizes and where they are")
@@ -207,6 +234,17 @@ def _trace(options: argparse.Namespace, _: list[str]) -> None:
 
     out = Path(options.out) if options.out else None
     trace.trace(trace.Request(Path(options.run), options.sample, options.split, out, options.overwrite), _console())
+
+
+def _bench(options: argparse.Namespace, _: list[str]) -> None:
+    from jaxbp.run.errors import UserError
+
+    clone = Path(__file__).parents[1]
+    if not (clone / "experiments" / "bench").is_dir():
+        raise UserError("bench: needs a clone of the project: its benchmarks are no part of the installed package")
+    sys.path.insert(0, str(clone))
+    command = importlib.import_module("experiments.bench.command")
+    command.run(options.only, options.quick, options.peers, Path(options.json) if options.json else None)
 
 
 def _data_list(options: argparse.Namespace, _: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""How experiments.bench_persample measures a library in a process of its own: the same arrays, the same rounds.
+"""How experiments.bench.persample measures a library in a process of its own: the same arrays, the same rounds.
 
 A peer is a script, `python NAME_persample.py ARRAYS.npz ROUNDS VALUES.npz`. It prints its seconds as JSON and writes
 what it computed. It runs where neither jaxbp nor what jaxbp needs is installed, so this module imports numpy alone.

@@ -1,32 +1,36 @@
-"""A plain PyTorch training loop; prints the seconds of each epoch. Arguments: arrays.npz epochs learning_rate."""
+"""A plain PyTorch training loop; with --compile the network goes through torch.compile."""
 
-import json
+import itertools
 import sys
-import time
+from collections.abc import Callable
 
-import numpy as np
+import epochs
 import torch
 from torch import nn
 from torch.nn import functional
 
-arrays = {name: torch.from_numpy(a) for name, a in np.load(sys.argv[1]).items()}
-epochs, learning_rate = int(sys.argv[2]), float(sys.argv[3])
-x, y = arrays["x_train"], arrays["y_train"].long()
-torch.manual_seed(0)
-model = nn.Sequential(nn.Linear(784, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10))
-optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate)
+
+def build(case: epochs.Case) -> tuple[Callable[[], None], Callable[[], float]]:
+    x, y, x_test, y_test = map(torch.from_numpy, (case.x_train, case.y_train, case.x_test, case.y_test))
+    torch.manual_seed(0)
+    layers = [layer for n, m in itertools.pairwise(case.sizes) for layer in (nn.Linear(n, m), nn.ReLU())]
+    model: nn.Module = nn.Sequential(*layers[:-1])
+    if "--compile" in sys.argv:
+        model = torch.compile(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=case.learning_rate)
+
+    def epoch() -> None:
+        for rows in torch.randperm(len(x)).split(case.batch_size):
+            optimizer.zero_grad()
+            functional.cross_entropy(model(x[rows]), y[rows].long()).backward()
+            optimizer.step()
+
+    @torch.no_grad()
+    def test_accuracy() -> float:
+        return (model(x_test).argmax(dim=1) == y_test).float().mean().item()
+
+    return epoch, test_accuracy
 
 
-def epoch() -> float:
-    start = time.perf_counter()
-    for rows in torch.randperm(len(x)).split(128):
-        optimizer.zero_grad()
-        functional.cross_entropy(model(x[rows]), y[rows]).backward()
-        optimizer.step()
-    return time.perf_counter() - start
-
-
-seconds = [epoch() for _ in range(epochs + 1)][1:]
-with torch.no_grad():
-    correct = model(arrays["x_test"]).argmax(dim=1) == arrays["y_test"].long()
-print(json.dumps({"seconds": seconds, "test_accuracy": correct.float().mean().item()}))
+if __name__ == "__main__":
+    epochs.main(build)

@@ -10,7 +10,8 @@ it computes is compared with jaxbp's numbers, after its scaling (stated in its s
 
 GraNd is ‖gₙ‖ of all 60,000 training samples of MNIST, which must have been imported or downloaded.
 
-Command: python -m experiments.bench_persample [--rounds 41] [--peer NAME=PYTHON …], NAME one of opacus, backpack,
+`jaxbp bench --only persample` measures the quantities that have a target; this command all of them, and GraNd:
+python -m experiments.bench.persample [--rounds 41] [--peer NAME=PYTHON …], NAME one of opacus, backpack,
 jax_privacy, optax: PYTHON has experiments/peers/NAME.txt installed.
 """
 
@@ -22,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,10 @@ from matplotlib.figure import Figure
 
 import jaxbp
 from experiments import report
-from experiments.bench_value_and_grad import autodiff_loss, interleaved
+from experiments.bench import timing
+from experiments.bench.networks import autodiff_loss
+from experiments.bench.rows import Row, Settings, Target
+from experiments.bench.timing import interleaved
 from experiments.peers import protocol
 from jaxbp import Factors, Params, persample
 from jaxbp.run import data
@@ -45,13 +49,15 @@ NETWORKS = {  # sizes, batch
     "5120-2560-1280 / 32": ((5120, 2560, 1280), 32),
 }
 QUANTITIES = ("squared_norms", "clipped_mean", "gram", "second_moment", "variance", "dot", "noise_scale", "gradients")
+LESS_SCRATCH = 100  # of the clipped mean, beside vmap(jax.grad)
 TARGETS = {"squared_norms": (0.7, 7), "clipped_mean": (1.1, 50), "gram": (1.4, 50), "second_moment": (2.0, 50)}
 GRAND_NETWORK, GRAND_CHUNK = (784, 256, 256, 10), 1000
 TOLERANCE = 1e-4  # float32 in another order of summation; Opacus's 1e-6 beside a norm is below it
 # PyTorch's float32 norm of a gradient of 2560 × 5120 entries is 9e-4 off the float64 norm of the same entries (4e-5 at
 # 1024 × 784): a peer that clips by it, Opacus's fast gradient clipping, carries that rounding.
 PEER_TOLERANCE = 1e-3
-PEERS = Path(__file__).parent / "peers"
+ROOT = Path(__file__).parents[2]
+PEERS = ROOT / "experiments" / "peers"
 BATCH = protocol.BATCH
 
 Program = Callable[..., Any]
@@ -64,7 +70,7 @@ def make_case(sizes: tuple[int, ...], batch: int) -> protocol.Case:
     """Random inputs and labels, He's parameters; C is the median norm, so that half of the samples are clipped."""
     net = jaxbp.MLP(sizes)
     params = jaxbp.init(net, jax.random.key(0))
-    x = jax.random.normal(jax.random.key(1), (batch, sizes[0]))
+    x = jax.random.normal(jax.random.key(1), (batch, sizes[0]), jnp.float32)
     y = jax.random.randint(jax.random.key(2), (batch,), 0, sizes[-1])
     norms = persample.grand(jaxbp.factors(net, params, x, y)[1])
     return protocol.Case(
@@ -149,11 +155,6 @@ def scratch(program: Any) -> int:
 # Measurements ---------------------------------------------------------------------------------------------------------
 
 
-def ratio(a: Iterable[float], b: Iterable[float]) -> float:
-    """The median over the rounds of a/b."""
-    return statistics.median(x / y for x, y in zip(a, b, strict=True))
-
-
 def values(name: str, result: Any) -> list[Any]:
     """The arrays that are compared: of the gradients, those of four samples; of the noise scale, |G|² and tr Σ, of
     which |G|² alone, a small difference on random data, has no digits to compare, and nor has their ratio.
@@ -183,26 +184,34 @@ def check(what: str, error: float, allowed: float) -> float:
     return error
 
 
-def measure(case: protocol.Case, rounds: int, slow_rounds: int) -> dict[str, dict[str, float]]:
-    """jaxbp's quantities beside its batch gradient, and beside vmap(jax.grad)."""
-    arguments = arguments_of(case)
-    ours, theirs = (compiled(programs(case), arguments) for programs in (hand_written, vmapped))
+def measure(
+    case: protocol.Case, rounds: int, slow_rounds: int, quantities: Iterable[str] = QUANTITIES
+) -> dict[str, dict[str, Any]]:
+    """jaxbp's quantities beside its batch gradient, and beside vmap(jax.grad); the quartiles of both ratios."""
+    arguments, wanted = arguments_of(case), {BATCH, "squared_norms", *quantities}
+    ours, theirs = (
+        compiled({name: program for name, program in programs(case).items() if name in wanted}, arguments)
+        for programs in (hand_written, vmapped)
+    )
     fast = {name: program for name, program in ours.items() if name != "gradients"}  # it fills the caches of the next
     seconds = dict(zip(fast, interleaved(list(fast.values()), arguments, rounds), strict=True))
-    found: dict[str, dict[str, float]] = {BATCH: {"seconds": statistics.median(seconds[BATCH])}}
+    found: dict[str, dict[str, Any]] = {BATCH: {"seconds": statistics.median(seconds[BATCH])}}
     for name, slow in theirs.items():
         expected = values(name, slow(*arguments))
         error = relative_error(values(name, ours[name](*arguments)), expected)
         if name == "dot":
             error *= cancelled(expected, ours["squared_norms"](*arguments), arguments[-1])
         batch, a, b = interleaved((ours[BATCH], ours[name], slow), arguments, slow_rounds)
-        alone = (seconds[name], seconds[BATCH]) if name in seconds else (a, batch)
+        alone = timing.ratio(*((seconds[name], seconds[BATCH]) if name in seconds else (a, batch)))
+        speedup = timing.ratio(b, a)
         found[name] = {
-            "seconds": statistics.median(alone[0]),
-            "ratio": ratio(*alone),
-            "vmap_seconds": statistics.median(b),
-            "vmap_ratio": ratio(b, batch),
-            "speedup": ratio(b, a),
+            "seconds": alone.seconds,
+            "ratio": alone.value,
+            "ratio_quartiles": alone.spread,
+            "vmap_seconds": speedup.seconds,
+            "vmap_ratio": timing.ratio(b, batch).value,
+            "speedup": speedup.value,
+            "speedup_quartiles": speedup.spread,
             "scratch_bytes": scratch(ours[name]),
             "vmap_scratch_bytes": scratch(slow),
             "relative_error": check(name, error, TOLERANCE),
@@ -232,15 +241,17 @@ def measure_peers(
                 error = relative_error(got, values(key, expected[key](*arguments)))
                 what = f"{name} {quantity}, {net.sizes}"
                 found[name]["relative_error"][quantity] = check(what, error, PEER_TOLERANCE)
+    ours = dict(found["jaxbp"]["seconds"])
     for peer in found.values():
-        peer["ratio"] = {name: ratio(s, peer["seconds"][BATCH]) for name, s in peer["seconds"].items()}
+        peer["ratio"] = {name: timing.ratio(s, peer["seconds"][BATCH]).value for name, s in peer["seconds"].items()}
+        peer["faster"] = {name: timing.ratio(s, ours[name.split(" ")[0]]) for name, s in peer["seconds"].items()}
         peer["seconds"] = {name: statistics.median(s) for name, s in peer["seconds"].items()}
     return found
 
 
 def run(command: list[str]) -> dict[str, Any]:
     """What a process prints as JSON."""
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     told: dict[str, Any] = json.loads(done.stdout)
     return told
 
@@ -274,6 +285,59 @@ def measure_grand() -> dict[str, float] | None:
         jax.block_until_ready(persample.map_chunks(quantity, net, params, x, y, GRAND_CHUNK))
         seconds.append(time.perf_counter() - start)
     return {"samples": len(x), "chunk": GRAND_CHUNK, "first": seconds[0], "compiled": statistics.median(seconds[1:])}
+
+
+# Rows of `jaxbp bench`
+
+
+def rows(settings: Settings) -> list[Row]:
+    """The quantities with a target, on every network (the smallest, if quick); beside the peers that are given."""
+    fast, slow = (settings.rounds(seconds) for seconds in (0.05, 1))
+    made = []
+    for name, shape in list(NETWORKS.items())[: 1 if settings.quick else None]:
+        case = make_case(*shape)
+        made += _own_rows(name, measure(case, fast, slow, TARGETS))
+        peers = {peer: python for peer, python in settings.peers.items() if (PEERS / f"{peer}_persample.py").exists()}
+        if peers:
+            made += _peer_rows(name, measure_peers(case, commands(peers), 3 if settings.quick else 6, 2))
+    return sorted(made, key=lambda row: "faster than " in row.what and "vmap" not in row.what)
+
+
+def _own_rows(network: str, found: dict[str, dict[str, Any]]) -> list[Row]:
+    made = []
+    for name, (most, least) in TARGETS.items():
+        row, label = found[name], f"{name}, {network}"
+        spread, faster = row["ratio_quartiles"], row["speedup_quartiles"]
+        made.append(Row("÷ one batch gradient", label, row["ratio"], row["seconds"], "s", Target("≤", most), spread))
+        what, target = "× faster than vmap(jax.grad)", Target("≥", least)
+        made.append(Row(what, label, row["speedup"], row["seconds"], "s", target, faster))
+    ours, theirs = (found["clipped_mean"][key] for key in ("scratch_bytes", "vmap_scratch_bytes"))
+    what, target = "× less scratch than vmap(jax.grad)", Target("≥", LESS_SCRATCH)
+    return [*made, Row(what, f"clipped_mean, {network}", theirs / ours, ours, "B", target)]
+
+
+def _peer_rows(network: str, found: dict[str, dict[str, Any]]) -> list[Row]:
+    ours = found["jaxbp"]["seconds"]
+    return [
+        Row(
+            f"× faster than {peer['versions']}",
+            f"{quantity}, {network}",
+            faster.value,
+            ours[quantity.split(" ")[0]],
+            "s",
+            None,
+            faster.spread,
+        )
+        for name, peer in found.items()
+        if name != "jaxbp"
+        for quantity, faster in peer["faster"].items()
+    ]
+
+
+def commands(pythons: Mapping[str, str]) -> dict[str, list[str]]:
+    """Library ↦ the command that measures it; jaxbp is the first."""
+    ours = {"jaxbp": [sys.executable, "-m", "experiments.bench.persample", "as-peer"]}
+    return ours | {name: [python, str(PEERS / f"{name}_persample.py")] for name, python in pythons.items()}
 
 
 # What is shown --------------------------------------------------------------------------------------------------------
@@ -420,9 +484,7 @@ def main() -> None:
         protocol.main(f"jaxbp, jax {jax.__version__}", as_peer)
         return
     chosen = options()
-    peers = {"jaxbp": [sys.executable, "-m", "experiments.bench_persample", "as-peer"]}
-    for name, _, python in (peer.partition("=") for peer in chosen.peer):
-        peers[name] = [python, str(PEERS / f"{name}_persample.py")]
+    peers = commands(dict(peer.split("=", 1) for peer in chosen.peer))
     grand = measure_grand()
     if grand:
         print(f"GraNd of {grand['samples']:,} samples: {grand['first']:.2f} s, compiled {grand['compiled']:.2f} s")
