@@ -4,7 +4,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 # The studies of experiments/ that are run by `make gallery`, together in less than 15 minutes on two cores.
-GALLERY := nielsen_overfitting nielsen_weight_initialization jax_mnist_classifier mislabelled noise_scale pruning sweep
+GALLERY := nielsen_overfitting nielsen_weight_initialization jax_mnist_classifier mislabelled noise_scale pruning sweep \
+	vanishing_gradients backward_cost activation_memory chain_rule
 
 .PHONY: run test check bench gallery constraints clean
 

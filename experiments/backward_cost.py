@@ -35,7 +35,7 @@ from matplotlib.figure import Figure
 
 import jaxbp
 from experiments import recipe, report
-from experiments.bench_value_and_grad import interleaved
+from experiments.bench.timing import interleaved
 from jaxbp.run.data import STRICT
 from jaxbp.run.errors import UserError
 
