@@ -40,7 +40,7 @@ def test_the_exact_ratios_are_the_published_ones() -> None:
     assert here == report.published("backward_cost")["ratios"]
 
 
-@pytest.mark.parametrize("network", ["784-100-10", "784-500-150-10", "300×6-10"])
+@pytest.mark.parametrize("network", ["784-500-150-10", "300×4-10"])
 def test_xla_counts_the_same_operations(network: str) -> None:
     sizes = backward_cost.sizes_of(network)
     compiled, _ = backward_cost.programs(jaxbp.MLP(sizes), batch_size=64)
@@ -72,7 +72,7 @@ def test_the_bytes_of_storing_all_grow_by_two_arrays_a_layer_and_others_less() -
 # --- the chain rule ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("hidden", ["tanh", "relu", "gelu"])
+@pytest.mark.parametrize("hidden", ["tanh", "relu"])
 def test_the_product_of_the_layers_jacobians_is_the_networks(hidden: str) -> None:
     net = jaxbp.MLP((9, 17, 12, 5), hidden)
     params = jaxbp.init(net, jax.random.key(0), bias="normal", dtype=jnp.float64)
@@ -110,7 +110,7 @@ def test_the_spread_of_a_tanh_networks_singular_values(weights: Any) -> None:
 def test_the_medians_of_a_few_seeds_lie_in_the_published_bands() -> None:
     mnist = data.load(data.DataConfig("mnist"))
     x, y = jnp.asarray(mnist.x_train[:200], jnp.float64) / 256, jnp.asarray(mnist.y_train[:200])
-    config = vanishing_gradients.Bands(width=30, hidden_layers=(2, 3), images=200, seeds=20)
+    config = vanishing_gradients.Bands(width=30, hidden_layers=(3,), images=200, seeds=20)
     published = report.published("vanishing_gradients")
     for layers in config.hidden_layers:
         norms = vanishing_gradients.mean_delta_norms(layers, config, x, y)
@@ -120,9 +120,7 @@ def test_the_medians_of_a_few_seeds_lie_in_the_published_bands() -> None:
             assert band and band[0] < median < band[1], what
 
 
-@pytest.mark.parametrize(
-    ("hidden", "scheme"), [("sigmoid", "glorot"), ("tanh", "he"), ("relu", "he"), ("relu", "normal")]
-)
+@pytest.mark.parametrize(("hidden", "scheme"), [("tanh", "he"), ("relu", "he"), ("relu", "normal")])
 def test_delta_shrinks_as_mean_field_theory_says(hidden: str, scheme: str) -> None:
     config = vanishing_gradients.MeanField("256×12-10", (hidden,), (scheme,), samples=50, seeds=6, between=(10, 2))
     (found,) = vanishing_gradients.against_theory(config)
@@ -138,8 +136,8 @@ SMALL = {
     activation_memory: 'width = 8\nbatch_size = 32\ndepths = [2, 5]\nhidden = "tanh"\nslots = 2\n',
     backward_cost: 'networks = ["12-8×2-3"]\nhidden = "relu"\nloss = "hinge"\nbatch_size = 4\nrounds = 2\n',
     chain_rule: "width = 12\ndepths = [1, 3]\nseeds = 2\ntanh_q = 0.1\n",
-    vanishing_gradients: "[bands]\nwidth = 8\nhidden_layers = [2, 5]\nimages = 20\nseeds = 3\n[mean_field]\n"
-    'sizes = "16×5-10"\nhidden = ["tanh"]\nschemes = ["he"]\nsamples = 5\nseeds = 2\nbetween = [4, 2]\n',
+    vanishing_gradients: "[bands]\nwidth = 8\nhidden_layers = [1, 2]\nimages = 20\nseeds = 3\n[mean_field]\n"
+    'sizes = "16×4-10"\nhidden = ["tanh"]\nschemes = ["he"]\nsamples = 5\nseeds = 2\nbetween = [3, 2]\n',
 }
 
 
@@ -167,7 +165,7 @@ def test_the_command_writes_a_table_results_and_a_picture(
         (backward_cost, "8×2", "0", "backward_cost: 12-0-3: sizes has 0, every size"),
         (chain_rule, "seeds = 2", "seeds = 2\nseed = 2", "chain_rule: {path}: seed: unknown key"),
         (vanishing_gradients, "seeds = 3", "seeds = 0", "vanishing_gradients: {path}: bands.seeds: got 0, "),
-        (vanishing_gradients, "[4, 2]", "[2, 4]", "vanishing_gradients: mean_field.between: (2, 4), expected an up"),
+        (vanishing_gradients, "[3, 2]", "[2, 3]", "vanishing_gradients: mean_field.between: (2, 3), expected an up"),
         (
             vanishing_gradients,
             '["he"]',
