@@ -80,7 +80,7 @@ def autodiff(wrap: Callable[[Any], Any], length: int) -> Callable[[Params, Array
     @wrap
     def run(layers: Params, x: Array) -> Array:
         for w, b in layers:
-            x = jnp.tanh(x @ w.T + b)
+            x = jnp.tanh(x @ w.T + b[None])
         return x
 
     def loss(params: Params, x: Array, y: Array) -> Array:
@@ -103,7 +103,7 @@ def stacked_loss(params: Params, x: Array, y: Array) -> Array:
 
     @jax.checkpoint
     def run(x: Array, layers: Any) -> tuple[Array, None]:
-        return jax.lax.scan(lambda x, layer: (jnp.tanh(x @ layer.w.T + layer.b), None), x, layers)[0], None
+        return jax.lax.scan(lambda x, layer: (jnp.tanh(x @ layer.w.T + layer.b[None]), None), x, layers)[0], None
 
     x, _ = jax.lax.scan(run, x, params[0])
     return jnp.mean(jnp.sum((x - y) ** 2, axis=1) / 2)
@@ -112,7 +112,7 @@ def stacked_loss(params: Params, x: Array, y: Array) -> Array:
 def measure(depth: int, width: int, batch: int, rounds: int) -> list[dict[str, Any]]:
     """A row a program."""
     net = MLP((width,) * (depth + 1), "tanh", "tanh", "squared_error")
-    x, y = jax.random.normal(jax.random.key(1), (2, batch, width))
+    x, y = jax.random.normal(jax.random.key(1), (2, batch, width), jnp.float32)
     params = jaxbp.init(net, jax.random.key(0), "glorot")
     rows: list[dict[str, Any]] = []
     calls = []
