@@ -35,7 +35,7 @@ FAMILIES = {
     "√L": "tab:blue",
     "slots": "tab:orange",
     "micro-batches": "tab:green",
-    "jax.grad": "tab:red",
+    "jax.grad, jax.checkpoint": "tab:red",
 }
 Program = Callable[[Params, Array, Array], Any]
 
@@ -176,14 +176,16 @@ def draw(rows: list[dict[str, Any]], width: int, batch: int) -> Figure:
     for axes, depth in zip(figure.subplots(1, len(depths), squeeze=False)[0], depths, strict=True):
         chosen = [row for row in rows if row["depth"] == depth]
         for family, colour in FAMILIES.items():
-            key = "jax." if family == "jax.grad" else family
+            key = "jax." if family.startswith("jax.") else family
             own = [row for row in chosen if key in row["name"] and (key == "jax." or "jax." not in row["name"])]
             x, y = [row["scratch_bytes"] / 1e6 for row in own], [row["time_ratio"] for row in own]
             line = "-" if len(own) > 1 and key != "jax." else ""
             axes.plot(x, y, marker="o", markersize=5, linestyle=line, color=colour, label=family)
             for row, a, b in zip(own, x, y, strict=True):
-                text = row["name"].removesuffix(" slots").removesuffix(" micro-batches")
-                axes.annotate(text, (a, b), textcoords="offset points", xytext=(5, 5), fontsize=7, color=colour)
+                if not row["name"].endswith((" slots", " micro-batches", "scan")):
+                    continue
+                text = row["name"].removesuffix(" slots").removesuffix(" micro-batches").removeprefix("jax.")
+                axes.annotate(text, (a, b), textcoords="offset points", xytext=(4, 5), fontsize=7, color=colour)
         axes.set(xscale="log", xlabel="scratch memory (MB)", ylabel="time ÷ storing all", title=f"{depth} layers")
         axes.margins(x=0.2, y=0.12)
         axes.set_ylim(bottom=0)

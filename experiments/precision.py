@@ -93,7 +93,7 @@ def draw(results: dict[str, Any]) -> Figure:
     for axes in (accuracy, loss):
         axes.grid(alpha=0.3)
     name, sizes = results["config"]["data"]["name"], "-".join(map(str, results["config"]["model"]["sizes"]))
-    figure.suptitle(f"{name}, {sizes}, {len(results['runs']['mixed'])} seeds")
+    figure.suptitle(f"{name}, {sizes}, seeds: {len(results['runs']['mixed'])}")
     return figure
 
 
