@@ -301,8 +301,12 @@ def test_folders_that_cannot_be_used(fails: Callable[..., str]) -> None:
     Path("full/mine.txt").write_text("mine")
     fails("run", "x.toml", "--train.folder", "full", match="train.folder: full is not empty; name a new folder")
     assert [path.name for path in Path("full").iterdir()] == ["mine.txt"]
-    for name in ("x.toml", "x.toml/runs", "a\0b", "y" * 300):
+    for name in ("x.toml", "x.toml/runs", "y" * 300):
         fails("run", "x.toml", "--train.folder", name, match="train.folder: '.*' can't be written: ")
+    for name in ("../out", "a/../../b", "a\\..\\b"):
+        fails("run", "x.toml", "--train.folder", name, match="train.folder: got '.*', a path without '..' is allowed")
+        fails("run", "x.toml", "--data.name", f"{name}.npz".replace("b.npz", "../b.npz"), match="data.name: got ")
+    fails("run", "x.toml", "--train.folder", "a\0b", match="train.folder: got '.*', a path without a null byte")
     Path("runs").write_text("a file in the way")
     fails("run", "x.toml", match="train.folder: '?runs/x'? can't be written")
     Path("empty").mkdir()

@@ -199,7 +199,7 @@ def validate(values: dict[str, Any], source: str) -> Config:
     By way of JSON, because pydantic's strict mode takes a table for a dataclass and an array for a tuple only there.
     """
     try:
-        return _ADAPTER.validate_json(json.dumps(values, default=lambda date: {"date": str(date)}), strict=True)
+        return _ADAPTER.validate_json(_json(source, values), strict=True)
     except pydantic.ValidationError as error:
         problems = list(dict.fromkeys(_describe(error.errors())))
         more = f" (and {len(problems) - 1} more)" if problems[1:] else ""
@@ -250,8 +250,26 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: can't be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: not a TOML file: not UTF-8 text") from None
-    except (ValueError, RecursionError) as error:  # ValueError: also an integer of more than 4300 digits
+    except RecursionError:
+        raise UserError(f"{path}: nested too deeply") from None
+    except ValueError as error:  # also an integer of more than 4300 digits
         raise UserError(f"{path}: not a TOML file: {error}") from None
+
+
+def _json(source: str, values: dict[str, Any]) -> str:
+    def encode(value: Any) -> str:
+        return json.dumps(value, default=lambda date: {"date": str(date)})
+
+    try:
+        return encode(values)
+    except RecursionError:
+        for table, value in values.items():
+            for key, inner in value.items() if isinstance(value, dict) else ():
+                try:
+                    encode(inner)
+                except RecursionError:
+                    raise UserError(f"{source}: {table}.{key}: nested too deeply") from None
+        raise UserError(f"{source}: nested too deeply") from None
 
 
 def _describe(errors: Sequence[Any]) -> list[str]:
@@ -273,7 +291,7 @@ def _unknown(key: str) -> str:
     table = key.rpartition(".")[0]
     siblings = [k for k in keys() if table and k.startswith(f"{table}.")]
     siblings = siblings or [k for k in keys() if k.endswith(f".{key}")] or list(Config.__dataclass_fields__)
-    return f"unknown key {key!r}, {nearest(key, siblings)}?"
+    return f"unknown key {_short(key)}, {nearest(key, siblings)}?"
 
 
 def _key(location: Sequence[str | int]) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ConfigDict, Field, with_config
 
-from jaxbp.run import idx
+from jaxbp.run import idx, paths, room
 from jaxbp.run.errors import UserError
 from jaxbp.run.idx import import_files
 
@@ -176,7 +176,7 @@ def _read(name: str) -> _Raw:
     if name in idx.SOURCES:
         return _read_images(name)
     if name.endswith(".npz"):
-        return _read_npz(Path(name).expanduser())
+        return _read_npz(paths.below("data.name", name))
     names = (*BUNDLED, *idx.SOURCES)
     allowed = f"allowed: {', '.join(names)}, or a path that ends in .npz"
     raise UserError(f"data.name: {name!r} is not a data set; {allowed}{_nearest(name, names)}")
@@ -281,7 +281,9 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
     try:
         # Opened here because numpy leaves a file open whose archive turns out to be damaged.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in _wanted(path, archive.files)}
+            wanted = _wanted(path, archive.files)
+            room.check(f"{path}: its arrays need", room.of_npz(path, wanted))
+            arrays = {name: archive[name] for name in wanted}
     except (*idx.BROKEN, MemoryError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from error
     for name, array in arrays.items():

@@ -17,7 +17,7 @@ import jax
 import tomli_w
 
 from jaxbp.run import config as configs
-from jaxbp.run import lock
+from jaxbp.run import lock, paths
 from jaxbp.run.config import Config, to_dict
 from jaxbp.run.errors import UserError
 
@@ -46,7 +46,8 @@ def opened(config: Config, name: str, how: How = "auto") -> Iterator[Opened]:
       UserError: the folder holds something else, another process runs in it, it can't be written, or its run began with
         another config; the keys that differ are named.
     """
-    path = Path(config.train.folder) if config.train.folder is not None else _numbered(name, how)
+    chosen = config.train.folder
+    path = paths.below("train.folder", chosen) if chosen is not None else _numbered(name, how)
     with contextlib.ExitStack() as stack:
         try:
             _check_free(path, how)
@@ -58,10 +59,8 @@ def opened(config: Config, name: str, how: How = "auto") -> Iterator[Opened]:
             _write(path / "provenance.json", json.dumps(_provenance(config, path), indent=2) + "\n")
             if not resumed:
                 _write(path / "config.toml", tomli_w.dumps(to_dict(config)))
-        except (OSError, ValueError) as error:  # ValueError: a path with a null byte
-            raise UserError(
-                f"train.folder: {str(path)!r} can't be written: {getattr(error, 'strerror', error)}"
-            ) from None
+        except OSError as error:
+            raise UserError(f"train.folder: {str(path)!r} can't be written: {error.strerror}") from None
         yield Opened(path, resumed)
 
 

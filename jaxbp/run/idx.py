@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -283,6 +283,8 @@ def _gather(source: Source, path: Path) -> tuple[dict[str, bytes], dict[str, str
     sound: dict[str, bytes] = {}
     faults: dict[str, str] = {}
     for member, opened in _members(path):
+        if PureWindowsPath(member).anchor or ".." in PureWindowsPath(member).parts:  # / and \\ alike
+            raise UserError(f"{path}: refused: it holds {member!r}, a path that leads out of the archive")
         file = files.get(_file_name(member))
         if file is None or file.name in sound:
             continue
@@ -295,7 +297,7 @@ def _gather(source: Source, path: Path) -> tuple[dict[str, bytes], dict[str, str
 
 
 def _file_name(member: str) -> str:
-    """a/train-images.idx3-ubyte.gz ↦ train-images-idx3-ubyte: the last part alone, so that no path can lead outside."""
+    """a/train-images.idx3-ubyte.gz ↦ train-images-idx3-ubyte."""
     return PurePosixPath(member.replace("\\", "/")).name.removesuffix(".gz").replace(".idx", "-idx")
 
 

@@ -16,7 +16,7 @@ from rich.console import Console
 from jaxbp import losses
 from jaxbp.initializers import BIASES, WEIGHTS, Initializer
 from jaxbp.mlp import MLP, Array, Params, init, wide
-from jaxbp.run import data, folder, metrics, optimizers, progress, recording, signals, training, tricks
+from jaxbp.run import data, folder, metrics, optimizers, progress, recording, room, signals, training, tricks
 from jaxbp.run.checkpoint import Checkpoints, Position
 from jaxbp.run.config import Config, ModelConfig, choose
 from jaxbp.run.data import Dataset, Scaling
@@ -176,9 +176,10 @@ def prepare(config: Config) -> Setup:
     for name in config.study.quantities:
         choose("study.quantities", "quantity", name, recording.QUANTITIES)
     tricks.check(config, len(dataset.x_train))
+    _check_room(config, jax.eval_shape(lambda: initial(net, config)), len(dataset.x_train))
     params = initial(net, config)
-    model = Model(net, params, inputs, targets, dataset.classes)
     optimizer = optimizers.build(config.optimizer, params)
+    model = Model(net, params, inputs, targets, dataset.classes)
     train = _split(model, dataset.x_train, dataset.y_train)
     return Setup(config, dataset, model, optimizer, train, _split(model, dataset.x_test, dataset.y_test))
 
@@ -318,6 +319,13 @@ def _check_fit(net: MLP, dataset: Dataset) -> None:
     probabilities = loss.target == "label or array" or loss.name == "kl_divergence"
     if not dataset.classes and probabilities and not _are_probabilities(dataset.y_train):
         raise UserError(f"model.loss: {loss.name} takes probabilities, the targets of {dataset.name} are numbers")
+
+
+def _check_room(config: Config, params: Params, samples: int) -> None:
+    """The initial parameters, the trained ones and a gradient; of a batch the widest layer and its deltas."""
+    batch = min(config.train.batch_size, samples) * max(config.model.sizes) * params[0].w.dtype.itemsize
+    room.check("model.sizes: parameters and gradient need", 3 * room.of_tree(params))
+    room.check("train.batch_size: parameters, gradient and a batch need", 3 * room.of_tree(params) + 2 * batch)
 
 
 def _are_probabilities(y: np.ndarray) -> bool:

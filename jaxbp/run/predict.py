@@ -4,12 +4,13 @@ import contextlib
 import csv
 import os
 import sys
-import zipfile
 from pathlib import Path
 
 import numpy as np
 
+from jaxbp.run import room
 from jaxbp.run.errors import UserError
+from jaxbp.run.idx import BROKEN
 from jaxbp.run.model import Model, load
 
 
@@ -48,10 +49,11 @@ def _read(path: Path) -> np.ndarray:
     try:
         # Opened here because numpy leaves a file open whose archive turns out to be damaged.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            room.check(f"{path}: x needs", room.of_npz(path, ["x"]))
             x = np.asarray(arrays["x"])
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+    except (*BROKEN, KeyError, TypeError, AttributeError, MemoryError) as error:
         raise UserError(f"{path}: not an .npz file with an array x: {error}") from None
     if x.dtype.kind not in "fiub":
         raise UserError(f"{path}: x has dtype {x.dtype}, expected numbers")
