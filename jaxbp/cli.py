@@ -13,9 +13,15 @@ from jaxbp import __version__
 if TYPE_CHECKING:
     from rich.console import Console
 
-RUN_HELP = (
-    "CONFIG is a TOML file; any of its keys can be overridden: --train.epochs 3. `jaxbp run CONFIG --help` lists them."
-)
+RUN_HELP = """\
+CONFIG is a TOML file; any of its keys can be overridden: --train.epochs 3. `jaxbp run CONFIG --help` lists them.
+
+A run that was stopped goes on when the same command is given again, from its newest checkpoint: the newest folder of
+runs/CONFIG, runs/CONFIG-2 … is taken if it is unfinished, or else the next one begun. --resume refuses to begin a new
+run, --new to go on with one.
+
+Exit status: 0 done, 2 bad input, 3 the loss became NaN or infinite, 130 Ctrl-C, 143 SIGTERM.
+"""
 CHECK_HELP = (
     "Proves the network of a config, or a function with a hand-written backward pass, against autodiff. Importing the "
     "named module is the only code it executes. Exit status: 0 all passed, 1 something failed or was not exercised, "
@@ -190,13 +196,12 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> None:
 
     if options.config is None:
         if set(overrides) & {"-h", "--help"}:
-            print(RUN_HELP, end="\n\n")
-            configs.parse(configs.Config(), ["--help"], program="jaxbp run CONFIG")
+            configs.parse(configs.Config(), ["--help"], "jaxbp run CONFIG", RUN_HELP)
         raise UserError("command line: which config? For example: jaxbp run configs/digits.toml")
     path = Path(options.config)
     if overrides and path.suffix != ".toml" and not path.exists():
         raise UserError(f"command line: {path} is no config; it comes first: jaxbp run CONFIG {overrides[0]} …")
-    config = configs.read(path, overrides)
+    config = configs.read(path, overrides, RUN_HELP)
     try:
         (sweep if config.sweep.asked else loop).run(config, path.stem, _console(), options.how)
     except UserError as error:

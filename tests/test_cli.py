@@ -453,7 +453,7 @@ def start(*arguments: str, **options: Any) -> subprocess.Popen[str]:
 
 HELP = {
     ("--help",): ("run", "predict", "data", "--version"),
-    ("run", "--help"): ("CONFIG", "--train.epochs", "--optimizer.learning-rate"),
+    ("run", "--help"): ("CONFIG", "--resume", "--new", "--train.epochs", "--optimizer.learning-rate"),
     ("run", "x.toml", "--help"): ("--train.epochs", "Passes over the training set", "50"),
     ("predict", "--help"): ("RUN_DIR", "--data", "--out"),
     ("data", "--help"): ("list", "import"),

@@ -22,6 +22,7 @@ from jaxbp.run.config import CheckpointConfig
 from jaxbp.run.errors import UserError
 
 PAUSE = 60.0  # seconds between checkpoints where the config does not say how many epochs
+OVERHEAD = 2**17  # bytes of a checkpoint beside its arrays
 MANIFEST = ".sha256"
 DAMAGED = ".damaged"  # behind the name of a manifest that its files do not fit
 Tree = Any
@@ -88,7 +89,7 @@ class Checkpoints:
             try:
                 pending.result()
             except Exception as error:  # Orbax and TensorStore raise OSError, ValueError, RuntimeError …
-                reason = str(error).strip().partition("\n")[0]
+                reason = getattr(error, "strerror", None) or str(error).strip().partition("\n")[0]
                 raise UserError(f"{self._folder}: can't be written: {reason}") from error
 
     def newest(self, like: Tree, warn: Callable[[str], None]) -> Saved | None:
@@ -136,18 +137,35 @@ def _write(folder: Path, keep: int, position: Position, arrays: dict[str, np.nda
     import orbax.checkpoint as ocp
 
     path = folder / str(position.step)
+    folder.mkdir(exist_ok=True)
     _remove(path)
+    _reserve(folder, sum(array.nbytes for array in arrays.values()))
     tree = {"position": {name: np.asarray(value) for name, value in position._asdict().items()}, "state": arrays}
-    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
-        checkpointer.save(path.absolute(), args=ocp.args.StandardSave(tree))
-    part = folder / f".{position.step}"
-    with open(part, "w", encoding="utf-8") as file:
-        file.write(manifest(path))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, _manifest_of(path))
+    try:
+        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+            checkpointer.save(path.absolute(), args=ocp.args.StandardSave(tree))
+        part = folder / f".{position.step}"
+        with open(part, "w", encoding="utf-8") as file:
+            file.write(manifest(path))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, _manifest_of(path))
+    except Exception:
+        _clean(folder)
+        raise
     for step in sorted(_steps(folder))[:-keep]:
         _remove(folder / str(step))
+
+
+def _reserve(folder: Path, count: int) -> None:
+    """Raises an OSError where the disk or a quota has no room: what Orbax says of it is a page long."""
+    part = folder / ".room"
+    try:
+        with open(part, "wb") as file:
+            if hasattr(os, "posix_fallocate"):  # not on macOS
+                os.posix_fallocate(file.fileno(), 0, count + OVERHEAD)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _read(path: Path, like: Tree) -> Saved:

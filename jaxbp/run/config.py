@@ -180,8 +180,10 @@ class Config:
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
 
 
-def read(path: Path, overrides: Sequence[str] = ()) -> Config:
+def read(path: Path, overrides: Sequence[str] = (), description: str = "") -> Config:
     """The config in a TOML file, changed by command-line overrides such as ``--train.epochs 3``.
+
+    `description` stands above the keys in what ``--help`` prints.
 
     Raises:
       UserError: the file is missing or is not TOML; an unknown key, a wrong type, an impossible value. One line: where,
@@ -190,7 +192,9 @@ def read(path: Path, overrides: Sequence[str] = ()) -> Config:
     config = validate(_read_toml(path), source=str(path))
     if not overrides:
         return config
-    return validate(dataclasses.asdict(parse(config, overrides, program=f"jaxbp run {path}")), source="command line")
+    return validate(
+        dataclasses.asdict(parse(config, overrides, f"jaxbp run {path}", description)), source="command line"
+    )
 
 
 def validate(values: dict[str, Any], source: str) -> Config:
@@ -206,12 +210,12 @@ def validate(values: dict[str, Any], source: str) -> Config:
         raise UserError(f"{source}: {problems[0]}{more}") from None
 
 
-def parse(config: Config, overrides: Sequence[str], program: str) -> Config:
+def parse(config: Config, overrides: Sequence[str], program: str, description: str = "") -> Config:
     """The config with overrides; `--help` prints every key with its present value and leaves with SystemExit(0)."""
     shown = io.StringIO()
     try:
         with contextlib.redirect_stderr(shown):
-            return tyro.cli(Config, default=config, args=list(overrides), prog=program)
+            return tyro.cli(Config, default=config, args=list(overrides), prog=program, description=description)
     except SystemExit as stop:
         if stop.code == 0:
             raise

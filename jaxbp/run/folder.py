@@ -146,8 +146,11 @@ def _value(config: Config, key: str) -> Any:
 def _write(path: Path, text: str) -> None:
     """All of it or, when the process is killed, nothing."""
     part = path.with_name(f".{path.name}")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    try:
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _plain(value: Any) -> Any:

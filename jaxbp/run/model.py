@@ -56,8 +56,11 @@ class Model(NamedTuple):
         scalings = {"inputs": self.inputs} | ({"targets": self.targets} if self.targets else {})
         tensors |= {f"{name}.{k}": v for name, scaling in scalings.items() for k, v in scaling._asdict().items()}
         written = folder / f".{FILE}"
-        written.write_bytes(safetensors.numpy.save(tensors, metadata={"classes": json.dumps(self.classes)}))
-        os.replace(written, folder / FILE)
+        try:
+            written.write_bytes(safetensors.numpy.save(tensors, metadata={"classes": json.dumps(self.classes)}))
+            os.replace(written, folder / FILE)
+        finally:
+            written.unlink(missing_ok=True)  # half of it, on a full disk
 
 
 @jax.jit(static_argnums=0)

@@ -1,0 +1,382 @@
+"""Runs that survive: kills, signals, damaged checkpoints, a full disk, two processes on one folder, bad input."""
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import bad_input, kills
+from jaxbp.cli import main
+from jaxbp.run import checkpoint, folder, loop, room, signals
+from jaxbp.run.checkpoint import Checkpoints, Position, damage
+from jaxbp.run.config import CheckpointConfig, read
+from jaxbp.run.errors import UserError
+
+IRIS = """
+[data]
+name = "iris"
+[model]
+sizes = [4, 8, 3]
+[optimizer]
+{optimizer}
+[train]
+epochs = 5
+batch_size = 50
+plots = false
+[checkpoint]
+every = 2
+"""
+SGD, ADAM = "learning_rate = 0.1", 'name = "adam"\nschedule = "cosine_decay_schedule"\nschedule_arguments = {cosine}'
+OPTIMIZERS = {
+    "sgd": SGD,
+    "adam, cosine": ADAM.format(cosine="{ init_value = 0.1, decay_steps = 15 }"),
+    "sgd, recording": f'{SGD}\n[study]\nquantities = ["squared_norms", "noise_scale"]\nevery = 2',
+}
+SAME = ("metrics.jsonl", "params.safetensors")
+
+
+class Killed(BaseException):
+    """Nothing in the library catches it: what is on disk then is what a SIGKILL leaves."""
+
+
+@pytest.fixture(autouse=True)
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty folder to work in, with x.toml."""
+    monkeypatch.chdir(tmp_path)
+    Path("x.toml").write_text(IRIS.format(optimizer=SGD))
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):  # as Optax has it
+        yield tmp_path
+
+
+def run(*arguments: str, status: int = 0) -> None:
+    assert main(["run", "x.toml", *arguments]) == status
+
+
+def killed(function: Any, name: str, number: int, *arguments: str, after: bool = False) -> None:
+    """Runs until the function is called for the number-th time, and no further."""
+    calls = 0
+    original = getattr(function, name)
+
+    def call(*args: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == number and not after:
+            raise Killed
+        result = original(*args, **options)
+        if calls == number:
+            raise Killed
+        return result
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(function, name, call)
+        main(["run", "x.toml", *arguments])
+
+
+def contents(path: str) -> list[bytes]:
+    return [(Path(path) / name).read_bytes() for name in SAME]
+
+
+def refused(capsys: pytest.CaptureFixture[str], match: str, *arguments: str) -> None:
+    capsys.readouterr()
+    run(*arguments, status=2)
+    said = capsys.readouterr().err
+    assert re.fullmatch(r"jaxbp: [^\n]+\n", said) and re.search(match, said), said
+
+
+# --- kills ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_run_that_was_killed_ends_as_one_that_was_not(optimizer: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """In a step that writes, before it and after it: three kills, one after the other, of one run."""
+    Path("x.toml").write_text(IRIS.format(optimizer=OPTIMIZERS[optimizer]))
+    run("--train.folder", "whole")
+    chosen = ("--train.folder", "killed")
+    if optimizer == "sgd":
+        killed(folder, "append", 2, *chosen)  # no checkpoint yet
+    killed(folder, "append", 6, *chosen, after=True)  # epoch 3 is measured, the checkpoint is of epoch 2
+    assert sorted(path.name for path in Path("killed/checkpoints").iterdir()) == ["6", "6.sha256"]
+    capsys.readouterr()
+    killed(loop, "_write_results", 1, *chosen)  # all is trained, nothing is written
+    run(*chosen)
+    shown = capsys.readouterr().out
+    assert "unfinished: goes on after epoch 2, step 6" in shown and "unfinished: goes on after epoch 4" in shown
+    assert contents("killed") == contents("whole")
+    timings = [json.loads(line)["epoch"] for line in Path("killed/timings.jsonl").read_text().splitlines()]
+    assert timings == [1, 2, 3, 4, 5]
+    assert len(json.loads(Path("killed/provenance.json").read_text())["resumed"]) == 2 + (optimizer == "sgd")
+    assert not Path("killed/.unfinished").exists()
+
+
+def test_a_kill_in_the_middle_of_a_save(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Orbax's folder is there, its manifest is not; and an unfinished folder of Orbax's."""
+    run("--train.folder", "whole")
+    killed(loop, "_write_results", 1, "--train.folder", "x")
+    Path("x/checkpoints/12.sha256").unlink()
+    Path("x/checkpoints/15.orbax-checkpoint-tmp").mkdir()
+    Path("x/checkpoints/.9").write_text("half a manif")
+    with Checkpoints(Path("x"), CheckpointConfig()) as checkpoints:
+        saved = checkpoints.newest(kills.state_of(Path("x")), pytest.fail)
+    assert saved is not None and saved.position[:2] == (2, 6)
+    assert sorted(path.name for path in Path("x/checkpoints").iterdir()) == ["6", "6.sha256"]
+    run("--train.folder", "x")
+    assert contents("x") == contents("whole")
+
+
+def test_real_kills_of_a_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three of the fifty and more of experiments/kills.py, the last one in a save; then 6 flips and 4 cuts."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    for name in ("XLA_FLAGS", "PYTHONWARNINGS"):
+        monkeypatch.delenv(name, raising=False)
+    config = IRIS.format(optimizer=SGD).replace("epochs = 5", "epochs = 40").replace("every = 2", "every = 1")
+    monkeypatch.setattr(kills, "CONFIGS", {"sgd": config})
+    monkeypatch.setattr(kills, "MOMENT", 1.0)
+    found = kills.survive("sgd", 1, 3, tmp_path)
+    assert found["same"] == 1 and len(found["kills"]) >= 1
+    assert kills.damage(tmp_path / "sgd whole", 6, False, tmp_path) == 6
+    assert kills.damage(tmp_path / "sgd whole", 4, True, tmp_path) == 4
+
+
+# --- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+def saved_twice(path: str = "x") -> Any:
+    """Two checkpoints, of steps 3 and 6, whose parameters differ; the state."""
+    setup = loop.prepare(read(Path("x.toml")))
+    state = loop.first(setup).state
+    with Checkpoints(Path(path), CheckpointConfig(keep=2)) as checkpoints:
+        Path(path).mkdir()
+        for epoch in (1, 2, 3):
+            params = jax.tree.map(lambda p: p + epoch, state.params)  # noqa: B023
+            position = Position(epoch, 3 * epoch, 100 * epoch, np.array([1, epoch], np.uint32))
+            checkpoints.save(position, state._replace(params=params))
+    return state
+
+
+def newest(state: Any, warn: Callable[[str], None] = pytest.fail) -> checkpoint.Saved | None:
+    with Checkpoints(Path("x"), CheckpointConfig()) as checkpoints:
+        return checkpoints.newest(state, warn)
+
+
+def test_a_checkpoint_holds_state_and_position_and_the_newest_are_kept() -> None:
+    state = saved_twice()
+    assert sorted(path.name for path in Path("x/checkpoints").iterdir()) == ["6", "6.sha256", "9", "9.sha256"]
+    saved = newest(state)
+    assert saved is not None and saved.position[:3] == (3, 9, 300)
+    np.testing.assert_array_equal(saved.position.key, [1, 3])
+    assert jax.tree.structure(saved.state) == jax.tree.structure(state)
+    for ours, theirs in zip(jax.tree.leaves(saved.state.params), jax.tree.leaves(state.params), strict=True):
+        np.testing.assert_array_equal(ours, theirs + 3)
+        assert ours.dtype == theirs.dtype
+    command = ["sha256sum", "--check", "--quiet", "../9.sha256"]
+    assert subprocess.run(command, cwd="x/checkpoints/9", capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize("how", ["missing file", "added file", "empty manifest"])
+def test_damage_is_named_and_the_checkpoint_before_is_used(how: str) -> None:
+    state = saved_twice()
+    if how == "missing file":
+        Path("x/checkpoints/9/_METADATA").unlink()
+    elif how == "added file":
+        Path("x/checkpoints/9/more").write_text("more")
+    else:
+        Path("x/checkpoints/9.sha256").write_text("")
+    named = {"missing file": "9/_METADATA is missing", "added file": "9/more is not in its manifest"}
+    said: list[str] = []
+    saved = newest(state, said.append)
+    assert saved is not None and saved.position.step == 6
+    assert len(said) == 1 and "step 9 is damaged" in said[0] and named.get(how, "9/") in said[0]
+    again = newest(state)  # it is not looked at twice
+    assert again is not None and again.position.step == 6
+    assert damage(Path("x/checkpoints/6")) is None
+
+
+def test_when_all_are_damaged_the_run_begins_again(capsys: pytest.CaptureFixture[str]) -> None:
+    run("--train.folder", "whole")
+    killed(loop, "_write_results", 1, "--train.folder", "x")
+    for manifest in Path("x/checkpoints").glob("*.sha256"):
+        manifest.write_text(manifest.read_text().replace("a", "b"))
+    capsys.readouterr()
+    run("--train.folder", "x")
+    shown = capsys.readouterr()
+    assert shown.err.count("jaxbp: warning: the checkpoint of step") == 2
+    assert "unfinished, without a checkpoint: begins again" in shown.out
+    assert contents("x") == contents("whole")
+
+
+def test_a_checkpoint_of_another_network_is_refused() -> None:
+    saved_twice()
+    other = loop.first(loop.prepare(read(Path("x.toml"), ["--model.sizes", "4", "9", "3"]))).state
+    with pytest.raises(UserError, match="checkpoints/9: holds another state"):
+        newest(other)
+
+
+def test_orbax_is_imported_only_when_a_checkpoint_is_written() -> None:
+    code = "import sys; from jaxbp.cli import main; main(sys.argv[1:]); print('orbax.checkpoint' in sys.modules)"
+    environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "PYTHONWARNINGS")}
+    environment["PYTHONPATH"] = str(Path(__file__).parent.parent)
+    command = [sys.executable, "-c", code, "run", "x.toml", "--checkpoint.every", "None"]
+    shown = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    assert shown.splitlines()[-1] == "False"
+
+
+def test_without_a_count_of_epochs_a_checkpoint_is_due_after_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    with Checkpoints(Path("x"), CheckpointConfig()) as checkpoints:
+        assert not checkpoints.due(1)
+        now = 61.0
+        assert checkpoints.due(2)
+    with Checkpoints(Path("x"), CheckpointConfig(every=3)) as checkpoints:
+        assert [epoch for epoch in range(1, 8) if checkpoints.due(epoch)] == [3, 6]
+
+
+# --- which folder -----------------------------------------------------------------------------------------------------
+
+
+def test_a_run_takes_the_newest_folder_if_it_is_unfinished(capsys: pytest.CaptureFixture[str]) -> None:
+    refused(capsys, "--resume: runs/x does not exist, so there is nothing to resume", "--resume")
+    assert not Path("runs").exists()
+    run()
+    whole = contents("runs/x")
+    refused(capsys, "--resume: runs/x holds no unfinished run", "--resume")
+    refused(capsys, "train.folder: runs/x holds a finished run; name a new", "--train.folder", "runs/x")
+    killed(folder, "append", 6)
+    assert Path("runs/x-2/.unfinished").exists()
+    refused(
+        capsys,
+        r"runs/x-2 is unfinished and began with another config: train.epochs was 5, now 6, train.seed was 0, now 1; ",
+        *("--train.epochs", "6", "--train.seed", "1"),
+    )
+    refused(capsys, "--new: runs/x-2 holds an unfinished run", "--new", "--train.folder", "runs/x-2")
+    run("--resume")
+    assert contents("runs/x-2") == contents("runs/x") == whole
+    killed(folder, "append", 1)
+    run("--new", "--train.epochs", "1")
+    assert sorted(path.name for path in Path("runs").iterdir()) == ["x", "x-2", "x-3", "x-4"]
+    assert Path("runs/x-3/.unfinished").exists() and not Path("runs/x-4/.unfinished").exists()
+
+
+def test_a_name_of_dots_stays_below_runs() -> None:
+    Path("...toml").write_text(Path("x.toml").read_text())
+    assert main(["run", "...toml", "--train.epochs", "1"]) == 0
+    assert [path.name for path in Path("runs").iterdir()] == ["run"]
+
+
+def test_a_diverged_run_is_finished() -> None:
+    run("--optimizer.learning-rate", "1e30", "--model.loss", "squared_error", status=3)
+    assert not Path("runs/x/.unfinished").exists()
+
+
+def test_two_processes_in_one_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    killed(folder, "append", 6)
+    before = Path("runs/x/metrics.jsonl").read_bytes()
+    with open("runs/x/.unfinished", "r+") as lock:
+        lock.truncate()
+        lock.write("4711")
+        lock.flush()
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        refused(capsys, "runs/x: another process, 4711, runs in this folder")
+    assert Path("runs/x/metrics.jsonl").read_bytes() == before
+
+
+# --- signals ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_the_epoch_and_saves(
+    number: signal.Signals, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("--train.folder", "whole", "--checkpoint.every", "None")
+    original = loop.training.evaluate
+
+    def evaluate(*arguments: Any) -> Any:
+        signal.signal(signal.SIGINT, signal.getsignal(signal.SIGINT))
+        signal.raise_signal(number)
+        monkeypatch.setattr(loop.training, "evaluate", original)
+        return original(*arguments)
+
+    before = [signal.getsignal(number) for number in signals.SIGNALS]
+    if before[0] is signal.SIG_IGN:  # a shell that started pytest in the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    monkeypatch.setattr(loop.training, "evaluate", evaluate)
+    run("--checkpoint.every", "None", status=status)
+    said = capsys.readouterr().err
+    assert said == "jaxbp: stopped after epoch 1 of 5, saved in runs/x; the same command goes on from there\n"
+    assert Path("runs/x/params.safetensors").exists() and Path("runs/x/checkpoints/3.sha256").exists()
+    signal.signal(signal.SIGINT, before[0])
+    run("--checkpoint.every", "None")
+    assert contents("runs/x") == contents("whole")
+    assert [signal.getsignal(number) for number in signals.SIGNALS] == before
+
+
+# --- full disk and memory ---------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def files_up_to(size: int) -> Iterator[None]:
+    """No file of this process can become larger: as with a full disk, writing fails with an OSError."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("size", [1200, 100_000])
+def test_what_was_written_before_a_full_disk_stays_readable(size: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """1,200 bytes: the metrics stop; 100,000: a checkpoint does. experiments/kills.py fills a real disk."""
+    run("--train.folder", "whole")
+    with files_up_to(size):
+        refused(capsys, r"runs/x(/checkpoints)?: can't be written: File too large")
+    rows = [json.loads(line) for line in Path("runs/x/metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == list(range(1, len(rows) + 1)) and rows
+    assert sorted(Path("runs/x").rglob("*part*")) == [] and not Path("runs/x/.params.safetensors").exists()
+    run()
+    assert contents("runs/x") == contents("whole")
+
+
+def test_a_network_and_data_that_do_not_fit_memory(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused(capsys, r"model.sizes: parameters and gradient need 12 EB of memory, .* are available", "--model.sizes",
+            "4", "1000000000", "1000000000", "3")  # fmt: skip
+    np.savez("big.npz", x=np.zeros((50, 4)), y=np.arange(50) % 3)
+    assert room.of_npz(Path("big.npz"), ["x", "y", "z"]) == 50 * 4 * 8 + 50 * 8
+    monkeypatch.setattr(room, "available", lambda: 1999)
+    refused(capsys, "big.npz: its arrays need 2 kB of memory, 1.999 kB are available", "--data.name", "big.npz")
+    monkeypatch.setattr(room, "available", lambda: 2000)
+    refused(capsys, "train.batch_size: .* need ", "--data.name", "big.npz")
+
+
+# --- bad input --------------------------------------------------------------------------------------------------------
+
+
+def test_mutated_configs_and_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """150 inputs, by other seeds than the 2,400 of experiments/bad_input.py, which traces the step too."""
+    monkeypatch.setattr(bad_input, "traced", lambda *_: None)
+    x64 = jax.config.jax_enable_x64
+    try:
+        counts = ((bad_input.try_config, 110), (bad_input.try_npz, 20), (bad_input.try_idx, 20))
+        tries = [(f, 10_000 + seed) for f, count in counts for seed in range(count)]
+        outcomes = {(f.__name__, seed): f(seed) for f, seed in tries}
+    finally:
+        jax.config.update("jax_enable_x64", x64)
+    wrong = {key: (found, said) for key, (found, said) in outcomes.items() if found not in ("runs", "refused")}
+    assert wrong == {}
+    refusals = [key for key, (found, _) in outcomes.items() if found == "refused"]
+    assert 100 < len(refusals) < 150
