@@ -323,7 +323,8 @@ def _check_fit(net: MLP, dataset: Dataset) -> None:
 
 def _check_room(config: Config, params: Params, samples: int) -> None:
     """The initial parameters, the trained ones and a gradient; of a batch the widest layer and its deltas."""
-    batch = min(config.train.batch_size, samples) * max(config.model.sizes) * params[0].w.dtype.itemsize
+    rows = min(config.train.batch_size, samples) // config.train.micro_batches
+    batch = rows * max(config.model.sizes) * params[0].w.dtype.itemsize
     room.check("model.sizes: parameters and gradient need", 3 * room.of_tree(params))
     room.check("train.batch_size: parameters, gradient and a batch need", 3 * room.of_tree(params) + 2 * batch)
 
