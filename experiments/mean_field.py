@@ -7,6 +7,8 @@ q⁽ˡ⁺¹⁾ = σ_w² E[σ(√q⁽ˡ⁾ z)²] + σ_b², z standard normal, and
 Sources: B. Poole et al., Exponential expressivity in deep neural networks through transient chaos, 2016; S. Schoenholz
 et al., Deep information propagation, 2017, §2 and §4."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -75,5 +77,11 @@ def critical(hidden: str, q: float) -> tuple[float, float]:
 
 def _nodes(q: npt.ArrayLike) -> tuple[Values, Values]:
     """√q z, (…, nodes), and the weights of the nodes."""
+    z, weights = _hermite()
+    return np.sqrt(np.asarray(q, np.float64))[..., None] * z, weights
+
+
+@functools.cache  # an eigenvalue problem, and a fixed point asks for it 200 times
+def _hermite() -> tuple[Values, Values]:
     z, weights = np.polynomial.hermite_e.hermegauss(NODES)
-    return np.sqrt(np.asarray(q, np.float64))[..., None] * z, weights / weights.sum()
+    return z, weights / weights.sum()
