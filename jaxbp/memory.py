@@ -203,8 +203,9 @@ def value_and_grad(
 ) -> tuple[Array, Params]:
     """`jaxbp.value_and_grad` in less memory: Σₙ weightsₙ ℓₙ / N over a batch and its hand-derived gradient.
 
-    The same products of the same numbers as storing all, and the same bits, unless XLA contracts the formula of a σ or
-    σ′ to fused multiply-adds in one program and not in the other (gelu_tanh, silu): then some numbers differ by an ulp.
+    The same products of the same numbers as storing all, and the same bits with two exceptions. In large batches XLA
+    sums the δ of the last layer of a run, its ∂ℓ/∂b, in another order: N ε at most. And it may contract the formula of
+    a σ or σ′ (gelu_tanh, silu) to fused multiply-adds in one program only: an ulp, passed on from there.
 
     Args:
       net, params, x, y, weights, normalize_by: as for `jaxbp.value_and_grad`.
