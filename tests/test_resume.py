@@ -339,7 +339,7 @@ def files_up_to(size: int) -> Iterator[None]:
 
 @pytest.mark.parametrize("size", [1200, 100_000])
 def test_what_was_written_before_a_full_disk_stays_readable(size: int, capsys: pytest.CaptureFixture[str]) -> None:
-    """1,200 bytes: the metrics stop; 100,000: a checkpoint does. experiments/kills.py fills a real disk."""
+    """1,200 bytes: the metrics stop; 100,000: params.safetensors or a checkpoint."""
     run("--train.folder", "whole")
     with files_up_to(size):
         refused(capsys, r"runs/x(/checkpoints)?: can't be written: File too large")
