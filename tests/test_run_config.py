@@ -17,6 +17,7 @@ from jaxbp.run import config as configs
 from jaxbp.run.config import (
     CheckpointConfig,
     Config,
+    MeshConfig,
     ModelConfig,
     OptimizerConfig,
     StudyConfig,
@@ -313,6 +314,7 @@ TABLES = st.fixed_dictionaries(
                 "tensorboard": st.booleans(),
             }
         ),
+        "mesh": st.fixed_dictionaries({"data": COUNT, "model": COUNT}),
         "study": st.fixed_dictionaries({"quantities": st.lists(TEXT, max_size=3).map(tuple), "every": COUNT}),
         "sweep": st.fixed_dictionaries(
             {"seeds": COUNT, "learning_rate": st.lists(POSITIVE, max_size=3).map(tuple), "at_once": COUNT}
@@ -326,7 +328,7 @@ TABLES = st.fixed_dictionaries(
 def test_every_config_comes_back(tables: dict[str, dict[str, Any]]) -> None:
     kinds = {
         **{"data": DataConfig, "model": ModelConfig, "optimizer": OptimizerConfig, "train": TrainConfig},
-        **{"study": StudyConfig, "sweep": SweepConfig, "checkpoint": CheckpointConfig},
+        **{"study": StudyConfig, "sweep": SweepConfig, "checkpoint": CheckpointConfig, "mesh": MeshConfig},
     }
     assert {f"{table}.{name}" for table, values in tables.items() for name in values} == set(keys())
     config = Config(**{name: kind(**tables[name]) for name, kind in kinds.items()})
@@ -337,7 +339,7 @@ def test_every_config_comes_back(tables: dict[str, dict[str, Any]]) -> None:
 
 
 def test_keys_are_the_fields() -> None:
-    assert keys()[0] == "data.name" and keys()[-1] == "checkpoint.keep"
+    assert keys()[0] == "data.name" and keys()[-1] == "mesh.model"
     assert {key.split(".")[0] for key in keys()} == set(to_dict(Config()))
     assert (
         len(keys())

@@ -168,6 +168,17 @@ class CheckpointConfig:
 
 @pydantic.with_config(STRICT)
 @dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Several devices, data × model of them; one by default."""
+
+    data: Count = 1
+    """Devices over which the samples of a batch are split."""
+    model: Count = 1
+    """Devices over which the units of the layers are split."""
+
+
+@pydantic.with_config(STRICT)
+@dataclasses.dataclass(frozen=True)
 class Config:
     """Everything that decides a run."""
 
@@ -178,6 +189,7 @@ class Config:
     study: StudyConfig = dataclasses.field(default_factory=StudyConfig)
     sweep: SweepConfig = dataclasses.field(default_factory=SweepConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
 
 
 def read(path: Path, overrides: Sequence[str] = (), description: str = "") -> Config:
@@ -223,7 +235,7 @@ def parse(config: Config, overrides: Sequence[str], program: str, description: s
 
 
 def keys(config: type = Config, prefix: str = "") -> list[str]:
-    """Every dotted key, "data.name" … "study.every"."""
+    """Every dotted key, "data.name" … "mesh.model"."""
     fields = [(f"{prefix}{field.name}", field.type) for field in dataclasses.fields(config)]
     nested = [keys(kind, f"{key}.") if dataclasses.is_dataclass(kind) else [key] for key, kind in fields]  # type: ignore[arg-type]
     return [key for group in nested for key in group]

@@ -132,7 +132,8 @@ def _check_free(path: Path, how: How) -> None:
 
 def _check_same(config: Config, path: Path) -> None:
     before = configs.read(path / "config.toml")
-    differing = [key for key in configs.keys() if key != "train.folder" and _value(before, key) != _value(config, key)]
+    may_differ = ("train.folder", "mesh.data", "mesh.model")  # a checkpoint holds whole arrays
+    differing = [key for key in configs.keys() if key not in may_differ and _value(before, key) != _value(config, key)]
     if differing:
         changes = ", ".join(f"{key} was {_value(before, key)!r}, now {_value(config, key)!r}" for key in differing)
         raise UserError(f"{path} is unfinished and began with another config: {changes}; --new begins a new run")

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -17,24 +18,30 @@ from jaxbp import losses
 from jaxbp.initializers import BIASES, WEIGHTS, Initializer
 from jaxbp.mlp import MLP, Array, Params, init, wide
 from jaxbp.run import data, folder, metrics, optimizers, progress, recording, room, signals, training, tricks
+from jaxbp.run import mesh as meshes
 from jaxbp.run.checkpoint import Checkpoints, Position
-from jaxbp.run.config import Config, ModelConfig, choose
+from jaxbp.run.config import Config, MeshConfig, ModelConfig, choose
 from jaxbp.run.data import Dataset, Scaling
 from jaxbp.run.errors import Diverged, Stopped, UserError
 from jaxbp.run.folder import How, Opened
+from jaxbp.run.mesh import Source
 from jaxbp.run.model import Model, network
 from jaxbp.run.optimizers import Optimizer
 from jaxbp.run.recording import Recording
-from jaxbp.run.training import Evaluation, State, Steps
+from jaxbp.run.training import Evaluation, Program, State, Steps
 
 WORST = 24  # images in worst.png
+Samples = Array | np.ndarray
 
 
 class Split(NamedTuple):
-    """The training or the test set on the device: inputs scaled, targets as the loss takes them."""
+    """The training or the test set on the device: inputs scaled, targets as the loss takes them.
 
-    x: Array
-    y: Array
+    In a run on a mesh they are on the host as they were read; `mesh.lay_out` scales the rows a device takes.
+    """
+
+    x: Samples
+    y: Samples
 
 
 class Log(NamedTuple):
@@ -180,8 +187,11 @@ def prepare(config: Config) -> Setup:
     params = initial(net, config)
     optimizer = optimizers.build(config.optimizer, params)
     model = Model(net, params, inputs, targets, dataset.classes)
-    train = _split(model, dataset.x_train, dataset.y_train)
-    return Setup(config, dataset, model, optimizer, train, _split(model, dataset.x_test, dataset.y_test))
+    train, test = (dataset.x_train, dataset.y_train), (dataset.x_test, dataset.y_test)
+    if config.mesh != MeshConfig():
+        meshes.check(config, net, len(dataset.x_train))
+        return Setup(config, dataset, model, optimizer, Split(*train), Split(*test))
+    return Setup(config, dataset, model, optimizer, _on_device(model, *train), _on_device(model, *test))
 
 
 def initial(net: MLP, config: Config) -> Params:
@@ -210,29 +220,28 @@ def epochs(setup: Setup, recorded: list[dict[str, Any]] | None = None, begin: Be
 
     Adds what the [study] table records to `recorded`, a line a step, before it gives the epoch.
     """
-    config, net = setup.config.train, setup.model.net
+    config = setup.config.train
     begun, key, state = begin or first(setup)
     steps = -(-len(setup.train.x) // config.batch_size)
     study = setup.config.study
     record = Recording(study.quantities, study.every) if study.quantities and recorded is not None else None
-    arguments = (net, setup.optimizer, config.batch_size)
-    compiled = training.epoch.lower(
-        *arguments, state, *setup.train, key, record, 0, tricks.tricks(config, net)
-    ).compile()
+    program = _program(setup, record, state)
+    state = program.place(state)
     for epoch in range(begun + 1, config.epochs + 1):
         started = time.perf_counter()
         done = (epoch - 1) * steps
         phase = done % study.every  # an int32, however long the run
-        state, measured = compiled(state, *setup.train, jax.random.fold_in(key, epoch), phase)
+        state, measured = program.epoch(state, jax.random.fold_in(key, epoch), phase)
         alive = bool(state.alive)
         seconds = time.perf_counter() - started
-        model = setup.model._replace(params=jax.device_get(state.params))
+        model = setup.model._replace(params=program.host(state.params))
         bad = first_bad(measured)
         if record is not None and recorded is not None:
             recorded += recording.rows(record, measured.recorded, np.asarray(measured.loss)[: bad + 1], epoch, done)
         if not alive:
             raise Diverged(divergence(measured, epoch))
-        row = epoch_row(setup, {name: _evaluate(setup, model, name) for name in ("train", "test")}, measured, epoch)
+        evaluations = {name: program.evaluate(_scored(setup), model.params, name) for name in ("train", "test")}
+        row = epoch_row(setup, evaluations, measured, epoch)
         row |= {"seconds": seconds, "samples_per_second": len(setup.train.x) / seconds}
         yield Epoch(model, row, state)
 
@@ -277,7 +286,8 @@ def draw(setup: Setup, model: Model, log: Log, path: Path) -> None:
         return
     plots.first_layer(np.asarray(model.params[0].w, np.float32), setup.dataset.image_shape, path / "first_layer.png")
     if model.classes:
-        evaluation = _evaluate(setup, model, "test")
+        test = _on_device(model, setup.dataset.x_test, setup.dataset.y_test)
+        evaluation = training.evaluate(_scored(setup), model.params, *test)
         order = np.argsort(-np.asarray(evaluation.loss), kind="stable")[:WORST]
         labels = [model.classes[label] for label in setup.dataset.y_test[order]]
         guesses = [model.classes[label] for label in np.asarray(evaluation.output)[order].argmax(axis=1)]
@@ -296,9 +306,20 @@ def describe(setup: Setup) -> str:
     )
 
 
-def _evaluate(setup: Setup, model: Model, name: str) -> Evaluation:
-    net = dataclasses.replace(model.net, loss=setup.config.model.loss)  # without label smoothing
-    return training.evaluate(net, model.params, *getattr(setup, name))
+def _program(setup: Setup, record: Recording | None, state: State) -> Program:
+    net, optimizer, batch_size = setup.model.net, setup.optimizer, setup.config.train.batch_size
+    how = tricks.tricks(setup.config.train, net)
+    sets = {"train": setup.train, "test": setup.test}
+    if setup.config.mesh == MeshConfig():
+        return training.one_device(net, optimizer, batch_size, sets, record, state, how)  # type: ignore[arg-type]
+
+    sources = {name: Source(len(split.x), functools.partial(_rows, setup.model, split)) for name, split in sets.items()}
+    return meshes.program(meshes.build(setup.config.mesh), net, optimizer, batch_size, sources, record, state, how)
+
+
+def _scored(setup: Setup) -> MLP:
+    """The network with the loss that is reported: without label smoothing."""
+    return dataclasses.replace(setup.model.net, loss=setup.config.model.loss)
 
 
 def _raw_targets(setup: Setup, name: str) -> np.ndarray:
@@ -333,15 +354,21 @@ def _are_probabilities(y: np.ndarray) -> bool:
     return bool(np.all(y >= 0) and np.allclose(y.sum(axis=1), 1))
 
 
-def _split(model: Model, x: np.ndarray, y: np.ndarray) -> Split:
-    """On the device, once: the inputs scaled; labels one-hot for a loss that takes numbers, targets scaled."""
+def _on_device(model: Model, x: np.ndarray, y: np.ndarray) -> Split:
+    return Split(*(jnp.asarray(part) for part in _scaled(model, x, y)))
+
+
+def _rows(model: Model, split: Split, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return _scaled(model, np.asarray(split.x[rows]), np.asarray(split.y[rows]))
+
+
+def _scaled(model: Model, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """On the host: the inputs scaled; labels one-hot for a loss that takes numbers, targets scaled."""
     dtype = model.params[0].w.dtype
-    scaled = jnp.asarray(model.inputs.apply(x, np.float64 if dtype == np.float64 else np.float32), dtype)
+    x = model.inputs.apply(x, np.float64 if dtype == np.float64 else np.float32).astype(dtype)
     if model.targets is not None:
-        return Split(scaled, jnp.asarray(model.targets.apply(y), wide(dtype)))
-    if losses.get(model.net.loss).target == "array":
-        return Split(scaled, jax.nn.one_hot(y, model.net.sizes[-1], dtype=dtype))
-    return Split(scaled, jnp.asarray(y))
+        return x, model.targets.apply(y).astype(wide(dtype))
+    return x, np.eye(model.net.sizes[-1], dtype=dtype)[y] if losses.get(model.net.loss).target == "array" else y
 
 
 def _initializers(config: ModelConfig) -> tuple[Initializer, Initializer]:

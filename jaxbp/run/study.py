@@ -22,9 +22,9 @@ from jaxbp import losses, persample
 from jaxbp.mlp import MLP, Array, Factors, Params, factors, gradient, wide
 from jaxbp.run import config as configs
 from jaxbp.run import loop, study_plots
-from jaxbp.run.config import Config, choose
+from jaxbp.run.config import Config, MeshConfig, choose
 from jaxbp.run.errors import UserError
-from jaxbp.run.loop import Setup, Split
+from jaxbp.run.loop import Samples, Setup, Split
 from jaxbp.run.model import Model, load
 
 SPLITS = {"train": "training", "test": "test"}
@@ -114,7 +114,7 @@ def prepare(source: Path, config: Config, split: str = "train") -> Subject:
     Raises:
       UserError: no finished run, a config that does not fit its data, data that are not those of the run any more.
     """
-    setup = loop.prepare(config)
+    setup = loop.prepare(dataclasses.replace(config, mesh=MeshConfig()))  # a study is made on one device
     model = load(source) if source.is_dir() else setup.model
     scaled = zip(
         (*model.inputs, *(model.targets or ())), (*setup.model.inputs, *(setup.model.targets or ())), strict=True
@@ -183,7 +183,14 @@ def _cosine(f: Factors, mean: Params, norm: Array) -> Array:
 
 
 def _sums(
-    net: MLP, params: Params, x: Array, y: Array, group: np.ndarray, weights: np.ndarray, groups: int, chunk: int
+    net: MLP,
+    params: Params,
+    x: Samples,
+    y: Samples,
+    group: np.ndarray,
+    weights: np.ndarray,
+    groups: int,
+    chunk: int,
 ) -> Params:
     """Σ weightsₙ gₙ over the samples of each group, like the parameters with a leading axis of the groups.
 

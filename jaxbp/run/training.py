@@ -1,7 +1,7 @@
 """The compiled part of a run: an epoch is one `lax.scan` over data that live on the device; so is an evaluation."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -47,6 +47,19 @@ class Evaluation(NamedTuple):
     output: Array
 
 
+class Program(NamedTuple):
+    """How a run computes, on one device (`one_device`) or on several (`mesh.program`).
+
+    place: a state, in host memory or on a device ↦ the state that an epoch takes away;  host: a tree of arrays ↦ NumPy;
+    epoch: (state, key of the order, steps done) ↦ (state, steps);  evaluate: (net, parameters, "train" or "test").
+    """
+
+    place: Callable[[State], State]
+    host: Callable[[Any], Any]
+    epoch: Callable[[State, Array, int], tuple[State, Steps]]
+    evaluate: Callable[[MLP, Params, str], Evaluation]
+
+
 @functools.partial(
     jax.jit, static_argnames=("net", "optimizer", "batch_size", "recording", "tricks"), donate_argnames="state"
 )
@@ -62,40 +75,81 @@ def epoch(
     done: ArrayLike = 0,
     tricks: Tricks = Tricks(),  # noqa: B008  (a NamedTuple of constants)
 ) -> tuple[State, Steps]:
-    """One pass over the samples in an order drawn from the key; `done` counts the steps before it, for the recording.
+    """One pass over the samples in an order drawn from the key; `done` counts the steps before it, for records."""
+    rows, present = drawn(key, len(x), batch_size)
+    weights = present.astype(x.dtype)
+    return scan(net, optimizer, recording, tricks, state, rows, weights, lambda rows: (x[rows], y[rows]), done)
+
+
+@functools.partial(jax.jit, static_argnames=("samples", "batch_size"))
+def drawn(key: Array, samples: int, batch_size: int) -> tuple[Array, Array]:
+    """The rows of each step of an epoch, (S, B), and whether they count: each sample once, in an order from the key.
 
     The last batch is filled up with samples of weight 0, so that every step has the same shape and none is dropped.
     """
-    samples = len(x)
     batch_size = min(batch_size, samples)
     steps = -(-samples // batch_size)
     order = jnp.resize(jax.random.permutation(key, samples), (steps, batch_size))
-    weights = (jnp.arange(steps * batch_size) < samples).astype(x.dtype).reshape(steps, batch_size)
-    records = recording and (jnp.arange(steps) + done) % recording.every == 0
+    return order, (jnp.arange(steps * batch_size) < samples).reshape(steps, batch_size)
 
-    def step(state: State, batch: tuple[Array, Array, Array | None]) -> tuple[State, Steps]:
+
+def scan(
+    net: MLP,
+    optimizer: Optimizer,
+    recording: Recording | None,
+    tricks: Tricks,
+    state: State,
+    batches: Any,
+    weights: Array,
+    read: Callable[[Any], tuple[Array, Array]],
+    done: ArrayLike,
+) -> tuple[State, Steps]:
+    """The steps of an epoch, weights (S, B): `read` gives inputs and targets of the batch of a step."""
+    records = recording and (jnp.arange(len(weights)) + done) % recording.every == 0
+
+    def step(state: State, batch: tuple[Any, Array, Array | None]) -> tuple[State, Steps]:
         rows, weights, records = batch
 
         def taken(state: State) -> tuple[State, Steps]:
-            return _step(net, optimizer, recording, tricks, state, x[rows], y[rows], weights, records)
+            return _step(net, optimizer, recording, tricks, state, *read(rows), weights, records)
 
         return jax.lax.cond(
             state.alive, taken, lambda state: (state, _nothing(lambda state: taken(state)[1], state)), state
         )
 
-    return jax.lax.scan(step, state, (order, weights, records))
+    return jax.lax.scan(step, state, (batches, weights, records))
 
 
 @functools.partial(jax.jit, static_argnames="net")
 def evaluate(net: MLP, params: Params, x: Array, y: Array) -> Evaluation:
     """Loss and output of every sample, EVALUATED_AT_ONCE samples at a time."""
-    loss = losses.get(net.loss)
+    return jax.lax.map(functools.partial(evaluated, net, params), (x, y), batch_size=EVALUATED_AT_ONCE)
 
-    def sample(batch: tuple[Array, Array]) -> Evaluation:
-        output = forward(net, params, batch[0]).x[-1].astype(wide(x.dtype))
-        return Evaluation(loss.ell(output, batch[1]), output)
 
-    return jax.lax.map(sample, (x, y), batch_size=EVALUATED_AT_ONCE)
+def evaluated(net: MLP, params: Params, sample: tuple[Array, Array]) -> Evaluation:
+    """Loss and output of one sample."""
+    output = forward(net, params, sample[0]).x[-1].astype(wide(params[0].w.dtype))
+    return Evaluation(losses.get(net.loss).ell(output, sample[1]), output)
+
+
+def one_device(
+    net: MLP,
+    optimizer: Optimizer,
+    batch_size: int,
+    sets: Mapping[str, tuple[Array, Array]],
+    recording: Recording | None,
+    state: State,
+    tricks: Tricks,
+) -> Program:
+    """A run on one device; `sets` are "train" and "test", `state` shows the shapes."""
+    key, train = jax.random.key(0), sets["train"]
+    compiled = epoch.lower(net, optimizer, batch_size, state, *train, key, recording, 0, tricks).compile()
+    return Program(
+        place=lambda state: state,
+        host=jax.device_get,
+        epoch=lambda state, key, done: compiled(state, *train, key, done),
+        evaluate=lambda net, params, name: evaluate(net, params, *sets[name]),
+    )
 
 
 def _step(

@@ -1,0 +1,191 @@
+"""The [mesh] table on four fake CPU devices: same losses, collectives counted in the HLO, bytes a device."""
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import jaxbp
+from jaxbp import persample
+from jaxbp.cli import main
+from jaxbp.mlp import MLP, Params, factors
+from jaxbp.run import config as configs
+from jaxbp.run import loop, mesh, optimizers
+from jaxbp.run.checkpoint import Checkpoints, Position
+from jaxbp.run.config import MeshConfig, OptimizerConfig
+from jaxbp.run.training import State
+from jaxbp.run.tricks import Tricks
+
+SHAPES = [(2, 1), (1, 2), (2, 2), (4, 1)]
+NET = MLP((784, 256, 256, 10))
+BATCH = 128
+
+
+def collectives(text: str) -> list[tuple[str, list[str]]]:
+    """(name, shapes of what it moves) of each collective in compiled HLO."""
+    found = re.finditer(r" = (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)\(", text)
+    return [(m[2], re.findall(r"\w+\[[\d,]*\]", m[1])) for m in found]
+
+
+def trained(
+    devices: tuple[int, int], tables: dict[str, Any]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], Params]:
+    """Rows of metrics, records and the parameters of a short run in float64."""
+    config = configs.validate(
+        {
+            "model": {"sizes": [64, 32, 16, 10], "dtype": "float64", **tables.get("model", {})},
+            "optimizer": {"name": "sgd", "learning_rate": 0.05, "weight_decay": 1e-3},
+            "train": {"epochs": 3, "batch_size": 100},
+            "mesh": {"data": devices[0], "model": devices[1]},
+            **{name: table for name, table in tables.items() if name != "model"},
+        },
+        source="test",
+    )
+    recorded: list[dict[str, Any]] = []
+    models, rows, _ = zip(*loop.epochs(loop.prepare(config), recorded), strict=True)
+    return list(rows), recorded, models[-1].params
+
+
+def numbers(row: dict[str, Any]) -> np.ndarray:
+    kept = {k: v for k, v in row.items() if k not in ("seconds", "samples_per_second")}
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(kept)])
+
+
+@pytest.mark.parametrize(
+    ("tables", "shapes"),
+    [
+        ({"study": {"quantities": ["squared_norms", "noise_scale"], "every": 4}}, SHAPES),
+        (
+            {
+                "data": {"name": "diabetes", "standardize_targets": True},
+                "model": {"sizes": [10, 16, 8, 1], "loss": "huber"},
+            },
+            [(2, 2)],
+        ),
+    ],
+    ids=["digits", "diabetes"],
+)
+def test_a_mesh_gives_the_losses_of_one_device(tables: dict[str, Any], shapes: list[tuple[int, int]]) -> None:
+    """14 × 100 + 37 digits: the last batch is filled up. δ and gradient RMS are sums in float32."""
+    rows, recorded, params = trained((1, 1), tables)
+    for devices in shapes:
+        got, got_recorded, got_params = trained(devices, tables)
+        for got_row, row in zip(got, rows, strict=True):
+            for name in ("train_loss", "test_loss"):
+                assert got_row[name] == pytest.approx(row[name], rel=1e-10)
+            np.testing.assert_allclose(numbers(got_row), numbers(row), rtol=1e-5)
+        for one, other in zip(got_recorded, recorded, strict=True):
+            np.testing.assert_allclose(numbers(one), numbers(other), rtol=1e-8, atol=1e-10)
+        for a, b in zip(jax.tree.leaves(got_params), jax.tree.leaves(params), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-10)
+
+
+def compiled_epoch(data: int, model: int, name: str = "sgd") -> jax.stages.Compiled:
+    params = jaxbp.init(NET, jax.random.key(0))
+    optimizer = optimizers.build(OptimizerConfig(name, 0.1), params)
+    state = State(params, optimizer.init(params), jnp.array(True))
+    x = jax.ShapeDtypeStruct((3, BATCH, 784), jnp.float32)
+    y, weights = (jax.ShapeDtypeStruct((3, BATCH), dtype) for dtype in (jnp.int32, jnp.float32))
+    built = mesh.build(MeshConfig(data, model))
+    return mesh.compile_epoch(built, NET, optimizer, None, state, Tricks(), mesh.Rows(x, y, weights))  # type: ignore[arg-type]
+
+
+def test_data_parallel_sums_the_gradient_once_a_step_and_moves_nothing_else() -> None:
+    found = collectives(compiled_epoch(4, 1).as_text())
+    assert {name for name, _ in found} == {"all-reduce"}
+    moved = [shape for _, shapes in found for shape in shapes]
+    for shape in ("f32[256,784]", "f32[256,256]", "f32[10,256]"):
+        assert moved.count(shape) == 1, found
+    assert not any(f",{BATCH}" in shape or f"[{BATCH}," in shape for shape in moved)
+
+
+def test_alternating_layers_sum_activations_once_for_each_pair() -> None:
+    """s of layer 2, (N, 256), and nothing of layers 1 and 3 but numbers: three layers, one sum over `model`."""
+    found = collectives(compiled_epoch(1, 4).as_text())
+    assert {name for name, _ in found} == {"all-reduce"}
+    moved = [shape for _, shapes in found for shape in shapes]
+    large = [s for s in moved if np.prod([int(n) for n in re.findall(r"\d+", s.split("[")[1])]) > BATCH]
+    assert large == [f"f32[256,{BATCH}]"], found
+
+
+def test_norms_stay_on_their_shard_until_sums_of_a_number_a_sample() -> None:
+    """Beside the sum of the forward pass nothing but (N/D,) numbers is summed; no sample leaves its device."""
+    built = mesh.build(MeshConfig(2, 2))
+    params = jaxbp.init(NET, jax.random.key(0))
+    rows = NamedSharding(built, P("data"))
+    jitted = jax.jit(
+        lambda params, x, y: persample.squared_norms(factors(NET, params, x, y)[1]),
+        in_shardings=(mesh.shardings(built, NET, params), rows, rows),
+        out_shardings=rows,
+    )
+    text = jitted.lower(params, jnp.ones((BATCH, 784), jnp.float32), jnp.zeros(BATCH, jnp.int32)).compile().as_text()
+    found = collectives(text)
+    assert {name for name, _ in found} == {"all-reduce"}
+    moved = [shape for _, shapes in found for shape in shapes]
+    assert sorted(set(moved)) == ["f32[256,64]", "f32[64]"] and moved.count("f32[256,64]") == 1, found
+
+
+def test_parameters_and_momenta_are_split() -> None:
+    """Layers 1 and 2 fall as 1/M; the last one, 2,570 of 269,322 numbers, and layer 2's bias are whole."""
+    state = State(*(jaxbp.init(NET, jax.random.key(0)),) * 2, jnp.array(True))
+    for model in (1, 2, 4):
+        placed = mesh.put(state, mesh.shardings(mesh.build(MeshConfig(1, model)), NET, state))
+        leaves = jax.tree.leaves(placed.optimizer)
+        here = sum(leaf.addressable_shards[0].data.size for leaf in leaves)
+        assert here == (256 * 784 + 256 + 256 * 256) // model + 256 + 2570
+
+
+def test_a_run_on_four_devices_goes_on_on_one_or_two(tmp_path: Path) -> None:
+    """Three epochs in one go on one device, and one epoch on 2 × 2 followed by two on another mesh."""
+    whole = trained((1, 1), {})[2]
+    config = configs.validate(
+        {
+            "model": {"sizes": [64, 32, 16, 10], "dtype": "float64"},
+            "optimizer": {"name": "sgd", "learning_rate": 0.05, "weight_decay": 1e-3},
+            "train": {"epochs": 3, "batch_size": 100},
+            "mesh": {"data": 2, "model": 2},
+        },
+        source="test",
+    )
+    setup = loop.prepare(config)
+    stopped = next(loop.epochs(setup))
+    with Checkpoints(tmp_path, config.checkpoint) as checkpoints:
+        checkpoints.save(Position(1, 15, 0, np.zeros(2, np.uint32)), stopped.state)
+        checkpoints.wait()
+        for data, model in ((1, 1), (2, 1)):
+            setup = loop.prepare(dataclasses.replace(config, mesh=MeshConfig(data, model)))
+            begin = loop.first(setup)
+            saved = checkpoints.newest(begin.state, pytest.fail)
+            assert saved is not None
+            *_, last = loop.epochs(setup, begin=begin._replace(epoch=1, state=jax.tree.map(jnp.array, saved.state)))
+            for a, b in zip(jax.tree.leaves(last.model.params), jax.tree.leaves(whole), strict=True):
+                np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["--mesh.data", "8"], "mesh: data × model is 8 × 1, there are 4 devices"),
+        (["--mesh.data", "3"], "train.batch_size: mesh.data 3 does not divide the 32 samples of a batch"),
+        (["--mesh.model", "3"], "model.sizes: mesh.model 3 does not divide the hidden width 128"),
+        (["--mesh.model", "2", "--model.sizes", "64", "10"], "has no hidden layer to split"),
+        (["--mesh.data", "2", "--sweep.seeds", "2"], "mesh: a [sweep] runs on one device"),
+        (["--mesh.data", "2", "--train.micro-batches", "2"], "train.micro_batches: a part would lie on one device"),
+        (["--mesh.data", "0"], "mesh.data: got 0"),
+    ],
+)
+def test_a_mesh_that_does_not_fit_is_one_line(
+    overrides: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    assert main(["run", "configs/digits.toml", "--train.folder", str(folder), *overrides]) == 2
+    printed = capsys.readouterr().err
+    assert message in printed and printed.count("\n") == 1
+    assert not folder.exists()
