@@ -5,7 +5,7 @@ BIN := .venv/bin
 
 # The studies of experiments/ that are run by `make gallery`, together in less than 15 minutes on two cores.
 GALLERY := nielsen_overfitting nielsen_weight_initialization jax_mnist_classifier mislabelled noise_scale pruning sweep \
-	vanishing_gradients backward_cost activation_memory chain_rule
+	vanishing_gradients backward_cost activation_memory
 
 .PHONY: run test check bench gallery constraints clean
 
