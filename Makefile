@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-# The studies that are run by `make gallery`: by their seconds in experiments/README.md 12 to 13 minutes on two cores.
+# The studies that are run by `make gallery`: by their seconds in experiments/README.md 12 minutes on two cores.
 GALLERY := nielsen_overfitting nielsen_weight_initialization jax_mnist_classifier mislabelled noise_scale pruning \
 	vanishing_gradients backward_cost activation_memory
 

@@ -147,7 +147,7 @@ class SweepConfig:
     """Learning rates in the place of optimizer.learning_rate; each is combined with each seed."""
     at_once: Count = 1
     """Members of the sweep that share a step by vmap. 1: the numbers of the separate run, bit for bit; more of them
-    round differently, are faster on an accelerator and take more memory."""
+    round differently and take more memory."""
 
     @property
     def asked(self) -> bool:
