@@ -195,9 +195,12 @@ def backward(net: MLP, params: Params, tape: Tape, dl_dx: ArrayLike) -> tuple[Ar
     check_params(net.sizes, params)
     dl_dx = jnp.asarray(dl_dx, params[0].w.dtype)
     check_shape("dl_dx", dl_dx.shape, net.sizes[-1:])
+    # σ′ is computed from the tape. Without the barrier XLA also keeps what σ and σ′ share, for gelu three parts of erfc
+    # a layer, though computing them again from s takes no longer.
+    ss = jax.lax.optimization_barrier(tape.s)
     # fmt: off
     deltas = []
-    for (w, _), sigma, s, x in reversed(list(zip(params, net.activations, tape.s, tape.x[1:], strict=True))):
+    for (w, _), sigma, s, x in reversed(list(zip(params, net.activations, ss, tape.x[1:], strict=True))):
         dl_ds = dl_dx * sigma.dsigma(s, x)                              # ∂ℓ/∂s⁽ˡ⁾ = ∂ℓ/∂x⁽ˡ⁾ ⊙ σ′(s⁽ˡ⁾)
         dl_dx = w.T @ dl_ds                                             # ∂ℓ/∂x⁽ˡ⁻¹⁾ = (w⁽ˡ⁾)ᵀ ∂ℓ/∂s⁽ˡ⁾
         deltas.append(dl_ds)
