@@ -20,7 +20,17 @@ A run that was stopped goes on when the same command is given again, from its ne
 runs/CONFIG, runs/CONFIG-2 … is taken if it is unfinished, or else the next one begun. --resume refuses to begin a new
 run, --new to go on with one.
 
-Exit status: 0 done, 2 bad input, 3 the loss became NaN or infinite, 130 Ctrl-C, 143 SIGTERM.
+Exit status: 0 done, 2 bad input, 3 the loss became NaN or infinite, 4 another process of the run is gone,
+130 Ctrl-C, 143 SIGTERM.
+"""
+LAUNCH_HELP = """\
+Starts N processes that train one network together, to try what a cluster will do:
+
+  jaxbp launch -n 2 -- run configs/digits.toml --mesh.data 2
+
+They find each other by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, which are set for them; on a
+machine with several GPUs each takes one. On Slurm, Open MPI or Kubernetes start `jaxbp run` itself in each process.
+Ctrl-C and SIGTERM reach all of them. The exit status is that of the first process that ends badly.
 """
 CHECK_HELP = (
     "Proves the network of a config, or a function with a hand-written backward pass, against autodiff. Importing the "
@@ -67,31 +77,41 @@ ratio, quartiles and target, then the rows beyond their target. It needs a clone
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status.
 
-    0 done · 1 a check did not pass · 2 bad input, said in one line · 3 the loss became NaN or infinite · 130 Ctrl-C ·
-    143 SIGTERM.
+    0 done · 1 a check did not pass · 2 bad input, said in one line · 3 the loss became NaN or infinite · 4 another
+    process of the run is gone · 130 Ctrl-C · 143 SIGTERM.
     """
     if importlib.util.find_spec("tyro") is None:
         return _fail("the command needs more packages than the library: pip install 'jaxbp[run]'", 2)
-    from jaxbp.run.errors import Diverged, Stopped, UserError
+    from jaxbp.run.errors import UserError
 
     try:
         options, overrides = _parser().parse_known_args(arguments)
         if overrides and options.command is not _run:
             raise UserError(f"command line: unknown argument {overrides[0]!r}, see --help")
         return options.command(options, overrides) or 0
-    except UserError as error:
-        return _fail(str(error), 2)
-    except Diverged as error:
-        return _fail(f"diverged: {error}; a smaller learning rate may help", 3)
-    except Stopped as stopped:
-        return _fail(str(stopped), 128 + stopped.signal)
-    except Exception as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):  # XLA's word for it
-            raise
+    except (Exception, KeyboardInterrupt) as error:
+        status, line = _outcome(error)
+        return _fail(line, status)
+
+
+def _outcome(error: BaseException) -> tuple[int, str]:
+    """The exit status and the line for an exception; one that nobody expected is raised again."""
+    from jaxbp.run.errors import Diverged, Lost, Stopped, UserError
+
+    if isinstance(error, UserError):
+        return 2, str(error)
+    if isinstance(error, Diverged):
+        return 3, f"diverged: {error}; a smaller learning rate may help"
+    if isinstance(error, Lost):
+        return 4, f"{error}; the same command goes on from the newest checkpoint"
+    if isinstance(error, Stopped):
+        return 128 + error.signal, str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return 130, "interrupted; what was measured is in the run folder"
+    if "RESOURCE_EXHAUSTED" in str(error):  # XLA's word for it
         reason = str(error).partition("\n")[0]
-        return _fail(f"out of memory: {reason}; smaller model.sizes or train.batch_size (study: --chunk) need less", 2)
-    except KeyboardInterrupt:
-        return _fail("interrupted; what was measured is in the run folder", 130)
+        return 2, f"out of memory: {reason}; smaller model.sizes or train.batch_size (study: --chunk) need less"
+    raise error
 
 
 class _Parser(argparse.ArgumentParser):
@@ -116,6 +136,16 @@ def _parser() -> argparse.ArgumentParser:
     which.add_argument("--resume", action="store_const", dest="how", const="resume", help="refuse to begin a new run")
     which.add_argument("--new", action="store_const", dest="how", const="new", help="begin a new run")
     run.set_defaults(command=_run, how="auto")
+
+    launch = commands.add_parser(
+        "launch",
+        help="a run in several processes of this machine",
+        description=LAUNCH_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    launch.add_argument("-n", dest="processes", metavar="N", type=int, required=True, help="how many processes")
+    launch.add_argument("command_line", metavar="-- run CONFIG …", nargs=argparse.REMAINDER, help="as for `jaxbp run`")
+    launch.set_defaults(command=_launch)
 
     predict = commands.add_parser("predict", help="apply a trained network to new data")
     predict.add_argument("run", metavar="RUN_DIR", help="the folder of a finished run")
@@ -191,7 +221,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(options: argparse.Namespace, overrides: list[str]) -> None:
     from jaxbp.run import config as configs
-    from jaxbp.run import loop, sweep
+    from jaxbp.run import loop, processes, sweep
     from jaxbp.run.errors import UserError
 
     if options.config is None:
@@ -202,10 +232,17 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> None:
     if overrides and path.suffix != ".toml" and not path.exists():
         raise UserError(f"command line: {path} is no config; it comes first: jaxbp run CONFIG {overrides[0]} …")
     config = configs.read(path, overrides, RUN_HELP)
-    try:
-        (sweep if config.sweep.asked else loop).run(config, path.stem, _console(), options.how)
-    except UserError as error:
-        raise UserError(f"{path}{' and command line' if overrides else ''}: {error}") from None
+    with processes.joined(_outcome):
+        try:
+            (sweep if config.sweep.asked else loop).run(config, path.stem, _console(processes.leads()), options.how)
+        except UserError as error:
+            raise UserError(f"{path}{' and command line' if overrides else ''}: {error}") from None
+
+
+def _launch(options: argparse.Namespace, _: list[str]) -> int:
+    from jaxbp.run import launch
+
+    return launch.launch(options.processes, options.command_line)
 
 
 def _predict(options: argparse.Namespace, _: list[str]) -> None:
@@ -274,10 +311,10 @@ def _data_import(options: argparse.Namespace, _: list[str]) -> None:
     print(f"{options.name} is in {data.import_files(options.name, Path(options.path))}")
 
 
-def _console() -> "Console":
+def _console(speaks: bool = True) -> "Console":
     from rich.console import Console
 
-    return Console()
+    return Console(quiet=not speaks)
 
 
 def _fail(message: str, status: int) -> int:

@@ -171,8 +171,8 @@ class CheckpointConfig:
 class MeshConfig:
     """Several devices, data × model of them; one by default."""
 
-    data: Count = 1
-    """Devices over which the samples of a batch are split."""
+    data: Count | None = None
+    """Devices over which the samples of a batch are split; 1 if left out, in several processes all of theirs."""
     model: Count = 1
     """Devices over which the units of the layers are split."""
 

@@ -9,6 +9,10 @@ class Diverged(Exception):
     """The loss became NaN or infinite. One line that says where; the command exits with 3."""
 
 
+class Lost(Exception):
+    """Another process of the run is gone. One line that names it; the command exits with 4."""
+
+
 class Stopped(Exception):
     """A signal ended the run after a whole epoch, which is saved. One line; the command exits with 128 + signal."""
 

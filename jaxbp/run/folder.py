@@ -177,6 +177,7 @@ def _provenance(config: Config, path: Path) -> dict[str, Any]:
         "command": sys.argv,
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
         "platform": platform.platform(),
+        "processes": jax.process_count(),
         "devices": [device.device_kind for device in jax.devices()],
         "git_commit": _git_commit(),
         "seed": {"data": config.data.seed, "train": config.train.seed},

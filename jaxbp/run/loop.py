@@ -17,9 +17,9 @@ from rich.console import Console
 from jaxbp import losses
 from jaxbp.initializers import BIASES, WEIGHTS, Initializer
 from jaxbp.mlp import MLP, Array, Params, init, wide
-from jaxbp.run import data, folder, metrics, optimizers, progress, recording, room, signals, training, tricks
+from jaxbp.run import data, folder, metrics, optimizers, processes, progress, recording, room, signals, training, tricks
 from jaxbp.run import mesh as meshes
-from jaxbp.run.checkpoint import Checkpoints, Position
+from jaxbp.run.checkpoint import Checkpoints, Position, Saved
 from jaxbp.run.config import Config, MeshConfig, ModelConfig, choose
 from jaxbp.run.data import Dataset, Scaling
 from jaxbp.run.errors import Diverged, Stopped, UserError
@@ -90,18 +90,23 @@ def run(config: Config, name: str, console: Console, how: How = "auto") -> Path:
       Diverged: the loss or the gradient of a step was not finite.
       Stopped: by SIGTERM or Ctrl-C, after a whole epoch, which is saved.
     """
-    setup = prepare(config)
-    with folder.opened(config, name, how) as opened:
+    setup = processes.together(lambda: prepare(config))
+    with contextlib.ExitStack() as stack:
+        opened = processes.shared(lambda: stack.enter_context(folder.opened(config, name, how)))
         path = opened.path
         console.out(f"{describe(setup)}\nrun folder {path}", highlight=False)  # brackets in a name are no markup
+        finished = False
         try:
             _train(setup, opened, console)
+            finished = True
         except OSError as error:
             raise UserError(f"{path}: can't be written: {error.strerror}; what was written before is whole") from None
         except Diverged:
-            folder.finish(path)
+            finished = True
             raise
-        folder.finish(path)
+        finally:
+            if finished and processes.leads():
+                folder.finish(path)
     return path
 
 
@@ -118,13 +123,16 @@ def _train(setup: Setup, opened: Opened, console: Console) -> None:
                 _event_files(config, path, begin.epoch) as write,
             ):
                 for model, row, state in epochs(setup, log.steps, begin):  # noqa: B007  (the last one is written below)
-                    length = _append(path, log, row)
+                    length = _append(path, log, row) if processes.leads() else 0
                     write(row)
                     show(row)
-                    stopped = stop.signal if row["epoch"] < config.train.epochs else None
-                    if stopped or checkpoints.due(row["epoch"]):
+                    stopped, due = processes.largest(stop.signal or 0, checkpoints.due(row["epoch"]))
+                    stopped *= row["epoch"] < config.train.epochs
+                    if stopped or due:
                         key = np.asarray(jax.random.key_data(begin.key))
-                        checkpoints.save(Position(row["epoch"], row["step"], length, key), state)
+                        whole = meshes.host(state)
+                        if processes.leads():
+                            checkpoints.save(Position(row["epoch"], row["step"], length, key), whole)
                     if stopped:
                         checkpoints.wait()
                         at = f"epoch {row['epoch']} of {config.train.epochs}"
@@ -132,7 +140,8 @@ def _train(setup: Setup, opened: Opened, console: Console) -> None:
                             f"stopped after {at}, saved in {path}; the same command goes on from there", stopped
                         )
         except (Diverged, Stopped, KeyboardInterrupt):
-            if unwritten := [r for r in log.steps if r["epoch"] > len(log.epochs)]:  # of the epoch that diverged
+            unwritten = [r for r in log.steps if r["epoch"] > len(log.epochs)]  # of the epoch that diverged
+            if unwritten and processes.leads():
                 folder.append(path, *unwritten)
             _write_results(setup, model, log, path)
             raise
@@ -144,14 +153,18 @@ def _train(setup: Setup, opened: Opened, console: Console) -> None:
 def _resume(setup: Setup, path: Path, checkpoints: Checkpoints, console: Console) -> tuple[Begin, Log]:
     """Where the newest checkpoint was written, and what was measured until then; what was measured later is cut off."""
     begin = first(setup)
-    saved = checkpoints.newest(begin.state, lambda fault: print(f"jaxbp: warning: {fault}", file=sys.stderr))
+
+    def read() -> tuple[Saved | None, list[dict[str, Any]]]:
+        saved = checkpoints.newest(begin.state, lambda fault: print(f"jaxbp: warning: {fault}", file=sys.stderr))
+        where = saved.position if saved else Position(0, 0, 0, np.zeros(0))
+        return saved, folder.rewind(path, where.metrics_bytes, where.epoch)
+
+    saved, rows = processes.shared(read)
     if saved is None:
         console.out("unfinished, without a checkpoint: begins again", highlight=False)
-        folder.rewind(path, 0, 0)
         return begin, Log([], [])
-    epoch, step, length, key = saved.position
+    epoch, step, _, key = saved.position
     console.out(f"unfinished: goes on after epoch {epoch}, step {step}", highlight=False)
-    rows = folder.rewind(path, length, epoch)
     log = Log([row for row in rows if "batch_loss" not in row], [row for row in rows if "batch_loss" in row])
     return Begin(epoch, jax.random.wrap_key_data(jnp.asarray(key)), _own(saved.state)), log
 
@@ -164,6 +177,8 @@ def _append(path: Path, log: Log, row: dict[str, Any]) -> int:
 
 
 def _write_results(setup: Setup, model: Model, log: Log, path: Path) -> None:
+    if not processes.leads():
+        return
     model.save(path)
     if setup.config.train.plots and log.epochs:
         draw(setup, model, log, path)
@@ -173,7 +188,7 @@ def prepare(config: Config) -> Setup:
     """Reads the data and builds network, parameters and optimiser; UserError for what does not fit together."""
     if config.model.dtype == "float64":
         jax.config.update("jax_enable_x64", True)
-    dataset = data.load(config.data)
+    dataset = processes.in_turn(lambda: data.load(config.data))
     net = network(config.model)
     _check_fit(net, dataset)
     inputs = Scaling.fit(dataset.x_train, config.data.standardize)
@@ -188,7 +203,7 @@ def prepare(config: Config) -> Setup:
     optimizer = optimizers.build(config.optimizer, params)
     model = Model(net, params, inputs, targets, dataset.classes)
     train, test = (dataset.x_train, dataset.y_train), (dataset.x_test, dataset.y_test)
-    if config.mesh != MeshConfig():
+    if meshes.asked(config.mesh):
         meshes.check(config, net, len(dataset.x_train))
         return Setup(config, dataset, model, optimizer, Split(*train), Split(*test))
     return Setup(config, dataset, model, optimizer, _on_device(model, *train), _on_device(model, *test))
@@ -302,15 +317,22 @@ def describe(setup: Setup) -> str:
     return (
         f"{setup.dataset.name}: {len(setup.train.x):,} training and {len(setup.test.x):,} test samples · "
         f"{'-'.join(map(str, net.sizes))} {config.model.hidden}, {config.model.loss}, {parameters:,} parameters in "
-        f"{config.model.dtype} · {config.optimizer.name} · {jax.devices()[0].device_kind}"
+        f"{config.model.dtype} · {config.optimizer.name} · {_devices(config.mesh)}"
     )
+
+
+def _devices(config: MeshConfig) -> str:
+    kind, (data, model), count = jax.devices()[0].device_kind, meshes.shape(config), jax.process_count()
+    if not meshes.asked(config):
+        return kind
+    return f"{data} × {model} {kind}" + (f" in {count} processes" if count > 1 else "")
 
 
 def _program(setup: Setup, record: Recording | None, state: State) -> Program:
     net, optimizer, batch_size = setup.model.net, setup.optimizer, setup.config.train.batch_size
     how = tricks.tricks(setup.config.train, net)
     sets = {"train": setup.train, "test": setup.test}
-    if setup.config.mesh == MeshConfig():
+    if not meshes.asked(setup.config.mesh):
         return training.one_device(net, optimizer, batch_size, sets, record, state, how)  # type: ignore[arg-type]
 
     sources = {name: Source(len(split.x), functools.partial(_rows, setup.model, split)) for name, split in sets.items()}
@@ -387,7 +409,7 @@ def _initializers(config: ModelConfig) -> tuple[Initializer, Initializer]:
 @contextlib.contextmanager
 def _event_files(config: Config, path: Path, begun: int) -> Iterator[Callable[[dict[str, Any]], None]]:
     """Gives the function that writes the numbers of an epoch as TensorBoard events, if the config asks for them."""
-    if not config.train.tensorboard:
+    if not config.train.tensorboard or not processes.leads():
         yield lambda row: None
         return
     from tensorboardX import SummaryWriter

@@ -52,26 +52,40 @@ class Rows(NamedTuple):
 
 def check(config: Config, net: MLP, samples: int) -> None:
     """UserError for a mesh that the devices, the batch or a hidden layer do not fit."""
-    mesh, devices = config.mesh, jax.device_count()
-    if mesh.data * mesh.model > devices:
+    (data, model), devices, processes = shape(config.mesh), jax.device_count(), jax.process_count()
+    if data * model > devices:
         there = f"there are {devices} devices" if devices > 1 else "there is 1 device"
-        raise UserError(f"mesh: data × model is {mesh.data} × {mesh.model}, {there}")
-    if config.train.micro_batches > 1 and mesh.data > 1:
+        raise UserError(f"mesh: data × model is {data} × {model}, {there}")
+    if processes > 1 and data * model < devices:
+        have = f"the {processes} processes have {devices} devices, and each process has to have a part"
+        raise UserError(f"mesh: data × model is {data} × {model}, {have}")
+    if config.train.micro_batches > 1 and data > 1:
         raise UserError("train.micro_batches: a part would lie on one device of mesh.data: leave out one of the two")
     batch = min(config.train.batch_size, samples)
-    if batch % mesh.data:
-        raise UserError(f"train.batch_size: mesh.data {mesh.data} does not divide the {batch} samples of a batch")
-    if mesh.model > 1 and len(net.sizes) < 3:
-        raise UserError(f"mesh.model: {mesh.model}, but model.sizes {list(net.sizes)} has no hidden layer to split")
-    for size in net.sizes[1:-1] if mesh.model > 1 else ():
-        if size % mesh.model:
-            raise UserError(f"model.sizes: mesh.model {mesh.model} does not divide the hidden width {size}")
+    if batch % data:
+        raise UserError(f"train.batch_size: mesh.data {data} does not divide the {batch} samples of a batch")
+    if model > 1 and len(net.sizes) < 3:
+        raise UserError(f"mesh.model: {model}, but model.sizes {list(net.sizes)} has no hidden layer to split")
+    for size in net.sizes[1:-1] if model > 1 else ():
+        if size % model:
+            raise UserError(f"model.sizes: mesh.model {model} does not divide the hidden width {size}")
+
+
+def shape(config: MeshConfig) -> tuple[int, int]:
+    """D and M; without `data` D is 1 in one process, and takes all devices in several."""
+    every = jax.device_count() // config.model if jax.process_count() > 1 else 1
+    return config.data or max(every, 1), config.model
+
+
+def asked(config: MeshConfig) -> bool:
+    """Whether a run is on a mesh: on more than one device or in more than one process."""
+    return shape(config) != (1, 1) or jax.process_count() > 1
 
 
 def build(config: MeshConfig) -> Mesh:
     """The first D · M devices, those of a process beside each other in `model`, where they exchange most."""
-    devices = np.array(jax.devices()[: config.data * config.model])
-    return Mesh(devices.reshape(config.data, config.model), ("data", "model"))
+    data, model = shape(config)
+    return Mesh(np.array(jax.devices()[: data * model]).reshape(data, model), ("data", "model"))
 
 
 def param_specs(net: MLP) -> tuple[Affine, ...]:

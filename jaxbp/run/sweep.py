@@ -22,7 +22,8 @@ from rich.console import Console
 
 from jaxbp.mlp import Array, Params
 from jaxbp.run import folder, loop, metrics, optimizers, progress, recording, signals, sweep_scores, training, tricks
-from jaxbp.run.config import Config, MeshConfig, SweepConfig, to_dict
+from jaxbp.run import mesh as meshes
+from jaxbp.run.config import Config, SweepConfig, to_dict
 from jaxbp.run.errors import Diverged, Stopped, UserError
 from jaxbp.run.folder import How
 from jaxbp.run.loop import Setup, Split
@@ -129,7 +130,7 @@ def _train(sweep: Sweep, path: Path, console: Console) -> None:
 
 def prepare(config: Config) -> Sweep:
     """Reads the data and builds what the members share; UserError for what does not fit together."""
-    if config.mesh != MeshConfig():
+    if meshes.asked(config.mesh):
         raise UserError("mesh: a [sweep] runs on one device: leave out one of the two")
     members = tuple(_members(config))
     return Sweep(config, loop.prepare(members[0].config), members)

@@ -1,0 +1,90 @@
+"""`jaxbp launch`: a run in several processes of this machine."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from types import FrameType
+
+from jaxbp.run.errors import UserError
+
+GRACE = 50  # seconds that the other processes have to notice that one is gone
+MOST = 64  # processes
+
+
+def launch(count: int, arguments: Sequence[str]) -> int:
+    """Runs `jaxbp ARGUMENTS` in so many processes; the exit status of the first one that ends badly, or 0.
+
+    Raises:
+      UserError: another command than `run`, or an impossible count.
+    """
+    arguments = arguments[1:] if arguments[:1] == ["--"] else arguments
+    if not 1 < count <= MOST:
+        raise UserError(f"launch: -n {count}; allowed: 2 to {MOST}")
+    if arguments[:1] != ["run"]:
+        raise UserError("launch: only a run can be several processes: jaxbp launch -n 2 -- run CONFIG …")
+    with _started(count, arguments) as children:
+        first = _first_to_fail(children)
+        if first is None:
+            return 0
+        status = children[first].returncode
+        if status < 0:
+            name = signal.Signals(-status).name
+            print(f"jaxbp: process {first} of {count} was killed by {name}; the others end", file=sys.stderr)
+            _wait(children, GRACE)
+        return status if status >= 0 else 128 - status
+
+
+@contextlib.contextmanager
+def _started(count: int, arguments: Sequence[str]) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """The processes, each in a group of its own: Ctrl-C comes here alone and is passed on, as SIGTERM is."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    children: list[subprocess.Popen[bytes]] = []
+
+    def pass_on(number: int, _: FrameType | None) -> None:
+        for child in children:
+            if child.poll() is None:
+                child.send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        for number in range(count):
+            about = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count), "JAX_PROCESS_ID": str(number)}
+            command = [sys.executable, "-m", "jaxbp", *arguments]
+            children.append(
+                subprocess.Popen(
+                    command, env={"JAX_LOCAL_DEVICE_IDS": str(number)} | os.environ | about, process_group=0
+                )
+            )
+        yield children
+        _wait(children, GRACE)
+    finally:
+        for child in children:
+            child.kill()  # nothing is left behind, whatever happened here
+            child.wait()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _first_to_fail(children: Sequence[subprocess.Popen[bytes]]) -> int | None:
+    """Waits until one has ended badly, or all have ended well."""
+    while True:
+        statuses = [child.poll() for child in children]
+        for number, status in enumerate(statuses):
+            if status:
+                return number
+        if None not in statuses:
+            return None
+        time.sleep(0.05)
+
+
+def _wait(children: Sequence[subprocess.Popen[bytes]], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    for child in children:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(max(end - time.monotonic(), 0))

@@ -1,0 +1,169 @@
+"""Several processes of one run: all of them compute, the first one reads and writes the run folder and speaks.
+
+On Slurm, Open MPI and Kubernetes JAX finds out who the others are. Whoever starts the processes in another way, as
+`jaxbp launch` does, says it to each by JAX_COORDINATOR_ADDRESS (host:port of the first one), JAX_NUM_PROCESSES and
+JAX_PROCESS_ID. A thread of each process meets those of the others every PERIOD seconds; one that does not come is lost,
+and all of them end.
+"""
+
+import contextlib
+import os
+import pickle
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+
+from jaxbp.run.errors import Diverged, Lost, Stopped, UserError
+
+NUMBERS = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")  # processes of a cluster's job
+PERIOD, TIMEOUT = 5, 30  # seconds between two meetings of the watching threads, and for which they wait
+HEARTBEAT = 90  # seconds after which XLA itself gives a process up; the watching threads are to notice it first
+MEETING = 300  # seconds for which the first meeting waits
+LINGER = 2  # seconds for which the first process outlives the others: XLA aborts them when it is gone
+SAID_ONCE = (UserError, Diverged, Stopped)  # the same in all processes, or of the first one
+
+T = TypeVar("T")
+
+
+@contextlib.contextmanager
+def joined(outcome: Callable[[BaseException], tuple[int, str]]) -> Iterator[None]:
+    """This process as one of several, if it is one; `outcome` gives the exit status and the line for an exception.
+
+    A process that ends badly does not return: it would wait for the others, which wait for it.
+
+    Raises:
+      UserError: the environment does not say who the others are, or they can't be reached.
+    """
+    if not _join():
+        yield
+        return
+    stop = threading.Event()
+    threading.Thread(target=_watch, args=(stop, outcome), daemon=True).start()
+    try:
+        yield
+        _gather(0)
+    except BaseException as error:
+        if "Gloo" in str(error):  # a sum that another process does not come to: the watching thread names it
+            time.sleep(PERIOD + TIMEOUT)
+        _end(*outcome(error) if leads() or not isinstance(error, SAID_ONCE) else (outcome(error)[0], ""))
+    stop.set()
+    jax.distributed.shutdown()
+
+
+def leads() -> bool:
+    """Whether this is the first process, or the only one."""
+    return jax.process_index() == 0
+
+
+def together(work: Callable[[], T]) -> T:
+    """What `work` returns, in each process; a UserError in any of them is raised in all."""
+    if jax.process_count() == 1:
+        return work()
+    try:
+        result, fault = work(), ""
+    except UserError as error:
+        fault = str(error)
+    faults = _gather(fault)
+    for number, text in enumerate(faults):
+        if text:
+            raise UserError(text if all(faults) else f"process {number} of {len(faults)}: {text}")
+    return result
+
+
+def shared(work: Callable[[], T]) -> T:
+    """What `work` returns in the first process, which alone does it, as a copy in each; so is a UserError of it."""
+    if jax.process_count() == 1:
+        return work()
+    from jax.experimental.multihost_utils import broadcast_one_to_all
+
+    found = np.frombuffer(pickle.dumps(together(lambda: work() if leads() else None)), np.uint8)
+    length = _gather(len(found))[0]
+    data = broadcast_one_to_all(found if leads() else np.zeros(length, np.uint8))
+    return pickle.loads(np.asarray(data).tobytes())
+
+
+def in_turn(work: Callable[[], T]) -> T:
+    """What `work` returns in each process, in the first one before the others: what it downloads, they find."""
+    first = together(lambda: work() if leads() else None)
+    rest = together(lambda: None if leads() else work())
+    return first if leads() else rest  # type: ignore[return-value]
+
+
+def largest(*values: int) -> tuple[int, ...]:
+    """The largest of each value over the processes."""
+    return values if jax.process_count() == 1 else tuple(max(column) for column in zip(*_gather(values), strict=True))
+
+
+def _join() -> bool:
+    """Whether there are several processes; then this one has met the others."""
+    count, number = (os.environ.get(name) for name in NUMBERS)
+    in_job = any(os.environ.get(name, "1") != "1" for name in COUNTS) or "JOB_COMPLETION_INDEX" in os.environ
+    if count == "1" or (count is None and not in_job):
+        return False
+    try:
+        given: dict[str, Any] = {}
+        if count is not None:
+            given = {"num_processes": int(count), "process_id": int(number or "")}
+        jax.distributed.initialize(
+            cluster_detection_method="deactivate" if given else None,
+            initialization_timeout=MEETING,
+            heartbeat_timeout_seconds=HEARTBEAT,
+            shutdown_timeout_seconds=TIMEOUT,
+            **given,
+        )
+    except (ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"JAX_COORDINATOR_ADDRESS, {', '.join(NUMBERS)}: {reason}") from None
+    return jax.process_count() > 1
+
+
+def _watch(stop: threading.Event, outcome: Callable[[BaseException], tuple[int, str]]) -> None:
+    """Meets the watching threads of the other processes until `stop`; ends this process when one does not come."""
+    from orbax.checkpoint import multihost
+
+    meet, count = multihost.get_barrier_sync_fn(), 0
+    while not stop.wait(PERIOD):
+        count += 1
+        try:
+            meet(key=f"jaxbp {count}", timeout_ms=1000 * TIMEOUT)
+        except Exception as error:
+            if not stop.is_set():
+                _end(*outcome(Lost(_missing(str(error)))))
+
+
+def _missing(message: str) -> str:
+    """Who is named, a line each, by the error of a meeting."""
+    names = re.findall(r"^(?:.*task:)?(\d+)$", message.partition("task names:")[2], re.MULTILINE)
+    count = jax.process_count()
+    if not names:
+        return f"the other processes can't be reached: {message.partition(chr(10))[0]}"
+    which = f"process {names[0]}" if len(names) == 1 else f"processes {', '.join(sorted(names, key=int))}"
+    return f"{which} of {count} {'is' if len(names) == 1 else 'are'} gone"
+
+
+def _end(status: int, line: str) -> None:
+    if line:
+        print(f"jaxbp: {line}", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    time.sleep(LINGER if leads() else 0)
+    os._exit(status)
+
+
+def _gather(value: T) -> list[T]:
+    """The value of each process, in all of them; pickled, so that it comes bit for bit."""
+    from jax.experimental.multihost_utils import process_allgather
+
+    data = np.frombuffer(pickle.dumps(value), np.uint8)
+    lengths = np.asarray(process_allgather(np.array([len(data)], np.int32))).ravel()
+    padded = np.zeros(lengths.max(), np.uint8)
+    padded[: len(data)] = data
+    rows = np.asarray(process_allgather(padded)).reshape(len(lengths), -1)
+    return [pickle.loads(row[:length].tobytes()) for row, length in zip(rows, lengths, strict=True)]
