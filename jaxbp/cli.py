@@ -13,6 +13,8 @@ from jaxbp import __version__
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from jaxbp.run.config import Config
+
 RUN_HELP = """\
 CONFIG is a TOML file; any of its keys can be overridden: --train.epochs 3. `jaxbp run CONFIG --help` lists them.
 
@@ -220,8 +222,20 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace, overrides: list[str]) -> None:
-    from jaxbp.run import config as configs
     from jaxbp.run import loop, processes, sweep
+    from jaxbp.run.errors import UserError
+
+    config, path = _config(options, overrides), Path(options.config)
+    with processes.joined(_outcome):
+        try:
+            (sweep if config.sweep.asked else loop).run(config, path.stem, _console(processes.leads()), options.how)
+        except UserError as error:
+            raise UserError(f"{path}{' and command line' if overrides else ''}: {error}") from None
+
+
+def _config(options: argparse.Namespace, overrides: list[str]) -> "Config":
+    """What is asked of `jaxbp run`."""
+    from jaxbp.run import config as configs
     from jaxbp.run.errors import UserError
 
     if options.config is None:
@@ -231,18 +245,19 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> None:
     path = Path(options.config)
     if overrides and path.suffix != ".toml" and not path.exists():
         raise UserError(f"command line: {path} is no config; it comes first: jaxbp run CONFIG {overrides[0]} …")
-    config = configs.read(path, overrides, RUN_HELP)
-    with processes.joined(_outcome):
-        try:
-            (sweep if config.sweep.asked else loop).run(config, path.stem, _console(processes.leads()), options.how)
-        except UserError as error:
-            raise UserError(f"{path}{' and command line' if overrides else ''}: {error}") from None
+    return configs.read(path, overrides, RUN_HELP)
 
 
 def _launch(options: argparse.Namespace, _: list[str]) -> int:
     from jaxbp.run import launch
+    from jaxbp.run.errors import UserError
 
-    return launch.launch(options.processes, options.command_line)
+    arguments = [word for i, word in enumerate(options.command_line) if (i, word) != (0, "--")]
+    run, overrides = _parser().parse_known_args(arguments)
+    if run.command is not _run:
+        raise UserError("launch: only a run can be several processes: jaxbp launch -n 2 -- run CONFIG …")
+    _config(run, overrides)  # what is wrong with it is said once, here
+    return launch.launch(options.processes, arguments)
 
 
 def _predict(options: argparse.Namespace, _: list[str]) -> None:

@@ -142,7 +142,7 @@ def _write(folder: Path, keep: int, position: Position, arrays: dict[str, np.nda
     _reserve(folder, sum(array.nbytes for array in arrays.values()))
     tree = {"position": {name: np.asarray(value) for name, value in position._asdict().items()}, "state": arrays}
     try:
-        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+        with _checkpointer() as checkpointer:
             checkpointer.save(path.absolute(), args=ocp.args.StandardSave(tree))
         part = folder / f".{position.step}"
         with open(part, "w", encoding="utf-8") as file:
@@ -169,9 +169,7 @@ def _reserve(folder: Path, count: int) -> None:
 
 
 def _read(path: Path, like: Tree) -> Saved:
-    import orbax.checkpoint as ocp
-
-    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+    with _checkpointer() as checkpointer:
         tree = checkpointer.restore(path.absolute())
     arrays, expected = tree["state"], _named(like)
     shapes, wanted = ({name: (a.shape, str(a.dtype)) for name, a in part.items()} for part in (arrays, expected))
@@ -181,6 +179,14 @@ def _read(path: Path, like: Tree) -> Saved:
     epoch, step, metrics_bytes = (int(position[name]) for name in ("epoch", "step", "metrics_bytes"))
     where = Position(epoch, step, metrics_bytes, np.asarray(position["key"]))
     return Saved(where, jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in expected]))
+
+
+def _checkpointer() -> Any:
+    """Orbax's, for host arrays; in a run of several processes the first one writes and reads alone."""
+    import orbax.checkpoint as ocp
+
+    alone = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
+    return ocp.Checkpointer(ocp.StandardCheckpointHandler(multiprocessing_options=alone), multiprocessing_options=alone)
 
 
 def _named(tree: Tree) -> dict[str, Any]:

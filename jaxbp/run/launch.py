@@ -20,13 +20,10 @@ def launch(count: int, arguments: Sequence[str]) -> int:
     """Runs `jaxbp ARGUMENTS` in so many processes; the exit status of the first one that ends badly, or 0.
 
     Raises:
-      UserError: another command than `run`, or an impossible count.
+      UserError: an impossible count.
     """
-    arguments = arguments[1:] if arguments[:1] == ["--"] else arguments
     if not 1 < count <= MOST:
         raise UserError(f"launch: -n {count}; allowed: 2 to {MOST}")
-    if arguments[:1] != ["run"]:
-        raise UserError("launch: only a run can be several processes: jaxbp launch -n 2 -- run CONFIG …")
     with _started(count, arguments) as children:
         first = _first_to_fail(children)
         if first is None:
