@@ -1,4 +1,4 @@
-"""Checkpoints of a run: Orbax writes them, a SHA-256 manifest beside each says that it is whole.
+"""Checkpoints of a run: Orbax commits them, a SHA-256 manifest beside each says that it is whole.
 
 checkpoints/<step>/ is Orbax's folder; it gets this name when all its files are there. checkpoints/<step>.sha256 is
 written after it, in the format of `sha256sum`, a line a file. Only a folder with a manifest is a checkpoint: without
@@ -17,12 +17,13 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import safetensors
 
 from jaxbp.run.config import CheckpointConfig
 from jaxbp.run.errors import UserError
 
 PAUSE = 60.0  # seconds between checkpoints where the config does not say how many epochs
-OVERHEAD = 2**17  # bytes of a checkpoint beside its arrays
+FILE = "state.safetensors"
 MANIFEST = ".sha256"
 DAMAGED = ".damaged"  # behind the name of a manifest that its files do not fit
 Tree = Any
@@ -78,7 +79,8 @@ class Checkpoints:
           UserError: the one before could not be written.
         """
         self.wait()
-        arrays = {name: np.array(leaf) for name, leaf in _named(state).items()}  # the next epoch takes the buffers
+        # Copied, for the next epoch takes the buffers; in C order, in which safetensors writes every array.
+        arrays = {name: np.array(leaf, order="C") for name, leaf in _named(state).items()}
         self._last = time.monotonic()
         self._pending = self._worker.submit(_write, self._folder, self._config.keep, position, arrays)
 
@@ -88,9 +90,8 @@ class Checkpoints:
         if pending is not None:
             try:
                 pending.result()
-            except Exception as error:  # Orbax and TensorStore raise OSError, ValueError, RuntimeError …
-                reason = getattr(error, "strerror", None) or str(error).strip().partition("\n")[0]
-                raise UserError(f"{self._folder}: can't be written: {reason}") from error
+            except OSError as error:
+                raise UserError(f"{self._folder}: can't be written: {error.strerror}") from error
 
     def newest(self, like: Tree, warn: Callable[[str], None]) -> Saved | None:
         """The newest checkpoint that is whole, its state in the shape of `like`; None where there is none.
@@ -134,59 +135,37 @@ def manifest(path: Path) -> str:
 
 def _write(folder: Path, keep: int, position: Position, arrays: dict[str, np.ndarray]) -> None:
     """Orbax's commit, then the manifest, then the oldest ones go."""
-    import orbax.checkpoint as ocp
+    from jaxbp.run import orbax_file
 
     path = folder / str(position.step)
     folder.mkdir(exist_ok=True)
     _remove(path)
-    _reserve(folder, sum(array.nbytes for array in arrays.values()))
-    tree = {"position": {name: np.asarray(value) for name, value in position._asdict().items()}, "state": arrays}
+    where = {f"position.{name}": np.asarray(value) for name, value in position._asdict().items()}
     try:
-        with _checkpointer() as checkpointer:
-            checkpointer.save(path.absolute(), args=ocp.args.StandardSave(tree))
+        orbax_file.write(path, where | {f"state.{name}": array for name, array in arrays.items()})
         part = folder / f".{position.step}"
         with open(part, "w", encoding="utf-8") as file:
             file.write(manifest(path))
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, _manifest_of(path))
-    except Exception:
+    except OSError:
         _clean(folder)
         raise
     for step in sorted(_steps(folder))[:-keep]:
         _remove(folder / str(step))
 
 
-def _reserve(folder: Path, count: int) -> None:
-    """Raises an OSError where the disk or a quota has no room: what Orbax says of it is a page long."""
-    part = folder / ".room"
-    try:
-        with open(part, "wb") as file:
-            if hasattr(os, "posix_fallocate"):  # not on macOS
-                os.posix_fallocate(file.fileno(), 0, count + OVERHEAD)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def _read(path: Path, like: Tree) -> Saved:
-    with _checkpointer() as checkpointer:
-        tree = checkpointer.restore(path.absolute())
-    arrays, expected = tree["state"], _named(like)
+    with safetensors.safe_open(path / FILE, framework="numpy") as file:
+        arrays = {name: file.get_tensor(name) for name in file.keys()}
+    epoch, step, metrics_bytes, key = (arrays.pop(f"position.{name}") for name in Position._fields)
+    expected = {f"state.{name}": leaf for name, leaf in _named(like).items()}
     shapes, wanted = ({name: (a.shape, str(a.dtype)) for name, a in part.items()} for part in (arrays, expected))
     if shapes != wanted:
         raise UserError(f"{path}: holds another state than this config and these versions of jaxbp and Optax have")
-    position = tree["position"]
-    epoch, step, metrics_bytes = (int(position[name]) for name in ("epoch", "step", "metrics_bytes"))
-    where = Position(epoch, step, metrics_bytes, np.asarray(position["key"]))
-    return Saved(where, jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in expected]))
-
-
-def _checkpointer() -> Any:
-    """Orbax's, for host arrays; in a run of several processes the first one writes and reads alone."""
-    import orbax.checkpoint as ocp
-
-    alone = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
-    return ocp.Checkpointer(ocp.StandardCheckpointHandler(multiprocessing_options=alone), multiprocessing_options=alone)
+    state = jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in expected])
+    return Saved(Position(int(epoch), int(step), int(metrics_bytes), key), state)
 
 
 def _named(tree: Tree) -> dict[str, Any]:
