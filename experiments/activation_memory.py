@@ -19,7 +19,6 @@ Command: python -m experiments.activation_memory [--config configs/activation_me
 """
 
 import dataclasses
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -174,16 +173,11 @@ def draw(results: dict[str, Any]) -> Figure:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the study, prints its table, writes activation_memory.json and activation_memory.png."""
-    parser = report.parser(__doc__)
-    parser.add_argument("--config", type=Path, default=CONFIG, help="width, batch, depths")
-    options = parser.parse_args(arguments)
-    started = time.perf_counter()
-    try:
-        results = measure(recipe.read(Settings, options.config))
-    except UserError as error:
-        parser.exit(2, f"{NAME}: {error}\n")
-    show(results)
-    report.save(options.out, NAME, results | {"seconds": time.perf_counter() - started}, draw(results))
+    parser = report.parser(__doc__, CONFIG, "width, batch, depths")
+    with report.study(NAME, parser, arguments) as study:
+        results = measure(recipe.read(Settings, study.options.config))
+        show(results)
+        study.save(results, draw(results))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ import dataclasses
 import itertools
 import statistics
 import textwrap
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -187,16 +186,11 @@ def draw(results: dict[str, Any]) -> Figure:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the study, prints its table, writes backward_cost.json and backward_cost.png."""
-    parser = report.parser(__doc__)
-    parser.add_argument("--config", type=Path, default=CONFIG, help="networks, batch, rounds")
-    options = parser.parse_args(arguments)
-    started = time.perf_counter()
-    try:
-        results = measure(recipe.read(Settings, options.config))
-    except UserError as error:
-        parser.exit(2, f"{NAME}: {error}\n")
-    show(results, report.published(NAME)["ratios"])
-    report.save(options.out, NAME, results | {"seconds": time.perf_counter() - started}, draw(results))
+    parser = report.parser(__doc__, CONFIG, "networks, batch, rounds")
+    with report.study(NAME, parser, arguments) as study:
+        results = measure(recipe.read(Settings, study.options.config))
+        show(results, report.published(NAME)["ratios"])
+        study.save(results, draw(results))
 
 
 if __name__ == "__main__":

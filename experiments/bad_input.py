@@ -13,16 +13,14 @@ import copy
 import gzip
 import hashlib
 import io
-import json
 import os
 import re
 import signal
 import struct
 import tempfile
-import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -42,6 +40,7 @@ from jaxbp.run.optimizers import OPTIMIZERS, SCHEDULES
 from jaxbp.run.recording import QUANTITIES
 
 LIMIT = 60  # seconds for one input
+EXPECTED = ("refused", "runs")
 BASE: dict[str, dict[str, Any]] = {
     **to_dict(Config()),
     "data": {"name": "iris", "test_fraction": 0.2, "seed": 0, "standardize": "global"},
@@ -206,10 +205,12 @@ def outcome(arguments: Sequence[str], folder: Path) -> tuple[str, str]:
             stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
             stack.enter_context(limited(LIMIT))
             status = cli.main(arguments)
-    except BaseException:
+    except (Exception, SystemExit):
         return "traceback", traceback.format_exc()
     finally:
         jax.config.update("jax_enable_x64", False)  # a run in float64 turns it on
+    if status == 130:
+        raise KeyboardInterrupt
     said = err.getvalue()
     if status == 0:
         return ("runs", said) if not said else ("runs and complains", said)
@@ -277,33 +278,36 @@ def try_idx(seed: int) -> tuple[str, str]:
     return ("taken although it differs", said) if taken else (found, said)
 
 
+def tried(name: str, attempt: Callable[[int], tuple[str, str]], count: int) -> Iterator[str]:
+    """The outcomes of so many inputs; what is wrong is printed."""
+    for seed in range(count):
+        found, said = attempt(seed)
+        if found not in EXPECTED:
+            print(f"{name} {seed}: {found}: {said[:2000]}", flush=True)
+        yield found
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs all, prints a table of the outcomes and each that is wrong, writes bad_input.json."""
     parser = report.parser(__doc__)
     parser.add_argument("--configs", type=int, default=2000, help="mutated configs")
     parser.add_argument("--files", type=int, default=200, help="mutated IDX files, and .npz files")
-    options = parser.parse_args(arguments)
-    results: dict[str, Any] = {}
-    for name, attempt, count in (
-        ("configs", try_config, options.configs),
-        ("npz files", try_npz, options.files),
-        ("IDX files", try_idx, options.files),
-    ):
-        started, outcomes = time.perf_counter(), []
-        for seed in range(count):
-            found, said = attempt(seed)
-            outcomes.append(found)
-            if found not in ("runs", "refused"):
-                print(f"{name} {seed}: {found}: {said[:2000]}", flush=True)
-        results[name] = {"tried": count, "seconds": time.perf_counter() - started, "outcomes": dict(Counter(outcomes))}
-    rows = [
-        [name, found["tried"], found["outcomes"].get("refused", 0), found["outcomes"].get("runs", 0),
-         sum(n for o, n in found["outcomes"].items() if o not in ("runs", "refused"))]
-        for name, found in results.items()
-    ]  # fmt: skip
-    report.table("bad input", ("input", "tried", "one line, exit 2", "runs", "traceback, hang or other"), rows)
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "bad_input.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    with report.study("bad_input", parser, arguments) as study:
+        results: dict[str, Any] = {}
+        for name, attempt, count in (
+            ("configs", try_config, study.options.configs),
+            ("npz files", try_npz, study.options.files),
+            ("IDX files", try_idx, study.options.files),
+        ):
+            outcomes = list(tried(name, attempt, count))
+            results[name] = {"tried": count, "outcomes": dict(Counter(outcomes))}
+        rows = [
+            [name, found["tried"], *(found["outcomes"].get(key, 0) for key in EXPECTED),
+             sum(n for o, n in found["outcomes"].items() if o not in EXPECTED)]
+            for name, found in results.items()
+        ]  # fmt: skip
+        report.table("bad input", ("input", "tried", "one line, exit 2", "runs", "traceback, hang or other"), rows)
+        study.save(results)
 
 
 if __name__ == "__main__":

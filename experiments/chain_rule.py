@@ -23,7 +23,6 @@ Command: python -m experiments.chain_rule [--config configs/chain_rule.toml] [--
 
 import dataclasses
 import functools
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -39,7 +38,6 @@ from matplotlib.figure import Figure
 import jaxbp
 from experiments import mean_field, recipe, report
 from jaxbp.run.data import STRICT
-from jaxbp.run.errors import UserError
 
 NAME = "chain_rule"
 CONFIG = Path(__file__).parent.parent / "configs" / f"{NAME}.toml"
@@ -266,18 +264,11 @@ def _draw_variance(axis: Axes, kinds: Sequence[dict[str, Any]]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the study, prints its tables, writes chain_rule.json and chain_rule.png."""
-    parser = report.parser(__doc__)
-    parser.add_argument("--config", type=Path, default=CONFIG, help="width, depths, seeds")
-    options = parser.parse_args(arguments)
-    started = time.perf_counter()
-    try:
-        config = recipe.read(Settings, options.config)
-    except UserError as error:
-        parser.exit(2, f"{NAME}: {error}\n")
-    with jax.enable_x64(True):
-        results = measure(config)
-    show(results)
-    report.save(options.out, NAME, results | {"seconds": time.perf_counter() - started}, draw(results))
+    parser = report.parser(__doc__, CONFIG, "width, depths, seeds")
+    with report.study(NAME, parser, arguments) as study, jax.enable_x64(True):
+        results = measure(recipe.read(Settings, study.options.config))
+        show(results)
+        study.save(results, draw(results))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import jax
 from jax.test_util import check_grads
 
 import jaxbp
+from experiments import report
 
 ROOT = Path(__file__).parent
 sys.path[:0] = [str(ROOT.parent / "tests")]
@@ -101,16 +102,17 @@ def table_row(*cells: Any) -> str:
 TABLES = {"mutations": mutations, "false-alarms": false_alarms, "real-world": real}
 
 
-def main(arguments: Sequence[str]) -> None:
-    if len(arguments) != 1 or arguments[0] not in TABLES:
-        sys.exit(f"usage: python -m experiments.checker_tables {'|'.join(TABLES)}")
-    name = arguments[0]
-    out = ROOT / "results" / f"checker_{name.replace('-', '_')}.md"
-    with out.open("w") as file:
-        for line in chain([f"jax {jax.__version__}, {jax.default_backend()}\n"], TABLES[name]()):
-            print(line, file=file, flush=True)
-            print(line, flush=True)
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Writes and prints one table."""
+    parser = report.parser(__doc__)
+    parser.add_argument("table", choices=TABLES)
+    with report.study("checker_tables", parser, arguments) as study:
+        table = study.options.table
+        with (study.options.out / f"checker_{table.replace('-', '_')}.md").open("w", encoding="utf-8") as file:
+            for line in chain([f"jax {jax.__version__}, {jax.default_backend()}\n"], TABLES[table]()):
+                print(line, file=file, flush=True)
+                print(line, flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -194,16 +194,11 @@ def draw(results: dict[str, Any]) -> Figure:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the example, prints its table, writes jax_mnist_classifier.json and jax_mnist_classifier.png."""
-    parser = report.parser(__doc__)
-    parser.add_argument("--config", type=Path, default=CONFIG, help="the constants of the example")
-    options = parser.parse_args(arguments)
-    started = time.perf_counter()
-    try:
-        results = measure(recipe.read(Example, options.config))
-    except UserError as error:
-        parser.exit(2, f"{NAME}: {error}\n")
-    show(results)
-    report.save(options.out, NAME, results | {"seconds": time.perf_counter() - started}, draw(results))
+    parser = report.parser(__doc__, CONFIG, "the constants of the example")
+    with report.study(NAME, parser, arguments) as study:
+        results = measure(recipe.read(Example, study.options.config))
+        show(results)
+        study.save(results, draw(results))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ Command: python -m experiments.memory_tricks [--depths 100 1000] [--width 128] [
          [--out FOLDER]
 """
 
-import argparse
 import functools
 import math
 import statistics
@@ -26,6 +25,7 @@ from experiments import report
 from experiments.bench.timing import interleaved
 from jaxbp import MLP, memory
 from jaxbp.mlp import Array, Params
+from jaxbp.run.errors import UserError
 
 SLOTS = {100: (3, 5, 8, 12, 20, 40), 1000: (16, 32, 64)}
 """By depth."""
@@ -197,22 +197,19 @@ def draw(rows: list[dict[str, Any]], width: int, batch: int) -> Figure:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measures, prints the tables, writes memory_tricks.json and memory_tricks.png."""
-    parser: argparse.ArgumentParser = report.parser(__doc__)
+    parser = report.parser(__doc__)
     parser.add_argument("--depths", type=int, nargs="+", default=[100, 1000], help="layers")
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=11)
-    options = parser.parse_args(arguments)
-    if options.batch % math.lcm(*PARTS) or min(options.depths) < 2:
-        parser.error(f"--batch: a multiple of {math.lcm(*PARTS)}; --depths: from 2 on")
-    started = time.perf_counter()
-    rows: list[dict[str, Any]] = []
-    for depth in options.depths:
-        rows += measure(depth, options.width, options.batch, options.rounds)
-    show(rows, options.width, options.batch)
-    results = {"width": options.width, "batch": options.batch, "device": jax.devices()[0].device_kind, "rows": rows}
-    results["seconds"] = time.perf_counter() - started
-    report.save(options.out, "memory_tricks", results, draw(rows, options.width, options.batch))
+    with report.study("memory_tricks", parser, arguments) as study:
+        depths, width, batch = study.options.depths, study.options.width, study.options.batch
+        if batch % math.lcm(*PARTS) or min(depths) < 2:
+            raise UserError(f"--batch: a multiple of {math.lcm(*PARTS)}; --depths: from 2 on")
+        rows = [row for depth in depths for row in measure(depth, width, batch, study.options.rounds)]
+        show(rows, width, batch)
+        results = {"width": width, "batch": batch, "device": jax.devices()[0].device_kind, "rows": rows}
+        study.save(results, draw(rows, width, batch))
 
 
 if __name__ == "__main__":

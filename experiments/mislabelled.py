@@ -13,7 +13,6 @@ Command: python -m experiments.mislabelled [--config configs/mnist_mislabelled.t
 """
 
 import dataclasses
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,7 +29,7 @@ from jaxbp.mlp import Array, Factors
 from jaxbp.run import config as configs
 from jaxbp.run import loop
 from jaxbp.run.config import Config
-from jaxbp.run.errors import Diverged, UserError
+from jaxbp.run.errors import UserError
 from jaxbp.run.loop import Setup
 
 CONFIG = Path(__file__).parent.parent / "configs" / "mnist_mislabelled.toml"
@@ -204,19 +203,15 @@ def draw(results: dict[str, Any]) -> Figure:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the study, prints its table, writes mislabelled.json and mislabelled.png."""
-    parser = report.parser(__doc__)
-    parser.add_argument("--config", type=Path, default=CONFIG, help="the run; its seed is replaced")
+    parser = report.parser(__doc__, CONFIG, "the run; its seed is replaced")
     parser.add_argument("--flipped", type=float, default=0.1, help="share of the training labels")
     parser.add_argument("--seeds", type=int, default=5, help="networks that are averaged over")
     parser.add_argument("--early", type=int, default=2, help="epochs after which the table and the left panel score")
-    options = parser.parse_args(arguments)
-    started = time.perf_counter()
-    try:
+    with report.study("mislabelled", parser, arguments) as study:
+        options = study.options
         results = measure(configs.read(options.config), options.flipped, options.seeds, options.early)
-    except (UserError, Diverged) as error:
-        parser.exit(2, f"mislabelled: {error}\n")
-    show(results)
-    report.save(options.out, "mislabelled", results | {"seconds": time.perf_counter() - started}, draw(results))
+        show(results)
+        study.save(results, draw(results))
 
 
 if __name__ == "__main__":

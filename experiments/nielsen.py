@@ -13,7 +13,6 @@ import dataclasses
 import functools
 import itertools
 import random
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -250,17 +249,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Replays a config, prints a table a run, writes NAME.json and NAME.png, NAME that of the config."""
     parser = report.parser(__doc__)
     parser.add_argument("--config", type=Path, required=True, help="the script to replay")
-    options = parser.parse_args(arguments)
-    started = time.perf_counter()
-    try:
-        script = read(options.config)
+    with report.study("nielsen", parser, arguments) as study:
+        script = read(study.options.config)
         found = figures(script, load())
-    except UserError as error:
-        parser.exit(2, f"nielsen: {error}\n")
-    for run in script.runs:
-        report.table(run.name, ("epoch", *run.monitor), [list(row.values()) for row in found[run.name]])
-    results = {"config": dataclasses.asdict(script), "runs": found, "seconds": time.perf_counter() - started}
-    report.save(options.out, options.config.stem, results, draw_curves(script, found))
+        for run in script.runs:
+            report.table(run.name, ("epoch", *run.monitor), [list(row.values()) for row in found[run.name]])
+        results = {"config": dataclasses.asdict(script), "runs": found}
+        study._replace(name=study.options.config.stem).save(results, draw_curves(script, found))
 
 
 if __name__ == "__main__":

@@ -123,17 +123,12 @@ def draw(results: dict[str, Any]) -> Figure:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Replays the run, prints its table, writes nielsen_overfitting.json and nielsen_overfitting.png."""
-    parser = report.parser(__doc__)
-    parser.add_argument("--config", type=Path, default=CONFIG, help="the run")
+    parser = report.parser(__doc__, CONFIG, "the run")
     parser.add_argument("--wrong-learning-rate", type=float, default=0.5001, help="η of the second replay")
-    options = parser.parse_args(arguments)
-    started = time.perf_counter()
-    try:
-        results = measure(nielsen.read(options.config), options.wrong_learning_rate)
-    except UserError as error:
-        parser.exit(2, f"{NAME}: {error}\n")
-    show(results)
-    report.save(options.out, NAME, results | {"seconds": time.perf_counter() - started}, draw(results))
+    with report.study(NAME, parser, arguments) as study:
+        results = measure(nielsen.read(study.options.config), study.options.wrong_learning_rate)
+        show(results)
+        study.save(results, draw(results))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ Command: python -m experiments.noise_scale [--config configs/mnist_noise_scale.t
 """
 
 import itertools
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from jaxbp.mlp import Params
 from jaxbp.run import config as configs
 from jaxbp.run import loop, study
 from jaxbp.run.config import Config
-from jaxbp.run.errors import Diverged, UserError
+from jaxbp.run.errors import UserError
 from jaxbp.run.loop import Setup
 from jaxbp.run.recording import noise_scales
 from jaxbp.run.study import Subject
@@ -146,19 +145,12 @@ def draw(results: dict[str, Any], recorded: Sequence[dict[str, Any]]) -> Figure:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the study, prints its table, writes noise_scale.json and noise_scale.png."""
-    parser = report.parser(__doc__)
-    parser.add_argument("--config", type=Path, default=CONFIG, help='the run; its [study] records "noise_scale"')
+    parser = report.parser(__doc__, CONFIG, 'the run; its [study] records "noise_scale"')
     parser.add_argument("--windows", type=int, default=25, help="windows of steps that are averaged over")
-    options = parser.parse_args(arguments)
-    started = time.perf_counter()
-    try:
-        results, recorded = measure(configs.read(options.config), options.windows)
-    except (UserError, Diverged) as error:
-        parser.exit(2, f"noise_scale: {error}\n")
-    show(results)
-    report.save(
-        options.out, "noise_scale", results | {"seconds": time.perf_counter() - started}, draw(results, recorded)
-    )
+    with report.study("noise_scale", parser, arguments) as study:
+        results, recorded = measure(configs.read(study.options.config), study.options.windows)
+        show(results)
+        study.save(results, draw(results, recorded))
 
 
 if __name__ == "__main__":

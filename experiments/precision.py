@@ -9,7 +9,6 @@ Command: python -m experiments.precision [--config configs/mnist.toml] [--seeds 
 
 import dataclasses
 import statistics
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from experiments import report
 from jaxbp.run import config as configs
 from jaxbp.run import loop
 from jaxbp.run.config import Config
-from jaxbp.run.errors import Diverged, UserError
+from jaxbp.run.errors import UserError
 
 CONFIG = Path(__file__).parent.parent / "configs" / "mnist.toml"
 WAYS = {
@@ -99,19 +98,14 @@ def draw(results: dict[str, Any]) -> Figure:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Trains, prints the table, writes precision.json and precision.png."""
-    parser = report.parser(__doc__)
-    parser.add_argument("--config", type=Path, default=CONFIG, help="the run in float32, a classification")
+    parser = report.parser(__doc__, CONFIG, "the run in float32, a classification")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each precision")
-    options = parser.parse_args(arguments)
-    if options.seeds < 1:
-        parser.error(f"--seeds: got {options.seeds}, it should be 1 or more")
-    started = time.perf_counter()
-    try:
-        results = measure(configs.read(options.config), options.seeds)
-    except (UserError, Diverged) as error:
-        parser.exit(2, f"precision: {error}\n")
-    show(results)
-    report.save(options.out, "precision", results | {"seconds": time.perf_counter() - started}, draw(results))
+    with report.study("precision", parser, arguments) as study:
+        if study.options.seeds < 1:
+            raise UserError(f"--seeds: got {study.options.seeds}, it should be 1 or more")
+        results = measure(configs.read(study.options.config), study.options.seeds)
+        show(results)
+        study.save(results, draw(results))
 
 
 if __name__ == "__main__":

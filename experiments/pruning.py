@@ -11,7 +11,6 @@ Command: python -m experiments.pruning [--config configs/mnist_pruning.toml] [--
 """
 
 import dataclasses
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from jaxbp.run import config as configs
 from jaxbp.run import loop
 from jaxbp.run.config import Config
 from jaxbp.run.data import Dataset
-from jaxbp.run.errors import Diverged, UserError
+from jaxbp.run.errors import UserError
 from jaxbp.run.loop import Setup
 
 CONFIG = Path(__file__).parent.parent / "configs" / "mnist_pruning.toml"
@@ -148,19 +147,15 @@ def draw(results: dict[str, Any]) -> Figure:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the study, prints its table, writes pruning.json and pruning.png."""
-    parser = report.parser(__doc__)
-    parser.add_argument("--config", type=Path, default=CONFIG, help="the run on all samples; its seed is replaced")
+    parser = report.parser(__doc__, CONFIG, "the run on all samples; its seed is replaced")
     parser.add_argument("--pruned", type=float, default=0.3, help="share of the training samples left out")
     parser.add_argument("--seeds", type=int, default=3, help="networks trained on each training set")
     parser.add_argument("--scoring-seeds", type=int, default=5, help="networks that EL2N is averaged over")
-    options = parser.parse_args(arguments)
-    started = time.perf_counter()
-    try:
+    with report.study("pruning", parser, arguments) as study:
+        options = study.options
         results = measure(configs.read(options.config), options.pruned, options.seeds, options.scoring_seeds)
-    except (UserError, Diverged) as error:
-        parser.exit(2, f"pruning: {error}\n")
-    show(results)
-    report.save(options.out, "pruning", results | {"seconds": time.perf_counter() - started}, draw(results))
+        show(results)
+        study.save(results, draw(results))
 
 
 if __name__ == "__main__":

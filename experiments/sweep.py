@@ -25,7 +25,7 @@ from jaxbp.mlp import Params
 from jaxbp.run import config as configs
 from jaxbp.run import loop, sweep, sweep_plots, sweep_scores
 from jaxbp.run.config import Config
-from jaxbp.run.errors import Diverged, UserError
+from jaxbp.run.errors import UserError
 
 CONFIG = Path(__file__).parent.parent / "configs" / "digits_sweep.toml"
 SEPARATE, TURNS, VMAP = "separate runs", "one program, in turns", "one program, vmap"
@@ -176,16 +176,11 @@ def draw(results: dict[str, Any], groups: Sequence[sweep_scores.Group]) -> Figur
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the study, prints its tables, writes sweep.json and sweep.png."""
-    parser = report.parser(__doc__)
-    parser.add_argument("--config", type=Path, default=CONFIG, help="the run, with a [sweep] table")
-    options = parser.parse_args(arguments)
-    started = time.perf_counter()
-    try:
-        results, groups = measure(configs.read(options.config))
-    except (UserError, Diverged) as error:
-        parser.exit(2, f"sweep: {error}\n")
-    show(results)
-    report.save(options.out, "sweep", results | {"seconds": time.perf_counter() - started}, draw(results, groups))
+    parser = report.parser(__doc__, CONFIG, "the run, with a [sweep] table")
+    with report.study("sweep", parser, arguments) as study:
+        results, groups = measure(configs.read(study.options.config))
+        show(results)
+        study.save(results, draw(results, groups))
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ import jax.numpy as jnp
 import mpmath
 import numpy as np
 
+from experiments import report
 from jaxbp.activations import ACTIVATIONS
 from jaxbp.losses import LOSSES
 
@@ -226,22 +227,23 @@ def main() -> None:
     parser.add_argument("--points", type=int, default=1000, help="of the lattice: 2 × by logarithm, 1 × evenly in ±100")
     parser.add_argument("--json", type=Path, help="write every worst error, its point and the wrong points")
     parser.add_argument("--markdown", type=Path, help="write the printed tables")
-    arguments = parser.parse_args()
-    jax.config.update("jax_enable_x64", True)
-    start, dtype = time.perf_counter(), jnp.dtype(arguments.dtype)
-    s = oracles.lattice(dtype, arguments.points)
-    activations = {name: activation_scores(name, s) for name in ACTIVATIONS}
-    losses = {name: loss_scores(name, dtype, arguments.points) for name in LOSSES}
-    tables = markdown(activations, losses, arguments.dtype)
-    print(tables)
-    print(f"{s.size} points, {time.perf_counter() - start:.0f} s", file=sys.stderr)
-    if arguments.markdown:
-        arguments.markdown.write_text(tables)
-    if arguments.json:
-        listed = {"dtype": arguments.dtype, "points": s.size, "jax": jax.__version__, "mpmath": mpmath.__version__}
-        for kind, scored in (("activations", activations), ("losses", losses)):
-            listed[kind] = {name: {key: listing(row) for key, row in rows.items()} for name, rows in scored.items()}
-        arguments.json.write_text(json.dumps(listed, indent=1, ensure_ascii=False) + "\n")
+    with report.study("ulp_table", parser, None) as study:
+        arguments = study.options
+        jax.config.update("jax_enable_x64", True)
+        start, dtype = time.perf_counter(), jnp.dtype(arguments.dtype)
+        s = oracles.lattice(dtype, arguments.points)
+        activations = {name: activation_scores(name, s) for name in ACTIVATIONS}
+        losses = {name: loss_scores(name, dtype, arguments.points) for name in LOSSES}
+        tables = markdown(activations, losses, arguments.dtype)
+        print(tables)
+        print(f"{s.size} points, {time.perf_counter() - start:.0f} s", file=sys.stderr)
+        if arguments.markdown:
+            arguments.markdown.write_text(tables)
+        if arguments.json:
+            listed = {"dtype": arguments.dtype, "points": s.size, "jax": jax.__version__, "mpmath": mpmath.__version__}
+            for kind, scored in (("activations", activations), ("losses", losses)):
+                listed[kind] = {name: {key: listing(row) for key, row in rows.items()} for name, rows in scored.items()}
+            arguments.json.write_text(json.dumps(listed, indent=1, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":

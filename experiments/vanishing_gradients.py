@@ -19,7 +19,6 @@ Command: python -m experiments.vanishing_gradients [--config configs/vanishing_g
 import dataclasses
 import functools
 import itertools
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -304,21 +303,15 @@ def _draw_profiles(axis: Axes, hidden: str, profiles: Sequence[dict[str, Any]]) 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the study, prints its tables, writes vanishing_gradients.json and vanishing_gradients.png."""
-    parser = report.parser(__doc__)
-    parser.add_argument("--config", type=Path, default=CONFIG, help="networks and seeds")
-    options = parser.parse_args(arguments)
-    started = time.perf_counter()
+    parser = report.parser(__doc__, CONFIG, "networks and seeds")
     published = report.published(NAME)
-    with jax.enable_x64(True):
-        try:
-            config = recipe.read(Settings, options.config)
-            check(config.mean_field)
-            found = {"bands": bands(config.bands), "mean_field": against_theory(config.mean_field)}
-        except UserError as error:
-            parser.exit(2, f"{NAME}: {error}\n")
-    results = {"config": dataclasses.asdict(config), **found}
-    show(results, published)
-    report.save(options.out, NAME, results | {"seconds": time.perf_counter() - started}, draw(results, published))
+    with report.study(NAME, parser, arguments) as study, jax.enable_x64(True):
+        config = recipe.read(Settings, study.options.config)
+        check(config.mean_field)
+        found = {"bands": bands(config.bands), "mean_field": against_theory(config.mean_field)}
+        results = {"config": dataclasses.asdict(config), **found}
+        show(results, published)
+        study.save(results, draw(results, published))
 
 
 if __name__ == "__main__":

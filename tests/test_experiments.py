@@ -238,6 +238,18 @@ def test_what_does_not_fit_is_one_line(
     assert said.startswith(expected) and said.count("\n") == 1
 
 
+def test_ctrl_c_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(noise_scale, "measure", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        noise_scale.main([])
+    assert stop.value.code == 130 and capsys.readouterr().err == "noise_scale: interrupted\n"
+
+
 def test_without_mnist_the_last_line_says_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
