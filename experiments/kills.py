@@ -1,19 +1,17 @@
-"""Do runs survive? SIGKILL at random moments, flipped bits and cut files in checkpoints, and what a checkpoint costs.
+"""Do runs survive? SIGKILL at random moments, flipped bits and cut files in checkpoints.
 
-Kills: a run with checkpoints after every epoch is started again and again and killed, each time at a random moment
-after it has taken its folder and, every third time, from then on as soon as a checkpoint is half written. At last it is
-left to end, and its params.safetensors and metrics.jsonl are compared, byte by byte, with those of a run that was not
-killed. Damage: of two checkpoints the newest gets one bit flipped or one file cut, anywhere; it has to be named and the
-other one taken. Cost: seconds of an epoch of MNIST with Adam; a checkpoint is begun after every second one.
+Kills: a run with checkpoints after every epoch is started again and again and killed at a random moment: of the two
+seconds after it has taken its folder or, two times of three, after it has measured an epoch; every second time it is
+left from then on until a checkpoint is half written. At last it may end, and its params.safetensors and metrics.jsonl
+are compared, byte by byte, with those of a run that was not killed. Damage: of two checkpoints the newest gets one bit
+flipped or one file cut, anywhere; it has to be named and the other one taken.
 
-Command: python -m experiments.kills [--chains 3] [--kills 6] [--flips 100] [--cuts 50] [--epochs 40] [--out FOLDER]
+Command: python -m experiments.kills [--chains 3] [--kills 6] [--flips 100] [--cuts 50] [--out FOLDER]
 """
 
-import json
-import os
+import contextlib
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -22,13 +20,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from experiments import report
 from jaxbp.run import config as configs
 from jaxbp.run import loop
-from jaxbp.run.checkpoint import Checkpoints, Position
+from jaxbp.run.checkpoint import Checkpoints
 from jaxbp.run.config import CheckpointConfig
 from jaxbp.run.folder import UNFINISHED
 
@@ -38,7 +35,7 @@ standardize = "global"
 [model]
 sizes = [64, 128, 64, 10]
 [train]
-epochs = 150
+epochs = 500
 batch_size = 32
 plots = false
 [checkpoint]
@@ -49,20 +46,21 @@ CONFIGS = {
     "sgd": f"{DIGITS}learning_rate = 0.1",
     "adam, cosine": f"""{DIGITS}name = "adam"
 schedule = "cosine_decay_schedule"
-schedule_arguments = {{ init_value = 1e-3, decay_steps = 6750 }}""",
+schedule_arguments = {{ init_value = 1e-3, decay_steps = 22500 }}""",
     "sgd, recording": f"""{DIGITS}learning_rate = 0.1
 [study]
 quantities = ["squared_norms", "noise_scale"]
 every = 7""",
 }
 SAME = ("params.safetensors", "metrics.jsonl")
-MOMENT = 6.0  # seconds; the moment of a kill is uniform up to here, which is compilation and some epochs
+MOMENT = 2.0  # seconds; the moment of a kill is uniform up to here
 
 
 def started(config: Path, folder: Path) -> subprocess.Popen[bytes]:
-    """`jaxbp run`, without its output."""
+    """`jaxbp run`, its output in a file beside the folder."""
     command = [sys.executable, "-m", "jaxbp", "run", str(config), "--train.folder", str(folder)]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    with open(f"{folder}.out", "wb") as out:
+        return subprocess.Popen(command, stdout=out)
 
 
 def until(condition: Callable[[], bool], process: subprocess.Popen[bytes], seconds: float = 120) -> None:
@@ -72,10 +70,14 @@ def until(condition: Callable[[], bool], process: subprocess.Popen[bytes], secon
         time.sleep(0.001)
 
 
-def saving(folder: Path) -> bool:
-    """Whether a checkpoint is being written: Orbax's folder without its name yet, or a folder without a manifest."""
-    names = set(os.listdir(folder / "checkpoints")) if (folder / "checkpoints").exists() else set()
-    return any(not name.endswith(".sha256") and f"{name}.sha256" not in names for name in names)
+def half_written(folder: Path) -> set[tuple[str, int]]:
+    """Checkpoints that were begun: Orbax's folder without its name yet, or a folder without a manifest; with inodes."""
+    there = list((folder / "checkpoints").glob("*")) if (folder / "checkpoints").exists() else []
+    names = {path.name for path in there}
+    begun = [path for path in there if path.suffix != ".sha256" and f"{path.name}.sha256" not in names]
+    with contextlib.suppress(FileNotFoundError):  # it has its name by now
+        return {(path.name, path.stat().st_ino) for path in begun}
+    return set()
 
 
 def holds(folder: Path, process: subprocess.Popen[bytes]) -> bool:
@@ -84,20 +86,29 @@ def holds(folder: Path, process: subprocess.Popen[bytes]) -> bool:
     return lock.exists() and lock.read_text() == str(process.pid)
 
 
-def kill(config: Path, folder: Path, rng: np.random.Generator, in_save: bool) -> dict[str, Any] | None:
-    """Starts the run, kills it and says where; None when it came to its end before."""
+def measured(folder: Path) -> int:
+    """The epochs that the last process has measured: it prints a line for each."""
+    return Path(f"{folder}.out").read_bytes().count(b"\nepoch ")
+
+
+def kill(config: Path, folder: Path, rng: np.random.Generator, training: bool, in_save: bool) -> dict[str, Any] | None:
+    """Starts the run, kills it and says where; None when it came to its end before.
+
+    training: the moment is counted from the first epoch that this process measures, not from its taking the folder.
+    """
+    left = half_written(folder)  # by an earlier kill
     process = started(config, folder)
     until(lambda: holds(folder, process), process)
+    if training:
+        until(lambda: measured(folder) > 0, process)
     moment = rng.uniform(0, MOMENT)
     until(lambda: False, process, moment)
     if in_save:
-        until(lambda: saving(folder), process)
+        until(lambda: bool(half_written(folder) - left), process)
     process.send_signal(signal.SIGKILL)
     if process.wait() != -signal.SIGKILL:
         return None
-    metrics = folder / "metrics.jsonl"
-    lines = metrics.read_text().count('"train_loss"') if metrics.exists() else 0
-    return {"seconds": moment, "epochs": lines, "in_save": saving(folder)}
+    return {"seconds": moment, "epochs": measured(folder), "in_save": bool(half_written(folder) - left)}
 
 
 def survive(name: str, chains: int, kills: int, work: Path) -> dict[str, Any]:
@@ -109,7 +120,7 @@ def survive(name: str, chains: int, kills: int, work: Path) -> dict[str, Any]:
     for chain in range(chains):
         rng, folder = np.random.default_rng([chain, *name.encode()]), work / f"{name} {chain}"
         for number in range(kills):
-            found["kills"].append(kill(config, folder, rng, in_save=number % 3 == 2))
+            found["kills"].append(kill(config, folder, rng, number % 3 > 0, number % 2 == 1))
         if (folder / UNFINISHED).exists():
             started(config, folder).wait()
         same = all((folder / file).read_bytes() == (whole / file).read_bytes() for file in SAME)
@@ -154,55 +165,33 @@ def damage(run: Path, count: int, cut: bool, work: Path) -> int:
     return found
 
 
-def cost(epochs: int, work: Path) -> dict[str, float]:
-    """Median seconds of an epoch of MNIST with a checkpoint begun before it, and of the others; in turns."""
-    config = configs.read(Path(__file__).parent.parent / "configs" / "mnist.toml", ["--train.epochs", str(epochs + 2)])
-    config = configs.validate(configs.to_dict(config) | {"optimizer": {"name": "adam", "learning_rate": 1e-3}}, "cost")
-    seconds: tuple[list[float], list[float]] = ([], [])
-    with Checkpoints(work / "mnist", CheckpointConfig(every=2)) as checkpoints:
-        before = time.perf_counter()
-        for _, row, state in loop.epochs(loop.prepare(config)):
-            now = time.perf_counter()
-            if row["epoch"] > 2:  # compilation, and the import of Orbax, which is paid once
-                seconds[row["epoch"] % 2].append(now - before)
-            before = time.perf_counter()
-            if checkpoints.due(row["epoch"]):
-                checkpoints.save(Position(row["epoch"], row["step"], 0, np.zeros(2, np.uint32)), state)
-    without, with_one = (statistics.median(part) for part in seconds)
-    bytes_saved = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-    return {"without": without, "with": with_one, "ratio": with_one / without, "bytes": bytes_saved}
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs all three parts, prints their tables, writes kills.json."""
+    """Runs both parts, prints their tables, writes kills.json."""
     parser = report.parser(__doc__)
     for name, default, text in (
         ("chains", 3, "runs of each config that are killed and end"),
         ("kills", 6, "kills of each"),
         ("flips", 100, "flipped bits"),
         ("cuts", 50, "cut files"),
-        ("epochs", 40, "epochs of MNIST"),
     ):
         parser.add_argument(f"--{name}", type=int, default=default, help=text)
-    options = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory() as folder:
-        work = Path(folder)
+    with report.study("kills", parser, arguments) as study, tempfile.TemporaryDirectory() as folder:
+        work, options = Path(folder), study.options
         killed = {name: survive(name, options.chains, options.kills, work) for name in CONFIGS}
         flips, cuts = (
             {"tried": count, "found": damage(work / "adam, cosine whole", count, cut, work)}
             for count, cut in ((options.flips, False), (options.cuts, True))
         )
-        results = {"kills": killed, "flips": flips, "cuts": cuts, "cost": cost(options.epochs, work)}
-    show(results)
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "kills.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        results = {"kills": killed, "flips": flips, "cuts": cuts}
+        show(results)
+        study.save(results)
 
 
 def show(results: dict[str, Any]) -> None:
     """The tables."""
     report.table(
         "runs that are killed",
-        ("config", "kills", "in a save", "before an epoch", "runs", "the same bytes"),
+        ("config", "kills", "in a save", "before its first epoch", "runs", "the same bytes"),
         [
             [
                 *(name, len(found["kills"]), sum(where["in_save"] for where in found["kills"])),
@@ -219,8 +208,6 @@ def show(results: dict[str, Any]) -> None:
             for part, text in (("flips", "one bit flipped"), ("cuts", "one file cut"))
         ],
     )
-    found = results["cost"]
-    print(f"epoch of MNIST: {found['without']:.3f} s, with a checkpoint {found['with']:.3f} s, × {found['ratio']:.3f}")
 
 
 if __name__ == "__main__":
