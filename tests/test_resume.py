@@ -19,7 +19,7 @@ import pytest
 
 from experiments import bad_input, kills
 from jaxbp.cli import main
-from jaxbp.run import checkpoint, folder, loop, room, signals
+from jaxbp.run import checkpoint, folder, loop, room, signals, sweep
 from jaxbp.run.checkpoint import Checkpoints, Position, damage
 from jaxbp.run.config import CheckpointConfig, read
 from jaxbp.run.errors import UserError
@@ -189,12 +189,12 @@ def test_a_checkpoint_holds_state_and_position_and_the_newest_are_kept() -> None
 def test_damage_is_named_and_the_checkpoint_before_is_used(how: str) -> None:
     state = saved_twice()
     if how == "missing file":
-        Path("x/checkpoints/9/_METADATA").unlink()
+        Path("x/checkpoints/9/state.safetensors").unlink()
     elif how == "added file":
         Path("x/checkpoints/9/more").write_text("more")
     else:
         Path("x/checkpoints/9.sha256").write_text("")
-    named = {"missing file": "9/_METADATA is missing", "added file": "9/more is not in its manifest"}
+    named = {"missing file": "9/state.safetensors is missing", "added file": "9/more is not in its manifest"}
     said: list[str] = []
     saved = newest(state, said.append)
     assert saved is not None and saved.position.step == 6
@@ -261,13 +261,44 @@ def test_a_run_takes_the_newest_folder_if_it_is_unfinished(capsys: pytest.Captur
         r"runs/x-2 is unfinished and began with another config: train.epochs was 5, now 6, train.seed was 0, now 1; ",
         *("--train.epochs", "6", "--train.seed", "1"),
     )
-    refused(capsys, "--new: runs/x-2 holds an unfinished run", "--new", "--train.folder", "runs/x-2")
+    refused(capsys, "runs/x-2 holds an unfinished run, which stays; name", "--new", "--train.folder", "runs/x-2")
     run("--resume")
     assert contents("runs/x-2") == contents("runs/x") == whole
     killed(folder, "append", 1)
     run("--new", "--train.epochs", "1")
     assert sorted(path.name for path in Path("runs").iterdir()) == ["x", "x-2", "x-3", "x-4"]
     assert Path("runs/x-3/.unfinished").exists() and not Path("runs/x-4/.unfinished").exists()
+
+
+def test_data_that_changed_since_the_run_was_stopped(capsys: pytest.CaptureFixture[str]) -> None:
+    x, y = np.random.default_rng(0).normal(size=(60, 4)), np.arange(60) % 3
+    np.savez("mine.npz", x=x, y=y)
+    mine = ("--data.name", "mine.npz")
+    run(*mine, "--train.folder", "whole")
+    killed(folder, "append", 6, *mine)
+    np.savez("mine.npz", x=x + np.eye(60, 4) * 1e-12, y=y)
+    before = Path("runs/x/metrics.jsonl").read_bytes()
+    refused(capsys, "runs/x is unfinished and began with other data, data.name: mine.npz has changed", *mine)
+    assert Path("runs/x/metrics.jsonl").read_bytes() == before
+    np.savez("mine.npz", x=x, y=y)
+    run(*mine)
+    assert contents("runs/x") == contents("whole")
+
+
+def test_a_sweep_that_was_killed_begins_again_beside_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two = ("--sweep.seeds", "2", "--checkpoint.every", "None", "--train.epochs", "2")
+    with monkeypatch.context() as patch:
+        patch.setattr(folder, "finish", lambda path: None)
+        killed(sweep, "_save", 1, *two)
+    left = Path("runs/x/metrics.jsonl").read_bytes()
+    refused(capsys, "runs/x holds an unfinished run, which stays; name a new", *two, "--train.folder", "runs/x")
+    refused(capsys, "--resume: a sweep writes no checkpoints; it can only begin again", "--resume", *two)
+    run(*two)
+    assert "run folder runs/x-2\n" in capsys.readouterr().out
+    assert Path("runs/x/metrics.jsonl").read_bytes() == left == Path("runs/x-2/metrics.jsonl").read_bytes()
+    assert not Path("runs/x/members").exists() and len(list(Path("runs/x-2/members").iterdir())) == 2
 
 
 def test_a_name_of_dots_stays_below_runs() -> None:
@@ -337,30 +368,44 @@ def files_up_to(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.parametrize("size", [1200, 100_000])
-def test_what_was_written_before_a_full_disk_stays_readable(size: int, capsys: pytest.CaptureFixture[str]) -> None:
-    """1,200 bytes: the metrics stop; 100,000: params.safetensors or a checkpoint."""
-    run("--train.folder", "whole")
+@pytest.mark.parametrize(("size", "every", "where"), [(1200, "None", ""), (2200, "2", "/checkpoints")])
+def test_what_was_written_before_a_full_disk_stays_readable(
+    size: int, every: str, where: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """1,200 bytes: the metrics stop; 2,200: a checkpoint, half written. One line, and no thread prints another."""
+    network = ("--model.sizes", "4", "64", "3", "--checkpoint.every", every)
+    run("--train.folder", "whole", *network)
     with files_up_to(size):
-        refused(capsys, r"runs/x(/checkpoints)?: can't be written: File too large")
+        refused(capsys, f"runs/x{where}: can't be written: File too large", *network)
     rows = [json.loads(line) for line in Path("runs/x/metrics.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows] == list(range(1, len(rows) + 1)) and rows
-    assert sorted(Path("runs/x").rglob("*part*")) == [] and not Path("runs/x/.params.safetensors").exists()
-    run()
+    assert [path.name for path in Path("runs/x").rglob("*") if "part" in path.name or "tmp" in path.name] == []
+    assert not list(Path("runs/x").glob("checkpoints/*")) and not Path("runs/x/.params.safetensors").exists()
+    run(*network)
     assert contents("runs/x") == contents("whole")
 
 
 def test_a_network_and_data_that_do_not_fit_memory(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    refused(capsys, r"model.sizes: parameters and gradient need 12 EB of memory, .* are available", "--model.sizes",
-            "4", "1000000000", "1000000000", "3")  # fmt: skip
+    refused(capsys, r"model.sizes: parameters, gradient, the state of sgd need 12 EB of memory, .* are available",
+            "--model.sizes", "4", "1000000000", "1000000000", "3")  # fmt: skip
     np.savez("big.npz", x=np.zeros((50, 4)), y=np.arange(50) % 3)
     assert room.of_npz(Path("big.npz"), ["x", "y", "z"]) == 50 * 4 * 8 + 50 * 8
     monkeypatch.setattr(room, "available", lambda: 1999)
     refused(capsys, "big.npz: its arrays need 2 kB of memory, 1.999 kB are available", "--data.name", "big.npz")
     monkeypatch.setattr(room, "available", lambda: 2000)
     refused(capsys, "train.batch_size: .* need ", "--data.name", "big.npz")
+    params = 4 * (4 * 8 + 8 + 8 * 3 + 3)  # bytes
+    momentum, adam = ("--optimizer.arguments", "momentum", "0.9"), ("--optimizer.name", "adam")
+    for state, optimizer in ((0, ()), (1, momentum), (2, adam)):
+        monkeypatch.setattr(room, "available", lambda state=state: (3 + state) * params - 1)
+        refused(capsys, "model.sizes: parameters, gradient, the state of (sgd|adam) need", *optimizer)
+        monkeypatch.setattr(room, "available", lambda state=state: (3 + state) * params + 8 + 2 * 50 * 8 * 4)
+        loop.prepare(read(Path("x.toml"), list(optimizer)))
+    monkeypatch.setattr(room, "available", lambda: 2 * 5 * params - 1)
+    sweep_of_two = ("--sweep.seeds", "2", "--checkpoint.every", "None", *adam)
+    refused(capsys, "parameters, gradient, the state of adam, 2 times, need", *sweep_of_two)
 
 
 # --- bad input --------------------------------------------------------------------------------------------------------

@@ -172,7 +172,7 @@ def test_a_run_on_four_devices_goes_on_on_one_or_two(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["--mesh.data", "8"], "mesh: data × model is 8 × 1, there are 4 devices"),
+        (["--mesh.data", "8"], "mesh.data × mesh.model is 8 × 1, there are 4 devices"),
         (["--mesh.data", "3"], "train.batch_size: mesh.data 3 does not divide the 32 samples of a batch"),
         (["--mesh.model", "3"], "model.sizes: mesh.model 3 does not divide the hidden width 128"),
         (["--mesh.model", "2", "--model.sizes", "64", "10"], "has no hidden layer to split"),

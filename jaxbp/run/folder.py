@@ -35,8 +35,10 @@ class Opened(NamedTuple):
 
 
 @contextlib.contextmanager
-def opened(config: Config, name: str, how: How = "auto") -> Iterator[Opened]:
+def opened(config: Config, name: str, data: str, how: How = "auto") -> Iterator[Opened]:
     """The run folder, locked: that of an unfinished run, or a new one with config.toml and provenance.json.
+
+    data: the digest of the data set, which stays the same from the beginning of a run to its end.
 
     `train.folder` is taken if it is new or empty, or holds an unfinished run, which then goes on. Without it the newest
     of runs/<name>, runs/<name>-2, … is taken if it is unfinished, or else the next. A finished run is never touched.
@@ -44,7 +46,7 @@ def opened(config: Config, name: str, how: How = "auto") -> Iterator[Opened]:
 
     Raises:
       UserError: the folder holds something else, another process runs in it, it can't be written, or its run began with
-        another config; the keys that differ are named.
+        another config, the keys that differ are named, or with other data.
     """
     chosen = config.train.folder
     path = paths.below("train.folder", chosen) if chosen is not None else _numbered(name, how)
@@ -55,8 +57,8 @@ def opened(config: Config, name: str, how: How = "auto") -> Iterator[Opened]:
             stack.enter_context(lock.held(path / UNFINISHED))
             resumed = (path / "config.toml").exists()
             if resumed:
-                _check_same(config, path)
-            _write(path / "provenance.json", json.dumps(_provenance(config, path), indent=2) + "\n")
+                _check_same(config, path, data)
+            _write(path / "provenance.json", json.dumps(_provenance(config, path, data), indent=2) + "\n")
             if not resumed:
                 _write(path / "config.toml", tomli_w.dumps(to_dict(config)))
         except OSError as error:
@@ -124,19 +126,22 @@ def _check_free(path: Path, how: How) -> None:
         state = "holds no unfinished run" if path.exists() else "does not exist"
         raise UserError(f"--resume: {path} {state}, so there is nothing to resume")
     if how == "new" and unfinished:
-        raise UserError(f"--new: {path} holds an unfinished run; name a new folder")
+        raise UserError(f"train.folder: {path} holds an unfinished run, which stays; name a new folder or remove it")
     if not unfinished and path.is_dir() and any(path.iterdir()):
         holds = "holds a finished run" if (path / "config.toml").exists() else "is not empty"
         raise UserError(f"train.folder: {path} {holds}; name a new folder or remove it")
 
 
-def _check_same(config: Config, path: Path) -> None:
+def _check_same(config: Config, path: Path, data: str) -> None:
     before = configs.read(path / "config.toml")
     may_differ = ("train.folder", "mesh.data", "mesh.model")  # a checkpoint holds whole arrays
     differing = [key for key in configs.keys() if key not in may_differ and _value(before, key) != _value(config, key)]
     if differing:
         changes = ", ".join(f"{key} was {_value(before, key)!r}, now {_value(config, key)!r}" for key in differing)
         raise UserError(f"{path} is unfinished and began with another config: {changes}; --new begins a new run")
+    if _begun(path)["data_sha256"] != data:
+        now = f"{config.data.name} has changed"
+        raise UserError(f"{path} is unfinished and began with other data, data.name: {now}; --new begins a new run")
 
 
 def _value(config: Config, key: str) -> Any:
@@ -170,7 +175,7 @@ def _with_nan(value: Any) -> Any:
     return math.nan if value is None else value
 
 
-def _provenance(config: Config, path: Path) -> dict[str, Any]:
+def _provenance(config: Config, path: Path, data: str) -> dict[str, Any]:
     """Of a new run; of one that goes on, that of its beginning with one more entry in "resumed"."""
     now: dict[str, Any] = {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -181,11 +186,17 @@ def _provenance(config: Config, path: Path) -> dict[str, Any]:
         "devices": [device.device_kind for device in jax.devices()],
         "git_commit": _git_commit(),
         "seed": {"data": config.data.seed, "train": config.train.seed},
+        "data_sha256": data,
     }
     if not (path / "config.toml").exists():
         return now
-    begun = json.loads((path / "provenance.json").read_text(encoding="utf-8"))
+    begun = _begun(path)
     return begun | {"resumed": [*begun.get("resumed", []), now]}
+
+
+def _begun(path: Path) -> dict[str, Any]:
+    begun: dict[str, Any] = json.loads((path / "provenance.json").read_text(encoding="utf-8"))
+    return begun
 
 
 def _version(package: str) -> str | None:

@@ -92,7 +92,8 @@ def run(config: Config, name: str, console: Console, how: How = "auto") -> Path:
     """
     setup = processes.together(lambda: prepare(config))
     with contextlib.ExitStack() as stack:
-        opened = processes.shared(lambda: stack.enter_context(folder.opened(config, name, how)))
+        digest = data.digest(setup.dataset)
+        opened = processes.shared(lambda: stack.enter_context(folder.opened(config, name, digest, how)))
         path = opened.path
         console.out(f"{describe(setup)}\nrun folder {path}", highlight=False)  # brackets in a name are no markup
         finished = False
@@ -184,8 +185,11 @@ def _write_results(setup: Setup, model: Model, log: Log, path: Path) -> None:
         draw(setup, model, log, path)
 
 
-def prepare(config: Config) -> Setup:
-    """Reads the data and builds network, parameters and optimiser; UserError for what does not fit together."""
+def prepare(config: Config, members: int = 1) -> Setup:
+    """Reads the data and builds network, parameters and optimiser; UserError for what does not fit together.
+
+    members: of a sweep, which train at the same time.
+    """
     if config.model.dtype == "float64":
         jax.config.update("jax_enable_x64", True)
     dataset = processes.in_turn(lambda: data.load(config.data))
@@ -198,9 +202,10 @@ def prepare(config: Config) -> Setup:
     for name in config.study.quantities:
         choose("study.quantities", "quantity", name, recording.QUANTITIES)
     tricks.check(config, len(dataset.x_train))
-    _check_room(config, jax.eval_shape(lambda: initial(net, config)), len(dataset.x_train))
+    shapes = jax.eval_shape(lambda: initial(net, config))
+    optimizer = optimizers.build(config.optimizer, shapes)
+    _check_room(config, shapes, jax.eval_shape(optimizer.init, shapes), len(dataset.x_train), members)
     params = initial(net, config)
-    optimizer = optimizers.build(config.optimizer, params)
     model = Model(net, params, inputs, targets, dataset.classes)
     train, test = (dataset.x_train, dataset.y_train), (dataset.x_test, dataset.y_test)
     if meshes.asked(config.mesh):
@@ -364,12 +369,14 @@ def _check_fit(net: MLP, dataset: Dataset) -> None:
         raise UserError(f"model.loss: {loss.name} takes probabilities, the targets of {dataset.name} are numbers")
 
 
-def _check_room(config: Config, params: Params, samples: int) -> None:
-    """The initial parameters, the trained ones and a gradient; of a batch the widest layer and its deltas."""
+def _check_room(config: Config, params: Params, state: Any, samples: int, members: int) -> None:
+    """Initial and trained parameters, a gradient, the optimiser's state; of a batch the widest layer and its deltas."""
     rows = min(config.train.batch_size, samples) // config.train.micro_batches
     batch = rows * max(config.model.sizes) * params[0].w.dtype.itemsize
-    room.check("model.sizes: parameters and gradient need", 3 * room.of_tree(params))
-    room.check("train.batch_size: parameters, gradient and a batch need", 3 * room.of_tree(params) + 2 * batch)
+    wanted = members * (3 * room.of_tree(params) + room.of_tree(state))
+    what = f"parameters, gradient, the state of {config.optimizer.name}" + f", {members} times," * (members > 1)
+    room.check(f"model.sizes: {what} need", wanted)
+    room.check(f"train.batch_size: {what} and a batch need", wanted + 2 * batch)
 
 
 def _are_probabilities(y: np.ndarray) -> bool:

@@ -55,10 +55,10 @@ def check(config: Config, net: MLP, samples: int) -> None:
     (data, model), devices, processes = shape(config.mesh), jax.device_count(), jax.process_count()
     if data * model > devices:
         there = f"there are {devices} devices" if devices > 1 else "there is 1 device"
-        raise UserError(f"mesh: data × model is {data} × {model}, {there}")
+        raise UserError(f"mesh.data × mesh.model is {data} × {model}, {there}")
     if processes > 1 and data * model < devices:
         have = f"the {processes} processes have {devices} devices, and each process has to have a part"
-        raise UserError(f"mesh: data × model is {data} × {model}, {have}")
+        raise UserError(f"mesh.data × mesh.model is {data} × {model}, {have}")
     if config.train.micro_batches > 1 and data > 1:
         raise UserError("train.micro_batches: a part would lie on one device of mesh.data: leave out one of the two")
     batch = min(config.train.batch_size, samples)

@@ -24,6 +24,7 @@ from jaxbp.mlp import Array, Params
 from jaxbp.run import folder, loop, metrics, optimizers, progress, recording, signals, sweep_scores, training, tricks
 from jaxbp.run import mesh as meshes
 from jaxbp.run.config import Config, SweepConfig, to_dict
+from jaxbp.run.data import digest
 from jaxbp.run.errors import Diverged, Stopped, UserError
 from jaxbp.run.folder import How
 from jaxbp.run.loop import Setup, Split
@@ -94,7 +95,7 @@ def run(config: Config, name: str, console: Console, how: How = "auto") -> Path:
     if how == "resume":
         raise UserError("--resume: a sweep writes no checkpoints; it can only begin again")
     sweep = prepare(config)
-    with folder.opened(config, name, "new") as opened:
+    with folder.opened(config, name, digest(sweep.setup.dataset), "new") as opened:
         path = opened.path
         console.out(f"{describe(sweep)}\nrun folder {path}", highlight=False)  # brackets in a name are no markup
         try:
@@ -133,7 +134,7 @@ def prepare(config: Config) -> Sweep:
     if meshes.asked(config.mesh):
         raise UserError("mesh: a [sweep] runs on one device: leave out one of the two")
     members = tuple(_members(config))
-    return Sweep(config, loop.prepare(members[0].config), members)
+    return Sweep(config, loop.prepare(members[0].config, len(members)), members)
 
 
 def describe(sweep: Sweep) -> str:
