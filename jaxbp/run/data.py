@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ConfigDict, Field, with_config
 
-from jaxbp.run import idx, paths, room
+from jaxbp.run import idx, npz, paths, room
 from jaxbp.run.errors import UserError
 from jaxbp.run.idx import import_files
 
@@ -128,15 +128,16 @@ class _Raw(NamedTuple):
     image_shape: tuple[int, int] | None
 
 
-def load(config: DataConfig) -> Dataset:
+def load(config: DataConfig, in_place: bool = False) -> Dataset:
     """Reads and splits the data that `config` names, downloading MNIST or Fashion-MNIST if they are not there yet.
 
-    Inputs and targets come back unscaled. Raises a UserError for whatever the user can mend.
+    Inputs and targets come back unscaled. With `in_place` the arrays of an .npz that is not compressed stay on disk and
+    are loaded where they are used; a split copies them. Raises a UserError for whatever the user can mend.
 
     >>> load(DataConfig("iris", test_fraction=0.3)).x_test.shape
     (45, 4)
     """
-    raw = _read(config.name)
+    raw = _read(config.name, in_place)
     if config.standardize_targets and raw.classes is not None:
         raise UserError(f"data.standardize_targets: true, but {config.name} has classes; it is for regression only")
     if raw.x_test is None or raw.y_test is None:
@@ -172,7 +173,7 @@ def describe() -> list[DataRow]:
 
 
 def _chunks(values: np.ndarray) -> list[np.ndarray]:
-    """Views of a few rows each: MNIST is 47 MB of bytes, and 376 MB as float64."""
+    """Views of a few rows each: MNIST is 47 MB of bytes, and 376 MB as float64; a mapped array may not fit at all."""
     return np.array_split(values, max(1, math.ceil(values.size / CHUNK)))
 
 
@@ -180,13 +181,13 @@ def _nearest(given: str, names: Iterable[str]) -> str:
     return "".join(f"; did you mean {match!r}?" for match in difflib.get_close_matches(given, list(names), 1))
 
 
-def _read(name: str) -> _Raw:
+def _read(name: str, in_place: bool) -> _Raw:
     if name in BUNDLED:
         return _read_bundled(name)
     if name in idx.SOURCES:
         return _read_images(name)
     if name.endswith(".npz"):
-        return _read_npz(paths.below("data.name", name))
+        return _read_npz(paths.below("data.name", name), in_place)
     names = (*BUNDLED, *idx.SOURCES)
     allowed = f"allowed: {', '.join(names)}, or a path that ends in .npz"
     raise UserError(f"data.name: {name!r} is not a data set; {allowed}{_nearest(name, names)}")
@@ -224,6 +225,7 @@ def _split(config: DataConfig, raw: _Raw) -> Dataset:
 
     fraction = TEST_FRACTION if config.test_fraction is None else config.test_fraction
     _check_split(config, raw, fraction)
+    room.check(f"data.name: {config.name}: a split into training and test set needs", raw.x.nbytes + raw.y.nbytes)
     x_train, x_test, y_train, y_test = train_test_split(
         raw.x, raw.y, test_size=fraction, random_state=config.seed, stratify=None if raw.classes is None else raw.y
     )
@@ -256,9 +258,9 @@ def _count_classes(name: str, y: np.ndarray, classes: tuple[str, ...]) -> int:
 # --- .npz -------------------------------------------------------------------------------------------------------------
 
 
-def _read_npz(path: Path) -> _Raw:
+def _read_npz(path: Path, in_place: bool) -> _Raw:
     """x (N, D) or (N, H, W) and y (N,) integers or (N,), (N, C) floats; x_test and y_test likewise, or neither."""
-    arrays = _arrays(path)
+    arrays = _arrays(path, in_place)
     x, train, image_shape = _part(path, arrays, "x", "y")
     if "x_test" not in arrays:
         return _Raw(x, train.y, None, None, train.classes, image_shape)
@@ -281,7 +283,7 @@ def _part(
     return x, targets, image_shape
 
 
-def _arrays(path: Path) -> dict[str, np.ndarray]:
+def _arrays(path: Path, in_place: bool) -> dict[str, np.ndarray]:
     """The arrays named x, y, x_test and y_test; nothing is unpickled."""
     if not path.is_file():
         near = _nearest(path.name, (file.name for file in path.parent.glob("*.npz")))
@@ -292,8 +294,10 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
         # Opened here because numpy leaves a file open whose archive turns out to be damaged.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             wanted = _wanted(path, archive.files)
-            room.check(f"{path}: its arrays need", room.of_npz(path, wanted))
-            arrays = {name: archive[name] for name in wanted}
+            found = {name: npz.mapped(path, name) if in_place else None for name in wanted}
+            read = [name for name, array in found.items() if array is None]
+            room.check(f"{path}: its arrays need", room.of_npz(path, read))
+            arrays = {name: archive[name] if array is None else array for name, array in found.items()}
     except (*idx.BROKEN, MemoryError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from error
     for name, array in arrays.items():
@@ -342,7 +346,7 @@ def _check_numbers(where: str, array: np.ndarray) -> None:
         raise UserError(f"{where} is {array.dtype}; allowed: integers or floats")
     if array.size == 0 or array.ndim == 0:
         raise UserError(f"{where} is {'empty' if array.size == 0 else 'a single number'}: its shape is {array.shape}")
-    rows = np.flatnonzero(~np.isfinite(_flat(array)).all(axis=1))
+    rows = np.flatnonzero(~np.concatenate([np.isfinite(part).all(axis=1) for part in _chunks(_flat(array))]))
     if rows.size:
         raise UserError(f"{where}: row {rows[0]} is not finite (NaN or infinite), and {rows.size} rows in all")
 

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import jax
-import numpy as np
 
+from jaxbp.run import npz
 from jaxbp.run.errors import UserError
 
 CGROUP = Path("/sys/fs/cgroup")
@@ -45,11 +45,8 @@ def of_npz(path: Path, names: Iterable[str]) -> int:
     total = 0
     with zipfile.ZipFile(path) as archive:
         for name in names:
-            with contextlib.suppress(KeyError, ValueError), archive.open(f"{name}.npy") as member:
-                version = np.lib.format.read_magic(member)
-                read = np.lib.format.read_array_header_1_0 if version[0] == 1 else np.lib.format.read_array_header_2_0
-                shape, _, dtype = read(member)
-                total += math.prod(shape) * dtype.itemsize
+            with contextlib.suppress(KeyError, ValueError):
+                total += npz.header(archive, name).size
     return total
 
 
