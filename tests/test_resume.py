@@ -406,6 +406,10 @@ def test_a_network_and_data_that_do_not_fit_memory(
     monkeypatch.setattr(room, "available", lambda: 2 * 5 * params - 1)
     sweep_of_two = ("--sweep.seeds", "2", "--checkpoint.every", "None", *adam)
     refused(capsys, "parameters, gradient, the state of adam, 2 times, need", *sweep_of_two)
+    monkeypatch.setattr(room, "available", lambda: 2000)
+    np.savez("big.npz", x=np.zeros((500, 4)), y=np.arange(500) % 3)
+    on = ("--data.name", "big.npz", "--mesh.data", "2")  # its arrays stay on disk, a split copies them
+    refused(capsys, "data.name: big.npz: a split .* needs 18 kB of memory, 2 kB are available", *on)
 
 
 # --- bad input --------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxbp
+from experiments.mesh import collectives, exchanged, step_seconds
 from jaxbp import persample
 from jaxbp.cli import main
 from jaxbp.mlp import MLP, Params, factors
@@ -26,12 +27,6 @@ from jaxbp.run.tricks import Tricks
 SHAPES = [(2, 1), (1, 2), (2, 2), (4, 1)]
 NET = MLP((784, 256, 256, 10))
 BATCH = 128
-
-
-def collectives(text: str) -> list[tuple[str, list[str]]]:
-    """(name, shapes of what it moves) of each collective in compiled HLO."""
-    found = re.finditer(r" = (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)\(", text)
-    return [(m[2], re.findall(r"\w+\[[\d,]*\]", m[1])) for m in found]
 
 
 def trained(
@@ -132,6 +127,26 @@ def test_norms_stay_on_their_shard_until_sums_of_a_number_a_sample() -> None:
     assert sorted(set(moved)) == ["f32[256,64]", "f32[64]"] and moved.count("f32[256,64]") == 1, found
 
 
+def test_what_a_device_holds_falls_with_the_mesh() -> None:
+    """x and δ as 1/D, and but for layer 2's δ, the last layer's and their x as 1/M too."""
+    held = {shape: exchanged(NET, BATCH, shape) for shape in ((1, 1), (2, 1), (1, 2))}
+    one = 4 * BATCH * (256 + 256 + 10 + 256 + 256 + 10)
+    assert held[1, 1]["factors"] == pytest.approx(one, rel=1e-3)  # XLA adds the pointers to its outputs
+    assert held[2, 1]["factors"] == pytest.approx(one / 2, rel=1e-3)
+    assert held[1, 2]["factors"] < 0.8 * one
+    assert held[2, 1]["parameters"] == held[1, 1]["parameters"] == 4 * 269_322
+    assert held[1, 2]["parameters"] < 0.51 * held[1, 1]["parameters"]
+
+
+def test_the_model_of_a_step() -> None:
+    """One device exchanges nothing; a ring moves twice the gradient at most; more samples hide more of it."""
+    net = MLP((2, 3, 4))  # 9 + 16 parameters
+    one, many = (step_seconds(net, 10, devices, 1e9, 1e6, 0.0) for devices in (1, 1000))
+    assert one == {"products": pytest.approx(6 * 25 * 10 / 1e9), "sum": 0, "exposed": 0, "efficiency": 1}
+    assert many["sum"] == pytest.approx(2 * 0.999 * 4 * 25 / 1e6)
+    assert step_seconds(net, 10**6, 1000, 1e9, 1e6, 0.0)["efficiency"] > many["efficiency"]
+
+
 def test_parameters_and_momenta_are_split() -> None:
     """Layers 1 and 2 fall as 1/M; the last one, 2,570 of 269,322 numbers, and layer 2's bias are whole."""
     state = State(*(jaxbp.init(NET, jax.random.key(0)),) * 2, jnp.array(True))
@@ -176,7 +191,7 @@ def test_a_run_on_four_devices_goes_on_on_one_or_two(tmp_path: Path) -> None:
         (["--mesh.data", "3"], "train.batch_size: mesh.data 3 does not divide the 32 samples of a batch"),
         (["--mesh.model", "3"], "model.sizes: mesh.model 3 does not divide the hidden width 128"),
         (["--mesh.model", "2", "--model.sizes", "64", "10"], "has no hidden layer to split"),
-        (["--mesh.data", "2", "--sweep.seeds", "2"], "mesh: a [sweep] runs on one device"),
+        (["--mesh.data", "2", "--sweep.seeds", "2"], "mesh: a [sweep] runs on one device, in one process"),
         (["--mesh.data", "2", "--train.micro-batches", "2"], "train.micro_batches: a part would lie on one device"),
         (["--mesh.data", "0"], "mesh.data: got 0"),
     ],

@@ -32,40 +32,45 @@ def launch(count: int, arguments: Sequence[str]) -> int:
         if status < 0:
             name = signal.Signals(-status).name
             print(f"jaxbp: process {first} of {count} was killed by {name}; the others end", file=sys.stderr)
-            _wait(children, GRACE)
         return status if status >= 0 else 128 - status
 
 
 @contextlib.contextmanager
 def _started(count: int, arguments: Sequence[str]) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """The processes, each in a group of its own: Ctrl-C comes here alone and is passed on, as SIGTERM is."""
+    """The processes, each in a group of its own: Ctrl-C comes here alone and is passed on, as SIGTERM and SIGHUP are.
+
+    The first signal lets them save, the second stops them, the third kills them.
+    """
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     children: list[subprocess.Popen[bytes]] = []
+    came: list[int] = []
 
     def pass_on(number: int, _: FrameType | None) -> None:
+        came.append(number)
         for child in children:
             if child.poll() is None:
-                child.send_signal(number)
+                child.send_signal(number if len(came) < 3 else signal.SIGKILL)
 
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    for received, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(received, pass_on)
     try:
         for number in range(count):
             about = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count), "JAX_PROCESS_ID": str(number)}
+            about |= {"JAX_COORDINATOR_BIND_ADDRESS": address}  # JAX would listen on every network
+            environment = {"JAX_LOCAL_DEVICE_IDS": str(number)} | os.environ | about
             command = [sys.executable, "-m", "jaxbp", *arguments]
-            children.append(
-                subprocess.Popen(
-                    command, env={"JAX_LOCAL_DEVICE_IDS": str(number)} | os.environ | about, process_group=0
-                )
-            )
+            children.append(subprocess.Popen(command, env=environment, process_group=0))
         yield children
         _wait(children, GRACE)
     finally:
         for child in children:
             child.kill()  # nothing is left behind, whatever happened here
             child.wait()
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for received, handler in before.items():
+            signal.signal(received, handler)
 
 
 def _first_to_fail(children: Sequence[subprocess.Popen[bytes]]) -> int | None:

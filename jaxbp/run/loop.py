@@ -92,82 +92,94 @@ def run(config: Config, name: str, console: Console, how: How = "auto") -> Path:
     """
     setup = processes.together(lambda: prepare(config))
     with contextlib.ExitStack() as stack:
-        digest = data.digest(setup.dataset)
-        opened = processes.shared(lambda: stack.enter_context(folder.opened(config, name, digest, how)))
+
+        def enter() -> Opened:
+            return stack.enter_context(folder.opened(config, name, data.digest(setup.dataset), how))
+
+        opened = processes.shared(enter)
         path = opened.path
         console.out(f"{describe(setup)}\nrun folder {path}", highlight=False)  # brackets in a name are no markup
-        finished = False
         try:
-            _train(setup, opened, console)
-            finished = True
-        except OSError as error:
-            raise UserError(f"{path}: can't be written: {error.strerror}; what was written before is whole") from None
+            with _writable(path):
+                _train(setup, opened, console)
         except Diverged:
-            finished = True
+            processes.by_first(lambda: folder.finish(path))
             raise
-        finally:
-            if finished and processes.leads():
-                folder.finish(path)
+        processes.by_first(lambda: folder.finish(path))
     return path
+
+
+@contextlib.contextmanager
+def _writable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: can't be written: {error.strerror}; what was written before is whole") from None
 
 
 def _train(setup: Setup, opened: Opened, console: Console) -> None:
     """Trains to the end, from where the run was stopped; what was measured is in the folder however it ends."""
     path, config = opened.path, setup.config
     started = time.perf_counter()
-    with Checkpoints(path, config.checkpoint) as checkpoints, signals.noted() as stop:
+    with Checkpoints(path, config.checkpoint) as checkpoints, signals.noted(processes.leads()) as stop:
         begin, log = _resume(setup, path, checkpoints, console) if opened.resumed else (first(setup), Log([], []))
-        model = setup.model._replace(params=jax.device_get(begin.state.params))
+        model = setup.model._replace(params=meshes.host(begin.state.params))
         try:
             with (
                 progress.shown(console, config.train.epochs, begin.epoch) as show,
                 _event_files(config, path, begin.epoch) as write,
             ):
                 for model, row, state in epochs(setup, log.steps, begin):  # noqa: B007  (the last one is written below)
-                    length = _append(path, log, row) if processes.leads() else 0
-                    write(row)
-                    show(row)
                     stopped, due = processes.largest(stop.signal or 0, checkpoints.due(row["epoch"]))
                     stopped *= row["epoch"] < config.train.epochs
-                    if stopped or due:
-                        key = np.asarray(jax.random.key_data(begin.key))
-                        whole = meshes.host(state)
-                        if processes.leads():
-                            checkpoints.save(Position(row["epoch"], row["step"], length, key), whole)
+                    whole = meshes.host(state) if stopped or due else None
+                    processes.by_first(functools.partial(_keep, path, log, row, checkpoints, begin.key, whole))
+                    write(row)
+                    show(row)
                     if stopped:
-                        checkpoints.wait()
+                        processes.by_first(checkpoints.wait)
                         at = f"epoch {row['epoch']} of {config.train.epochs}"
                         raise Stopped(
                             f"stopped after {at}, saved in {path}; the same command goes on from there", stopped
                         )
-        except (Diverged, Stopped, KeyboardInterrupt):
-            unwritten = [r for r in log.steps if r["epoch"] > len(log.epochs)]  # of the epoch that diverged
-            if unwritten and processes.leads():
-                folder.append(path, *unwritten)
-            _write_results(setup, model, log, path)
+        except KeyboardInterrupt:  # perhaps in this process alone
+            if processes.leads():
+                _write_results(setup, model, log, path)
             raise
-        _write_results(setup, model, log, path)
+        except (Diverged, Stopped):
+            processes.by_first(functools.partial(_write_results, setup, model, log, path))
+            raise
+        processes.by_first(functools.partial(_write_results, setup, model, log, path))
     if log.epochs:
         console.print(progress.summary(log.epochs, time.perf_counter() - started))
 
 
 def _resume(setup: Setup, path: Path, checkpoints: Checkpoints, console: Console) -> tuple[Begin, Log]:
     """Where the newest checkpoint was written, and what was measured until then; what was measured later is cut off."""
-    begin = first(setup)
+    like = jax.eval_shape(functools.partial(_beginning, setup.optimizer), setup.model.params)
 
     def read() -> tuple[Saved | None, list[dict[str, Any]]]:
-        saved = checkpoints.newest(begin.state, lambda fault: print(f"jaxbp: warning: {fault}", file=sys.stderr))
+        saved = checkpoints.newest(like, lambda fault: print(f"jaxbp: warning: {fault}", file=sys.stderr))
         where = saved.position if saved else Position(0, 0, 0, np.zeros(0))
         return saved, folder.rewind(path, where.metrics_bytes, where.epoch)
 
     saved, rows = processes.shared(read)
     if saved is None:
         console.out("unfinished, without a checkpoint: begins again", highlight=False)
-        return begin, Log([], [])
+        return first(setup), Log([], [])
     epoch, step, _, key = saved.position
     console.out(f"unfinished: goes on after epoch {epoch}, step {step}", highlight=False)
     log = Log([row for row in rows if "batch_loss" not in row], [row for row in rows if "batch_loss" in row])
-    return Begin(epoch, jax.random.wrap_key_data(jnp.asarray(key)), _own(saved.state)), log
+    state = saved.state if meshes.asked(setup.config.mesh) else _own(saved.state)
+    return Begin(epoch, jax.random.wrap_key_data(jnp.asarray(key)), state), log
+
+
+def _keep(path: Path, log: Log, row: dict[str, Any], checkpoints: Checkpoints, key: Array, state: State | None) -> None:
+    """Writes what an epoch measured and, if there is one, begins to write the state after it."""
+    with _writable(path):
+        length = _append(path, log, row)
+    if state is not None:
+        checkpoints.save(Position(row["epoch"], row["step"], length, np.asarray(jax.random.key_data(key))), state)
 
 
 def _append(path: Path, log: Log, row: dict[str, Any]) -> int:
@@ -178,11 +190,12 @@ def _append(path: Path, log: Log, row: dict[str, Any]) -> int:
 
 
 def _write_results(setup: Setup, model: Model, log: Log, path: Path) -> None:
-    if not processes.leads():
-        return
-    model.save(path)
-    if setup.config.train.plots and log.epochs:
-        draw(setup, model, log, path)
+    with _writable(path):
+        if unwritten := [r for r in log.steps if r["epoch"] > len(log.epochs)]:  # of the epoch that diverged
+            folder.append(path, *unwritten)
+        model.save(path)
+        if setup.config.train.plots and log.epochs:
+            draw(setup, model, log, path)
 
 
 def prepare(config: Config, members: int = 1) -> Setup:
@@ -192,7 +205,7 @@ def prepare(config: Config, members: int = 1) -> Setup:
     """
     if config.model.dtype == "float64":
         jax.config.update("jax_enable_x64", True)
-    dataset = processes.in_turn(lambda: data.load(config.data))
+    dataset = processes.in_turn(lambda: data.load(config.data, in_place=meshes.asked(config.mesh)))
     net = network(config.model)
     _check_fit(net, dataset)
     inputs = Scaling.fit(dataset.x_train, config.data.standardize)
@@ -202,14 +215,19 @@ def prepare(config: Config, members: int = 1) -> Setup:
     for name in config.study.quantities:
         choose("study.quantities", "quantity", name, recording.QUANTITIES)
     tricks.check(config, len(dataset.x_train))
-    shapes = jax.eval_shape(lambda: initial(net, config))
+    make = functools.partial(initial, net, config)
+    shapes = jax.eval_shape(make)
     optimizer = optimizers.build(config.optimizer, shapes)
-    _check_room(config, shapes, jax.eval_shape(optimizer.init, shapes), len(dataset.x_train), members)
-    params = initial(net, config)
+    state = jax.eval_shape(optimizer.init, shapes)
+    processes.together(lambda: _check_room(config, shapes, state, dataset, members))
+    if meshes.asked(config.mesh):
+        meshes.check(config, net, len(dataset.x_train))
+        params = meshes.spread(meshes.build(config.mesh), net, make)
+    else:
+        params = make()
     model = Model(net, params, inputs, targets, dataset.classes)
     train, test = (dataset.x_train, dataset.y_train), (dataset.x_test, dataset.y_test)
     if meshes.asked(config.mesh):
-        meshes.check(config, net, len(dataset.x_train))
         return Setup(config, dataset, model, optimizer, Split(*train), Split(*test))
     return Setup(config, dataset, model, optimizer, _on_device(model, *train), _on_device(model, *test))
 
@@ -222,9 +240,15 @@ def initial(net: MLP, config: Config) -> Params:
 
 def first(setup: Setup) -> Begin:
     """The beginning of a run."""
-    params = setup.model.params
-    key = order_key(setup.config.train.seed)
-    return Begin(0, key, _own(State(params, setup.optimizer.init(params), jnp.array(True))))
+    config, model = setup.config, setup.model
+    state = functools.partial(_beginning, setup.optimizer)
+    if meshes.asked(config.mesh):
+        state = functools.partial(meshes.spread, meshes.build(config.mesh), model.net, state)
+    return Begin(0, order_key(config.train.seed), _own(state(model.params)))
+
+
+def _beginning(optimizer: Optimizer, params: Params) -> State:
+    return State(params, optimizer.init(params), jnp.array(True))
 
 
 def _own(state: State) -> State:
@@ -369,8 +393,11 @@ def _check_fit(net: MLP, dataset: Dataset) -> None:
         raise UserError(f"model.loss: {loss.name} takes probabilities, the targets of {dataset.name} are numbers")
 
 
-def _check_room(config: Config, params: Params, state: Any, samples: int, members: int) -> None:
-    """Initial and trained parameters, a gradient, the optimiser's state; of a batch the widest layer and its deltas."""
+def _check_room(config: Config, params: Params, state: Any, dataset: Dataset, members: int) -> None:
+    """The samples; initial and trained parameters, a gradient, the optimiser's state; a batch's widest layer and δ."""
+    samples, split = len(dataset.x_train), min(meshes.shape(config.mesh)[0], jax.process_count())
+    inputs = (dataset.x_train.size + dataset.x_test.size) // split * params[0].w.dtype.itemsize
+    room.check(f"data.name: the samples of {dataset.name}, scaled, need", inputs)
     rows = min(config.train.batch_size, samples) // config.train.micro_batches
     batch = rows * max(config.model.sizes) * params[0].w.dtype.itemsize
     wanted = members * (3 * room.of_tree(params) + room.of_tree(state))

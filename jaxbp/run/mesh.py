@@ -110,10 +110,17 @@ def shardings(mesh: Mesh, net: MLP, tree: Any) -> Any:
     return jax.tree_util.tree_map_with_path(of, tree)
 
 
+def spread(mesh: Mesh, net: MLP, make: Callable[..., Any], *arguments: Any) -> Any:
+    """What `make` returns, such as initial parameters: each device computes its part, none ever holds the whole."""
+    return jax.jit(make, out_shardings=shardings(mesh, net, jax.eval_shape(make, *arguments)))(*arguments)
+
+
 def put(tree: Any, sharding: Any) -> Any:
     """Arrays that every process has, onto the mesh: each process fills the part that its devices hold."""
 
     def one(leaf: Any, sharding: NamedSharding) -> Array:
+        if isinstance(leaf, jax.Array) and leaf.sharding == sharding:
+            return leaf
         host = np.asarray(leaf)
         return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
@@ -123,8 +130,8 @@ def put(tree: Any, sharding: Any) -> Any:
 def host(tree: Any) -> Any:
     """Arrays on the mesh as NumPy arrays in every process, leaf by leaf so that one at a time is whole on a device."""
 
-    def one(leaf: Array) -> np.ndarray:
-        if not leaf.is_fully_addressable and not leaf.is_fully_replicated:
+    def one(leaf: Any) -> np.ndarray:
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable and not leaf.is_fully_replicated:
             leaf = _whole(NamedSharding(leaf.sharding.mesh, P()))(leaf)  # type: ignore[attr-defined]
         return np.asarray(leaf)
 
@@ -169,6 +176,7 @@ def compile_epoch(
     rows: Rows,
 ) -> jax.stages.Compiled:
     """(state, rows, steps done) ↦ (state, steps), `training.epoch` on the mesh; from arrays or their shapes."""
+    state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
 
     def epoch(state: State, rows: Rows, done: Array) -> tuple[State, Steps]:
         return training.scan(

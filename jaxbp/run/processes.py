@@ -13,8 +13,9 @@ import re
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -23,11 +24,14 @@ from jaxbp.run.errors import Diverged, Lost, Stopped, UserError
 
 NUMBERS = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")  # processes of a cluster's job
-PERIOD, TIMEOUT = 5, 30  # seconds between two meetings of the watching threads, and for which they wait
+PERIOD, TIMEOUT = 5, 30  # seconds between two meetings of the watching threads, and for which they wait: longer than
+# any other thread keeps them from running, which pickling a large state does
+PIECE = 2**26  # bytes that are handed round at a time: every device holds them
 HEARTBEAT = 90  # seconds after which XLA itself gives a process up; the watching threads are to notice it first
 MEETING = 300  # seconds for which the first meeting waits
+HINT = "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID say which, JAX_NUM_PROCESSES=1 says that none is"
 LINGER = 2  # seconds for which the first process outlives the others: XLA aborts them when it is gone
-SAID_ONCE = (UserError, Diverged, Stopped)  # the same in all processes, or of the first one
+SAID_ONCE = (UserError, Diverged, Stopped, KeyboardInterrupt)  # the same in all processes, or of the first one
 
 T = TypeVar("T")
 
@@ -45,16 +49,25 @@ def joined(outcome: Callable[[BaseException], tuple[int, str]]) -> Iterator[None
         yield
         return
     stop = threading.Event()
-    threading.Thread(target=_watch, args=(stop, outcome), daemon=True).start()
+    watch = threading.Thread(target=_watch, args=(stop, outcome), daemon=True)
+    watch.start()
     try:
+        _gather(0)  # the first exchange waits 30 s at most, the later ones for as long as it takes
         yield
         _gather(0)
     except BaseException as error:
-        if "Gloo" in str(error):  # a sum that another process does not come to: the watching thread names it
-            time.sleep(PERIOD + TIMEOUT)
-        _end(*outcome(error) if leads() or not isinstance(error, SAID_ONCE) else (outcome(error)[0], ""))
+        try:
+            if isinstance(error, (Diverged, Stopped)):  # all raise it, and the first is the last to have written
+                _gather(0)
+            if isinstance(error, (ValueError, RuntimeError)) and re.search("gloo|nccl", str(error), re.IGNORECASE):
+                time.sleep(PERIOD + 2 * TIMEOUT)  # another process did not come: the watching thread is to name it
+            status, line = outcome(error)
+        except BaseException:  # nobody expected it
+            status, line = 1, traceback.format_exc()
+        _end(status, line if leads() or not isinstance(error, SAID_ONCE) else "")
     stop.set()
     jax.distributed.shutdown()
+    watch.join(TIMEOUT)
 
 
 def leads() -> bool:
@@ -73,7 +86,7 @@ def together(work: Callable[[], T]) -> T:
     faults = _gather(fault)
     for number, text in enumerate(faults):
         if text:
-            raise UserError(text if all(faults) else f"process {number} of {len(faults)}: {text}")
+            raise UserError(text if number == 0 else f"process {number} of {len(faults)}: {text}")
     return result
 
 
@@ -83,15 +96,21 @@ def shared(work: Callable[[], T]) -> T:
         return work()
     from jax.experimental.multihost_utils import broadcast_one_to_all
 
-    found = np.frombuffer(pickle.dumps(together(lambda: work() if leads() else None)), np.uint8)
+    found = np.frombuffer(pickle.dumps(by_first(work)), np.uint8)
     length = _gather(len(found))[0]
-    data = broadcast_one_to_all(found if leads() else np.zeros(length, np.uint8))
-    return pickle.loads(np.asarray(data).tobytes())
+    source = found if leads() else np.zeros(length, np.uint8)
+    pieces = [np.asarray(broadcast_one_to_all(source[i : i + PIECE])) for i in range(0, length, PIECE)]
+    return pickle.loads(np.concatenate(pieces).tobytes())
+
+
+def by_first(work: Callable[[], T]) -> T | None:
+    """What `work` returns in the first process, which alone does it; a UserError of it is raised in all."""
+    return together(lambda: work() if leads() else None)
 
 
 def in_turn(work: Callable[[], T]) -> T:
     """What `work` returns in each process, in the first one before the others: what it downloads, they find."""
-    first = together(lambda: work() if leads() else None)
+    first = by_first(work)
     rest = together(lambda: None if leads() else work())
     return first if leads() else rest  # type: ignore[return-value]
 
@@ -107,21 +126,22 @@ def _join() -> bool:
     in_job = any(os.environ.get(name, "1") != "1" for name in COUNTS) or "JOB_COMPLETION_INDEX" in os.environ
     if count == "1" or (count is None and not in_job):
         return False
+    if count is not None and not (count.isdecimal() and (number or "").isdecimal()):
+        raise UserError(f"JAX_NUM_PROCESSES is {count!r} and JAX_PROCESS_ID is {number!r}; both have to be numbers")
+    given = {} if count is None else {"num_processes": int(count), "process_id": int(number or "")}
+    jax.config.update("jax_enable_preemption_service", False)  # it takes SIGTERM and tells nobody here
     try:
-        given: dict[str, Any] = {}
-        if count is not None:
-            given = {"num_processes": int(count), "process_id": int(number or "")}
         jax.distributed.initialize(
             cluster_detection_method="deactivate" if given else None,
             initialization_timeout=MEETING,
             heartbeat_timeout_seconds=HEARTBEAT,
             shutdown_timeout_seconds=TIMEOUT,
-            **given,
+            **given,  # type: ignore[arg-type]
         )
-    except (ValueError, RuntimeError) as error:
+        return jax.process_count() > 1
+    except Exception as error:  # of JAX, and of the clients of clusters that it asks
         reason = " ".join(str(error).split())
-        raise UserError(f"JAX_COORDINATOR_ADDRESS, {', '.join(NUMBERS)}: {reason}") from None
-    return jax.process_count() > 1
+        raise UserError(f"the other processes: {reason}; {HINT}") from error
 
 
 def _watch(stop: threading.Event, outcome: Callable[[BaseException], tuple[int, str]]) -> None:

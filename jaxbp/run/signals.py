@@ -18,7 +18,7 @@ class Stop:
 
 
 @contextlib.contextmanager
-def noted() -> Iterator[Stop]:
+def noted(speaks: bool = True) -> Iterator[Stop]:
     """Takes both signals over, where they are not ignored; outside the main thread none can be."""
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
@@ -30,7 +30,8 @@ def noted() -> Iterator[Stop]:
         stop.signal = number
         _restore(before)
         with contextlib.suppress(OSError):  # not print: the signal may have come in the middle of one
-            os.write(1, b"\nstopping after this epoch, to save it; once more stops at once\n")
+            if speaks:
+                os.write(1, b"\nstopping after this epoch, to save it; once more stops at once\n")
 
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:

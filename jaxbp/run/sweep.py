@@ -132,7 +132,7 @@ def _train(sweep: Sweep, path: Path, console: Console) -> None:
 def prepare(config: Config) -> Sweep:
     """Reads the data and builds what the members share; UserError for what does not fit together."""
     if meshes.asked(config.mesh):
-        raise UserError("mesh: a [sweep] runs on one device: leave out one of the two")
+        raise UserError("mesh: a [sweep] runs on one device, in one process: leave out one of the two")
     members = tuple(_members(config))
     return Sweep(config, loop.prepare(members[0].config, len(members)), members)
 
