@@ -1,15 +1,14 @@
 """What bfloat16 does to the accuracy of MNIST and to the time of a step: [train] precision and [model] dtype.
 
 The config is trained in float32, in mixed precision (forward and backward in bfloat16, parameters and their update in
-float32) and in bfloat16 altogether, with the same seeds: the same initial parameters (rounded) and batches. The time
-is the median over all epochs but the first of each run; runs of one seed follow one another.
+float32) and in bfloat16 altogether, with the same seeds: the same initial parameters (rounded) and batches. The runs
+of a seed take turns, an epoch each. A time ratio is the median over these rounds, without the first, which compiles.
 
 Command: python -m experiments.precision [--config configs/mnist.toml] [--seeds 3] [--out FOLDER]
 """
 
 import dataclasses
-import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments import report
+from experiments.bench import timing
 from jaxbp.run import config as configs
 from jaxbp.run import loop
 from jaxbp.run.config import Config
@@ -30,12 +30,13 @@ WAYS = {
 }
 
 
-def trained(config: Config, way: str, seed: int) -> list[dict[str, Any]]:
-    """Metrics of each epoch of a run."""
+def epochs(config: Config, way: str, seed: int) -> Iterator[dict[str, Any]]:
+    """Trains; the metrics after each epoch."""
     precision, dtype, _ = WAYS[way]
     train = dataclasses.replace(config.train, precision=precision, seed=seed)
     model = dataclasses.replace(config.model, dtype=dtype)
-    return [epoch.row for epoch in loop.epochs(loop.prepare(dataclasses.replace(config, train=train, model=model)))]
+    for epoch in loop.epochs(loop.prepare(dataclasses.replace(config, train=train, model=model))):
+        yield epoch.row
 
 
 def measure(config: Config, seeds: int) -> dict[str, Any]:
@@ -47,22 +48,27 @@ def measure(config: Config, seeds: int) -> dict[str, Any]:
     """
     runs: dict[str, list[list[dict[str, Any]]]] = {way: [] for way in WAYS}
     for seed in range(seeds):
-        for way in WAYS:
-            runs[way].append(trained(config, way, seed))
-            print(f"seed {seed}, {way}: test accuracy {100 * runs[way][-1][-1]['test_accuracy']:.2f} %", flush=True)
-    return {"config": configs.to_dict(config), "runs": runs, "summary": {way: _summary(runs[way]) for way in WAYS}}
+        rounds = list(zip(*(epochs(config, way, seed) for way in WAYS), strict=True))
+        for way, run in zip(WAYS, zip(*rounds, strict=True), strict=True):
+            runs[way].append(list(run))
+            print(f"seed {seed}, {way}: test accuracy {100 * run[-1]['test_accuracy']:.2f} %", flush=True)
+    summary = {way: _summary(runs[way], runs["float32"]) for way in WAYS}
+    return {"config": configs.to_dict(config), "runs": runs, "summary": summary}
 
 
-def _summary(runs: list[list[dict[str, Any]]]) -> dict[str, Any]:
-    last = {key: [run[-1][key] for run in runs] for key in ("test_accuracy", "test_loss", "train_loss")}
-    seconds = [row["seconds"] for run in runs for row in run[1:] or run]
-    return {key: float(np.mean(values)) for key, values in last.items()} | {"seconds": statistics.median(seconds)}
+def _summary(runs: list[list[dict[str, Any]]], float32: list[list[dict[str, Any]]]) -> dict[str, Any]:
+    last = {key: float(np.mean([run[-1][key] for run in runs])) for key in ("test_accuracy", "test_loss", "train_loss")}
+    times = timing.ratio(_seconds(runs), _seconds(float32))
+    return last | {"seconds": times.seconds, "ratio": times.value, "quartiles": times.spread}
+
+
+def _seconds(runs: list[list[dict[str, Any]]]) -> list[float]:
+    return [row["seconds"] for run in runs for row in run[1:] or run]
 
 
 def show(results: dict[str, Any]) -> None:
     """The table: a line a precision."""
     rows = []
-    first = results["summary"]["float32"]["seconds"]
     for way, found in results["summary"].items():
         each = " ".join(f"{100 * run[-1]['test_accuracy']:.2f}" for run in results["runs"][way])
         cells = [
@@ -71,8 +77,18 @@ def show(results: dict[str, Any]) -> None:
             f"{found['test_loss']:.4f}",
             f"{found['train_loss']:.4f}",
         ]
-        rows.append([way, *cells, f"{found['seconds']:.2f}", f"{found['seconds'] / first:.2f}"])
-    columns = ("precision", "test accuracy", "each seed (%)", "test loss", "training loss", "s an epoch", "÷ float32")
+        quartiles = "–".join(f"{q:.2f}" for q in found["quartiles"])
+        rows.append([way, *cells, f"{found['seconds']:.2f}", f"{found['ratio']:.2f}", quartiles])
+    columns = (
+        "precision",
+        "test accuracy",
+        "each seed (%)",
+        "test loss",
+        "training loss",
+        "s",
+        "÷ float32",
+        "quartiles",
+    )
     report.table("MNIST in lower precision", columns, rows)
 
 
@@ -87,7 +103,7 @@ def draw(results: dict[str, Any]) -> Figure:
             accuracy.plot(epochs, [100 * row["test_accuracy"] for row in run], color=colour, label=label)
             loss.plot(epochs, [row["train_loss"] for row in run], color=colour, label=label)
     accuracy.set(xlabel="epoch", ylabel="test accuracy (%)")
-    loss.set(xlabel="epoch", ylabel="training loss", yscale="log")
+    loss.set(xlabel="epoch", ylabel="training loss")
     accuracy.legend(loc="lower right")
     for axes in (accuracy, loss):
         axes.grid(alpha=0.3)
