@@ -30,6 +30,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(networks, "NETWORKS", {"4-8-3 / 5": TINY})
     monkeypatch.setattr(value_and_grad, "HIDDEN", ("tanh",))
     monkeypatch.setattr(machine, "SIDES", (16,))
+    monkeypatch.setattr(jax, "clear_caches", lambda: None)  # which would have every small program compiled again
     monkeypatch.setattr(matmul, "NETWORK", "4-8-3 / 5")
     monkeypatch.setattr(growth, "CURVES", {"batch": {n: ((4, 8, 3), n) for n in (2,)}})
     monkeypatch.setattr(persample, "NETWORKS", {"4-8-3 / 5": TINY})

@@ -35,7 +35,7 @@ ROWS = {
 
 
 def run(only: Sequence[str], quick: bool, peers: bool, file: Path | None) -> None:
-    """Measures and prints; writes the rows as JSON to the file, and their picture beside it, after each kind of row.
+    """Measures and prints; writes the rows as JSON after each kind of row, and at the end their picture beside it.
 
     Raises:
       UserError: an unknown kind of row, a file that can't be written, an environment of a peer that can't be made, or
@@ -55,7 +55,7 @@ def run(only: Sequence[str], quick: bool, peers: bool, file: Path | None) -> Non
     pythons = environments.make_all(print) if peers else {}
     about = _introduction(quick)
     made: list[Row] = []
-    with _interruptible(file):
+    with _interruptible(file), _pictured(file, made):
         for name in only or ROWS:
             try:
                 found = ROWS[name](Settings(quick, pythons, note))
@@ -138,7 +138,16 @@ def number(value: float) -> str:
 def _save(file: Path, about: dict[str, Any], rows: Sequence[Row]) -> None:
     listed = [row._asdict() | {"target": str(row.target or ""), "verdict": row.verdict} for row in rows]
     file.write_text(json.dumps(about | {"rows": listed}, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    plot.draw(rows).savefig(file.with_suffix(".png"), dpi=110)
+
+
+@contextlib.contextmanager
+def _pictured(file: Path | None, rows: Sequence[Row]) -> Iterator[None]:
+    """The picture of what was measured, however it ends."""
+    try:
+        yield
+    finally:
+        if file is not None and rows:
+            plot.draw(rows).savefig(file.with_suffix(".png"), dpi=110)
 
 
 def _check_writable(file: Path) -> None:

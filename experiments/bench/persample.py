@@ -69,10 +69,10 @@ Program = Callable[..., Any]
 def make_case(sizes: tuple[int, ...], batch: int) -> protocol.Case:
     """Random inputs and labels, He's parameters; C is the median norm, so that half of the samples are clipped."""
     net = jaxbp.MLP(sizes)
-    params = jaxbp.init(net, jax.random.key(0))
+    params = jax.jit(jaxbp.init, static_argnums=0)(net, jax.random.key(0))
     x = jax.random.normal(jax.random.key(1), (batch, sizes[0]), jnp.float32)
     y = jax.random.randint(jax.random.key(2), (batch,), 0, sizes[-1])
-    norms = persample.grand(jaxbp.factors(net, params, x, y)[1])
+    norms = jax.jit(lambda params: persample.grand(jaxbp.factors(net, params, x, y)[1]))(params)
     return protocol.Case(
         [(np.asarray(w), np.asarray(b)) for w, b in params], *map(np.asarray, (x, y)), float(jnp.median(norms))
     )
