@@ -1,10 +1,18 @@
 """The strict setting every test runs in: x64, no implicit promotion, beartype on the library, four CPU devices.
 
-Environment variables come first: XLA reads them once, when JAX is first used.
+Environment variables come first: XLA reads them once, when JAX is first used. What XLA compiles is kept for the session
+in a temporary folder: many tests, both workers of pytest-xdist and the processes that tests start compile the same.
 """
 
+import atexit
 import os
+import shutil
+import tempfile
 
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # a worker has its parent's
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxbp-compiled-")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
 os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS", "cpu")
 os.environ["MPLBACKEND"] = "agg"
