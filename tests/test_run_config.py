@@ -93,6 +93,10 @@ def written(tmp_path: Path, text: str | bytes) -> Path:
         # not finite
         ("[optimizer]\nlearning_rate = nan", "optimizer.learning_rate: got nan, it should be a finite number"),
         ("[optimizer]\nlearning_rate = inf", "optimizer.learning_rate: got inf, it should be a finite number"),
+        (
+            "[optimizer]\nweight_decay = 1e308",
+            "optimizer.weight_decay: got 1e+308, it should be less than or equal to 10",
+        ),
         ("[optimizer]\nweight_decay = -inf", "optimizer.weight_decay: got -inf, it should be a finite number"),
         ("[data]\ntest_fraction = nan", "data.test_fraction: got nan, it should be "),
         ("[optimizer.arguments]\nb1 = nan", "optimizer.arguments.b1: got nan, it should be "),
@@ -297,7 +301,7 @@ TABLES = st.fixed_dictionaries(
                 "schedule_arguments": st.dictionaries(
                     TEXT, NUMBER | st.dictionaries(TEXT, FINITE, max_size=2), max_size=3
                 ),
-                "weight_decay": POSITIVE,
+                "weight_decay": st.floats(0, 1e9),
                 "clip_norm": optional(POSITIVE),
             }
         ),

@@ -76,7 +76,7 @@ class OptimizerConfig:
     """Learning-rate schedule by its Optax name."""
     schedule_arguments: dict[str, Argument] = dataclasses.field(default_factory=dict)
     """The schedule's arguments, by their Optax names; they count steps, not epochs."""
-    weight_decay: Annotated[float, Field(ge=0, le=3.4e38)] = 0.0  # what float32 holds
+    weight_decay: Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)] = 0.0
     """λ: adds λw, the gradient of ½λ‖w‖², to the gradient of the weights; biases are not decayed."""
     clip_norm: Positive | None = None
     """The gradient is scaled down to this norm when its norm over all parameters is larger."""
