@@ -158,6 +158,7 @@ def test_seeds_alone_keep_the_schedule(iris: Path, capsys: pytest.CaptureFixture
         (("--sweep.learning-rates", "1"), "unknown key 'sweep.learning_rates', did you mean 'sweep.learning_rate'?"),
         (("--sweep.learning-rate", "0.1,0.10"), "sweep.learning_rate: 0.1 is there twice"),
         (("--sweep.seeds", "2", "--train.seed", str(2**32 - 1)), "sweep.seeds: got 2, from train.seed 4294967295 on"),
+        (("--sweep.seeds", str(2**31 - 1)), "parameters, gradient, the state of sgd, 2147483647 times, need"),
         (("--sweep.seeds", "2", "--checkpoint.every", "1"), "checkpoint.every: a sweep writes no checkpoints"),
         (
             ("--sweep.seeds", "2", "--sweep.at-once", "2", "--train.memory", "sqrt"),

@@ -133,8 +133,9 @@ def prepare(config: Config) -> Sweep:
     """Reads the data and builds what the members share; UserError for what does not fit together."""
     if meshes.asked(config.mesh):
         raise UserError("mesh: a [sweep] runs on one device, in one process: leave out one of the two")
-    members = tuple(_members(config))
-    return Sweep(config, loop.prepare(members[0].config, len(members)), members)
+    count = config.sweep.seeds * max(1, len(config.sweep.learning_rate))  # more than memory holds are not listed
+    setup = loop.prepare(next(_members(config)).config, count)
+    return Sweep(config, setup, tuple(_members(config)))
 
 
 def describe(sweep: Sweep) -> str:
