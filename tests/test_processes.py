@@ -18,7 +18,8 @@ from jaxbp.cli import main
 from jaxbp.run import processes
 
 RUN = ["run", "configs/digits.toml", "--model.dtype", "float64", "--train.no-plots", "--checkpoint.every", "1"]
-EPOCHS = 4
+RUN += ["--train.batch-size", "128"]
+EPOCHS = 20  # many more than pass between a checkpoint and the signal that follows it
 ENVIRONMENT = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
 QUICK = "from jaxbp.run import processes; processes.PERIOD, processes.TIMEOUT = 1, 4; import jaxbp.cli as c, sys; "
 
