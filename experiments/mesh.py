@@ -343,7 +343,7 @@ def _is(row: dict[str, Any], kind: str, batch: int) -> bool:
 
 def draw(results: dict[str, Any]) -> Figure:
     """What a device holds by mesh; the efficiency of the plan by devices."""
-    figure = Figure(figsize=(11, 4), layout="constrained")
+    figure = Figure(figsize=(13, 4), layout="constrained")
     held, efficiency = figure.subplots(1, 2)
     rows = [row for row in results["exchanged"] if tuple(row["sizes"]) == WIDE.sizes]
     at = np.arange(len(rows))
@@ -356,8 +356,9 @@ def draw(results: dict[str, Any]) -> Figure:
             shares = [100 * row["efficiency"] for row in results["plan"] if _is(row, kind, batch)]
             efficiency.plot(DEVICES, shares, style, color=f"C{number}", marker=".", label=f"{kind}, {batch} a device")
     efficiency.set(xscale="log", xlabel="devices", ylabel="% of a step spent in products", ylim=(0, 103), title="plan")
+    held.legend(fontsize="small")
+    efficiency.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.01, 1))
     for axes in (held, efficiency):
-        axes.legend(fontsize="small")
         axes.grid(alpha=0.3)
     return figure
 
