@@ -5,7 +5,7 @@ Losses: three epochs of digits and of MNIST in float64 on D × M fake CPU device
 one device. Exchange: the collectives in the compiled epoch, and the bytes of a device by XLA's buffer assignment.
 Death: one of the processes is killed by SIGKILL after a checkpoint; the time until all have ended; the same command
 again, and the bytes of its parameters beside those of an undisturbed run. Other mesh: a run stopped on 2 × 2 devices
-goes on on fewer. Plan: the time of a sum over two processes is measured and put into the model of `step_seconds`.
+goes on on fewer. Plan: the time of a sum over two processes is measured and put into `mesh_step.step_seconds`.
 
 Command: python -m experiments.mesh [--epochs 3] [--out FOLDER]
 """
@@ -15,7 +15,6 @@ import math
 import os
 import re
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -25,30 +24,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
-import jaxbp
-from experiments import report
+from experiments import mesh_step, report
 from experiments.bench import machine
-from jaxbp.mlp import MLP, factors
-from jaxbp.run import mesh, optimizers, processes
-from jaxbp.run.config import MeshConfig, OptimizerConfig
 from jaxbp.run.errors import UserError
 from jaxbp.run.model import FILE
-from jaxbp.run.training import State
-from jaxbp.run.tricks import Tricks
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 SHAPES = ((1, 1), (2, 1), (1, 2), (2, 2), (4, 1))
-NET, BATCH = MLP((784, 256, 256, 10)), 128
-WIDE, WIDE_BATCH = MLP((784, 2048, 2048, 2048, 10)), 1024
-COLLECTIVES = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
-FLOPS, BANDWIDTH, LATENCY = 4e14, 5e10, 1e-5  # assumed of an accelerator: FLOP/s reached, bytes/s and seconds of a link
-DEVICES = (1, 2, 8, 64, 256, 1000)
-SAMPLES = (128, 1024, 16384)  # of a batch, on one device
 
 
 def command(config: str, folder: Path, shape: tuple[int, int], count: int, *overrides: str) -> list[str]:
@@ -101,50 +86,6 @@ LOSSES = ("train_loss", "test_loss")
 def lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a .jsonl file."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def collectives(text: str) -> list[tuple[str, list[str]]]:
-    """(name, shapes of what it moves) of each collective in compiled HLO."""
-    found = re.finditer(rf" = (.*?) ({COLLECTIVES})\(", text)
-    return [(m[2], re.findall(r"\w+\[[\d,]*\]", m[1])) for m in found]
-
-
-def exchanged(net: MLP, batch: int, shape: tuple[int, int]) -> dict[str, Any]:
-    """Of a step in float32: collectives, bytes they move, and bytes of a device for parameters and for (x, δ)."""
-    built, params = mesh.build(MeshConfig(*shape)), jax.eval_shape(lambda: jaxbp.init(net, jax.random.key(0)))
-    optimizer = optimizers.build(OptimizerConfig("sgd", 0.1), params)
-    state = State(params, jax.eval_shape(optimizer.init, params), jax.ShapeDtypeStruct((), jnp.bool_))  # type: ignore[arg-type]
-    x, y = jax.ShapeDtypeStruct((2, batch, net.sizes[0]), jnp.float32), jax.ShapeDtypeStruct((2, batch), jnp.int32)
-    rows = mesh.Rows(x, y, jax.ShapeDtypeStruct((2, batch), jnp.float32))  # type: ignore[arg-type]
-    compiled = mesh.compile_epoch(built, net, optimizer, None, state, Tricks(), rows)
-    moved = collectives(compiled.as_text() or "")
-    sizes = [4 * math.prod(map(int, re.findall(r"\d+", s.split("[")[1]))) for _, shapes in moved for s in shapes]
-    split, data = mesh.shardings(built, net, params), jax.sharding.PartitionSpec("data")
-    given = (split, *(jax.sharding.NamedSharding(built, data),) * 2)
-    held = jax.jit(lambda *a: factors(net, *a)[1], in_shardings=given).lower(params, _one(x), _one(y)).compile()
-    memory = compiled.memory_analysis()
-    assert memory is not None  # every backend here has it
-    return {
-        **{"sizes": list(net.sizes), "batch": batch, "data": shape[0], "model": shape[1]},
-        **{"collectives": sorted({name for name, _ in moved}), "sums": len(sizes), "moved": sum(sizes)},
-        "parameters": sum(_shard_bytes(p, s) for p, s in zip(*map(jax.tree.leaves, (params, split)), strict=True)),
-        "factors": _output_bytes(held) - 4 * net.sizes[0] * batch // shape[0],  # x⁽⁰⁾ is the data, not an activation
-        "scratch": int(memory.temp_size_in_bytes),
-    }
-
-
-def _one(batches: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(batches.shape[1:], batches.dtype)
-
-
-def _shard_bytes(leaf: Any, sharding: jax.sharding.Sharding) -> int:
-    return int(math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize)
-
-
-def _output_bytes(compiled: jax.stages.Compiled) -> int:
-    memory = compiled.memory_analysis()
-    assert memory is not None
-    return int(memory.output_size_in_bytes)
 
 
 def death(victim: int, count: int, epochs: int, work: Path) -> dict[str, Any]:
@@ -209,76 +150,6 @@ def other_mesh(epochs: int, work: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def exchange_seconds() -> dict[str, float]:
-    """Seconds of a sum over two processes, of few and of many numbers: the latency and the bytes/s of this machine."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    pair = []
-    for number in range(2):
-        about = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(number)}
-        about["XLA_FLAGS"] = "--xla_force_host_platform_device_count=1"
-        script = "from experiments import mesh; mesh.exchange()"
-        pair.append(
-            subprocess.Popen(
-                [sys.executable, "-c", script], env=os.environ | about, cwd=CONFIGS.parent, stdout=subprocess.PIPE
-            )
-        )
-    printed = [child.communicate(timeout=300)[0].decode() for child in pair]
-    if any(child.returncode for child in pair):
-        raise UserError("the sum over two processes could not be measured")
-    found: dict[str, float] = json.loads(printed[0].splitlines()[-1])
-    return found
-
-
-def exchange() -> None:
-    """One of the two processes of `exchange_seconds`."""
-    with processes.joined(lambda error: (1, str(error))):
-        built = jax.sharding.Mesh(np.array(jax.devices()), ("data",))
-        split, whole = (
-            jax.sharding.NamedSharding(built, jax.sharding.PartitionSpec(*axis)) for axis in (("data",), ())
-        )
-        summed = jax.jit(lambda x: jnp.sum(x, axis=0), out_shardings=whole)
-        seconds = {}
-        for size in (1, 2**24):
-            ones = np.ones((1, size), np.float32)
-            x = jax.make_array_from_process_local_data(split, ones, (2, size))
-            taken = []
-            for _ in range(21):
-                began = time.perf_counter()
-                summed(x).block_until_ready()
-                taken.append(time.perf_counter() - began)
-            seconds[size] = statistics.median(taken[1:])
-        if processes.leads():
-            print(json.dumps({"latency": seconds[1] / 2, "bandwidth": 4 * 2**24 / (seconds[2**24] - seconds[1])}))
-
-
-def step_seconds(
-    net: MLP, batch: int, devices: int, flops: float, bandwidth: float, latency: float
-) -> dict[str, float]:
-    """The model of a step on D devices, `batch` samples on each: matrix products, and a ring that sums the gradient.
-
-    products 6 P b / F;  sum 2 (D − 1)/D · 4 P / W + 2 (D − 1) α;  exposed: what can't hide behind the backward pass, of
-    the layer whose gradient comes last, the first, or what is longer than the backward pass, 2/3 of the products.
-    """
-    parameters = sum(m * n + n for m, n in zip(net.sizes, net.sizes[1:], strict=False))
-    last = (net.sizes[0] + 1) * net.sizes[1] / parameters
-    products = 6 * parameters * batch / flops
-    total = 8 * parameters * (devices - 1) / devices / bandwidth + 2 * (devices - 1) * latency * (devices > 1)
-    exposed = max(total * last, total - 2 / 3 * products)
-    return {"products": products, "sum": total, "exposed": exposed, "efficiency": products / (products + exposed)}
-
-
-def plan(here: dict[str, float]) -> list[dict[str, Any]]:
-    """`step_seconds` of the wide network, for accelerators and for machines like this one."""
-    kinds = {"accelerators": (FLOPS, BANDWIDTH, LATENCY), "this machine": tuple(here.values())}
-    return [
-        {"of": kind, "batch": batch, "devices": devices, **step_seconds(WIDE, batch, devices, *figures)}
-        for kind, figures in kinds.items()
-        for batch in SAMPLES
-        for devices in DEVICES
-    ]
-
-
 def show(results: dict[str, Any]) -> None:
     """The tables."""
     on = ("config", "D × M", "processes")
@@ -322,12 +193,12 @@ def show(results: dict[str, Any]) -> None:
         ],
     )
     report.table(
-        f"{'-'.join(map(str, WIDE.sizes))}: the share of a step in which a device computes",
-        ("of", "samples a device", *map(str, DEVICES)),
+        f"{'-'.join(map(str, mesh_step.WIDE.sizes))}: the share of a step in which a device computes",
+        ("of", "samples a device", *map(str, mesh_step.DEVICES)),
         [
             (kind, batch, *(f"{100 * row['efficiency']:.0f} %" for row in results["plan"] if _is(row, kind, batch)))
             for kind in ("accelerators", "this machine")
-            for batch in SAMPLES
+            for batch in mesh_step.SAMPLES
         ],
     )
     here = results["here"]
@@ -345,16 +216,18 @@ def draw(results: dict[str, Any]) -> Figure:
     """What a device holds by mesh; the efficiency of the plan by devices."""
     figure = Figure(figsize=(13, 4), layout="constrained")
     held, efficiency = figure.subplots(1, 2)
-    rows = [row for row in results["exchanged"] if tuple(row["sizes"]) == WIDE.sizes]
+    rows = [row for row in results["exchanged"] if tuple(row["sizes"]) == mesh_step.WIDE.sizes]
     at = np.arange(len(rows))
     for i, (name, label) in enumerate((("parameters", "parameters"), ("factors", "x and δ"), ("moved", "moved"))):
         held.bar(at + 0.27 * (i - 1), [row[name] / 1e6 for row in rows], 0.25, label=f"{label}, MB")
     held.set_xticks(at, [f"{row['data']} × {row['model']}" for row in rows])
-    held.set(xlabel="D × M", title=f"{'-'.join(map(str, WIDE.sizes))} / {WIDE_BATCH}: a device")
+    held.set(xlabel="D × M", title=f"{'-'.join(map(str, mesh_step.WIDE.sizes))} / {mesh_step.WIDE_BATCH}: a device")
     for kind, style in (("accelerators", "-"), ("this machine", "--")):
-        for number, batch in enumerate(SAMPLES):
+        for number, batch in enumerate(mesh_step.SAMPLES):
             shares = [100 * row["efficiency"] for row in results["plan"] if _is(row, kind, batch)]
-            efficiency.plot(DEVICES, shares, style, color=f"C{number}", marker=".", label=f"{kind}, {batch} a device")
+            efficiency.plot(
+                mesh_step.DEVICES, shares, style, color=f"C{number}", marker=".", label=f"{kind}, {batch} a device"
+            )
     efficiency.set(xscale="log", xlabel="devices", ylabel="% of a step spent in products", ylim=(0, 103), title="plan")
     held.legend(fontsize="small")
     efficiency.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.01, 1))
@@ -370,12 +243,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"  # read when the first device is asked for
     with report.study("mesh", parser, arguments) as study, tempfile.TemporaryDirectory() as folder:
         work, epochs = Path(folder), study.options.epochs
-        here = {"flops": machine.matmul_peak().flops, **dict(sorted(exchange_seconds().items()))}
-        networks = ((NET, BATCH), (WIDE, WIDE_BATCH))
+        here = {"flops": machine.matmul_peak().flops, **dict(sorted(mesh_step.exchange_seconds().items()))}
+        networks = ((mesh_step.NET, mesh_step.BATCH), (mesh_step.WIDE, mesh_step.WIDE_BATCH))
         results: dict[str, Any] = {
             "here": here,
-            "plan": plan(here),
-            "exchanged": [exchanged(net, batch, shape) for net, batch in networks for shape in SHAPES],
+            "plan": mesh_step.plan(here),
+            "exchanged": [mesh_step.exchanged(net, batch, shape) for net, batch in networks for shape in SHAPES],
             "deaths": [death(*which, 60, work) for which in ((1, 2), (0, 2), (2, 4))],
             "other_mesh": other_mesh(60, work),
             "losses": [row for name in ("digits.toml", "mnist.toml") for row in losses(name, epochs, work)],

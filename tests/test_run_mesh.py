@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxbp
-from experiments.mesh import collectives, exchanged, step_seconds
+from experiments.mesh_step import collectives, exchanged, step_seconds
 from jaxbp import persample
 from jaxbp.cli import main
 from jaxbp.mlp import MLP, Params, factors
