@@ -33,6 +33,7 @@ from jaxbp.run.errors import UserError
 from jaxbp.run.model import FILE
 
 CONFIGS = Path(__file__).parent.parent / "configs"
+LOSSES = ("train_loss", "test_loss")
 SHAPES = ((1, 1), (2, 1), (1, 2), (2, 2), (4, 1))
 
 
@@ -78,9 +79,6 @@ def losses(config: str, epochs: int, work: Path) -> list[dict[str, Any]]:
         )
         print(json.dumps(rows[-1]), flush=True)
     return rows
-
-
-LOSSES = ("train_loss", "test_loss")
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
