@@ -34,10 +34,13 @@ from jaxbp import cli
 from jaxbp.activations import ACTIVATIONS
 from jaxbp.initializers import WEIGHTS
 from jaxbp.losses import LOSSES
-from jaxbp.run import data, idx, loop, training
+from jaxbp.run import data
+from jaxbp.run.data import idx
+from jaxbp.run import loop
+from jaxbp.run.compute import epoch as training
 from jaxbp.run.config import Config, keys, to_dict
-from jaxbp.run.optimizers import OPTIMIZERS, SCHEDULES
-from jaxbp.run.recording import QUANTITIES
+from jaxbp.run.compute.optimizers import OPTIMIZERS, SCHEDULES
+from jaxbp.run.compute.recording import QUANTITIES
 
 LIMIT = 60  # seconds for one input
 EXPECTED = ("refused", "runs")

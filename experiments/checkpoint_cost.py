@@ -20,7 +20,7 @@ import numpy as np
 from experiments import report
 from jaxbp.run import config as configs
 from jaxbp.run import loop
-from jaxbp.run.checkpoint import Checkpoints, Position
+from jaxbp.run.store.checkpoint import Checkpoints, Position
 from jaxbp.run.config import CheckpointConfig, Config
 
 CONFIG = Path(__file__).parent.parent / "configs" / "mnist.toml"

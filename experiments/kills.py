@@ -25,9 +25,9 @@ import numpy as np
 from experiments import report
 from jaxbp.run import config as configs
 from jaxbp.run import loop
-from jaxbp.run.checkpoint import Checkpoints
+from jaxbp.run.store.checkpoint import Checkpoints
 from jaxbp.run.config import CheckpointConfig
-from jaxbp.run.folder import UNFINISHED
+from jaxbp.run.store.folder import UNFINISHED
 
 DIGITS = """
 [data]

@@ -30,7 +30,7 @@ from matplotlib.figure import Figure
 from experiments import mesh_step, report
 from experiments.bench import machine
 from jaxbp.run.errors import UserError
-from jaxbp.run.model import FILE
+from jaxbp.run.store.model import FILE
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 LOSSES = ("train_loss", "test_loss")

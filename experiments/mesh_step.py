@@ -21,11 +21,13 @@ import numpy as np
 
 import jaxbp
 from jaxbp.mlp import MLP, factors
-from jaxbp.run import mesh, optimizers, processes
+from jaxbp.run.compute import mesh
+from jaxbp.run.compute import optimizers
+from jaxbp.run.host import processes
 from jaxbp.run.config import MeshConfig, OptimizerConfig
 from jaxbp.run.errors import UserError
-from jaxbp.run.training import State
-from jaxbp.run.tricks import Tricks
+from jaxbp.run.compute.epoch import State
+from jaxbp.run.compute.step import Tricks
 
 COLLECTIVES = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
 FLOPS, BANDWIDTH, LATENCY = 4e14, 5e10, 1e-5  # assumed of an accelerator: FLOP/s reached, bytes/s and seconds of a link

@@ -22,12 +22,13 @@ from matplotlib.figure import Figure
 from experiments import report
 from jaxbp.mlp import Params
 from jaxbp.run import config as configs
-from jaxbp.run import loop, study
+from jaxbp.run import loop
+from jaxbp.run.study.measure import measure as study
 from jaxbp.run.config import Config
 from jaxbp.run.errors import UserError
 from jaxbp.run.loop import Setup
-from jaxbp.run.recording import noise_scales
-from jaxbp.run.study import Subject
+from jaxbp.run.compute.recording import noise_scales
+from jaxbp.run.study.measure import Subject
 
 CONFIG = Path(__file__).parent.parent / "configs" / "mnist_noise_scale.toml"
 CHUNK = 1000

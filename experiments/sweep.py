@@ -23,7 +23,10 @@ from experiments import report
 from jaxbp import mlp
 from jaxbp.mlp import Params
 from jaxbp.run import config as configs
-from jaxbp.run import loop, sweep, sweep_plots, sweep_scores
+from jaxbp.run import loop
+from jaxbp.run.sweep.sweep import sweep
+from jaxbp.run.sweep.sweep import plots as sweep_plots
+from jaxbp.run.sweep.sweep import scores as sweep_scores
 from jaxbp.run.config import Config
 from jaxbp.run.errors import UserError
 

@@ -222,8 +222,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace, overrides: list[str]) -> None:
-    from jaxbp.run import loop, processes, sweep
+    from jaxbp.run import loop
     from jaxbp.run.errors import UserError
+    from jaxbp.run.host import processes
+    from jaxbp.run.sweep import sweep
 
     config, path = _config(options, overrides), Path(options.config)
     with processes.joined(_outcome):
@@ -249,8 +251,8 @@ def _config(options: argparse.Namespace, overrides: list[str]) -> "Config":
 
 
 def _launch(options: argparse.Namespace, _: list[str]) -> int:
-    from jaxbp.run import launch
     from jaxbp.run.errors import UserError
+    from jaxbp.run.host import launch
 
     arguments = [word for i, word in enumerate(options.command_line) if (i, word) != (0, "--")]
     run, overrides = _parser().parse_known_args(arguments)
@@ -273,7 +275,7 @@ def _check(options: argparse.Namespace, _: list[str]) -> int:
 
 
 def _study(options: argparse.Namespace, _: list[str]) -> None:
-    from jaxbp.run import study
+    from jaxbp.run.study import study
 
     request = study.Request(
         Path(options.source),
@@ -287,7 +289,7 @@ def _study(options: argparse.Namespace, _: list[str]) -> None:
 
 
 def _trace(options: argparse.Namespace, _: list[str]) -> None:
-    from jaxbp.run import trace
+    from jaxbp.run.study import trace
 
     out = Path(options.out) if options.out else None
     trace.trace(trace.Request(Path(options.run), options.sample, options.split, out, options.overwrite), _console())

@@ -15,7 +15,8 @@ import pytest
 from matplotlib import image
 
 import jaxbp
-from jaxbp.run import data, idx
+from jaxbp.run import data
+from jaxbp.run.data import idx
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `pytest`, unlike `python -m pytest`, does not
 from experiments import activation_memory, backward_cost, chain_rule, mean_field, recipe, report, vanishing_gradients

@@ -21,14 +21,15 @@ import safetensors.numpy
 from matplotlib import image
 
 from jaxbp.cli import main
-from jaxbp.run import idx, loop
+from jaxbp.run.data import idx
+from jaxbp.run import loop
 from jaxbp.run.config import read
 from jaxbp.run.data import DataConfig
 from jaxbp.run.data import load as load_data
 from jaxbp.run.errors import Diverged, UserError
-from jaxbp.run.folder import append
-from jaxbp.run.model import load
-from jaxbp.run.training import State, epoch
+from jaxbp.run.store.folder import append
+from jaxbp.run.store.model import load
+from jaxbp.run.compute.epoch import State, epoch
 
 ROOT = Path(__file__).parent.parent
 IRIS = """

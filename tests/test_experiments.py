@@ -13,7 +13,8 @@ import pytest
 from matplotlib import image
 
 from jaxbp.run import config as configs
-from jaxbp.run import loop, training
+from jaxbp.run import loop
+from jaxbp.run.compute import epoch as training
 from jaxbp.run.config import Config
 from jaxbp.run.loop import Setup
 

@@ -18,7 +18,7 @@ from jax.example_libraries import optimizers, stax
 from matplotlib import image
 
 from jaxbp import MLP
-from jaxbp.run import idx
+from jaxbp.run.data import idx
 from jaxbp.run.errors import UserError
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `pytest`, unlike `python -m pytest`, does not

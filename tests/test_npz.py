@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxbp.run import npz
+from jaxbp.run.data import npz
 from jaxbp.run.data import DataConfig, load
 
 X = np.arange(24, dtype=np.float32).reshape(8, 3)

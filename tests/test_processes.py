@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from jaxbp.cli import main
-from jaxbp.run import processes
+from jaxbp.run.host import processes
 
 RUN = ["run", "configs/digits.toml", "--model.dtype", "float64", "--train.no-plots", "--checkpoint.every", "1"]
 RUN += ["--train.batch-size", "128"]

@@ -19,8 +19,13 @@ import pytest
 
 from experiments import bad_input, kills
 from jaxbp.cli import main
-from jaxbp.run import checkpoint, folder, loop, room, signals, sweep
-from jaxbp.run.checkpoint import Checkpoints, Position, damage
+from jaxbp.run.store import checkpoint
+from jaxbp.run.store import folder
+from jaxbp.run import loop
+from jaxbp.run.host import memory as room
+from jaxbp.run.host import signals
+from jaxbp.run.sweep.sweep import sweep
+from jaxbp.run.store.checkpoint import Checkpoints, Position, damage
 from jaxbp.run.config import CheckpointConfig, read
 from jaxbp.run.errors import UserError
 

@@ -17,7 +17,8 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from jaxbp.run import data, idx
+from jaxbp.run import data
+from jaxbp.run.data import idx
 from jaxbp.run.data import DataConfig, Scaling, describe, import_files, load
 from jaxbp.run.errors import UserError
 

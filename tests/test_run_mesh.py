@@ -18,11 +18,13 @@ from jaxbp import persample
 from jaxbp.cli import main
 from jaxbp.mlp import MLP, Params, factors
 from jaxbp.run import config as configs
-from jaxbp.run import loop, mesh, optimizers
-from jaxbp.run.checkpoint import Checkpoints, Position
+from jaxbp.run import loop
+from jaxbp.run.compute import mesh
+from jaxbp.run.compute import optimizers
+from jaxbp.run.store.checkpoint import Checkpoints, Position
 from jaxbp.run.config import MeshConfig, OptimizerConfig
-from jaxbp.run.training import State
-from jaxbp.run.tricks import Tricks
+from jaxbp.run.compute.epoch import State
+from jaxbp.run.compute.step import Tricks
 
 SHAPES = [(2, 1), (1, 2), (2, 2), (4, 1)]
 NET = MLP((784, 256, 256, 10))

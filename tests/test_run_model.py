@@ -15,11 +15,11 @@ import tomli_w
 from oracles import assert_same_bits
 
 from jaxbp import MLP, Affine
-from jaxbp.run import model as models
+from jaxbp.run.store import model as models
 from jaxbp.run.config import Config, ModelConfig, to_dict
 from jaxbp.run.data import Scaling
 from jaxbp.run.errors import UserError
-from jaxbp.run.model import FILE, Model, load, network
+from jaxbp.run.store.model import FILE, Model, load, network
 from jaxbp.run.predict import predict
 
 INPUTS = Scaling(np.array([1.0, 2.0, 3.0, 4.0]), np.array([1.0, 10.0, 0.1, 2.0]))

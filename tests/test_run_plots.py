@@ -8,7 +8,7 @@ import pytest
 from matplotlib import image
 from matplotlib import pyplot as plt
 
-from jaxbp.run import plots
+from jaxbp.run.report import plots
 
 RNG = np.random.default_rng(0)
 

@@ -16,7 +16,11 @@ from test_run_plots import has_colour, looked_at
 
 from jaxbp.cli import main
 from jaxbp.run import config as configs
-from jaxbp.run import loop, sweep, sweep_plots, sweep_scores, training
+from jaxbp.run import loop
+from jaxbp.run.sweep.sweep import sweep
+from jaxbp.run.sweep.sweep import plots as sweep_plots
+from jaxbp.run.sweep.sweep import scores as sweep_scores
+from jaxbp.run.compute import epoch as training
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `pytest`, unlike `python -m pytest`, does not
 from experiments import sweep as study

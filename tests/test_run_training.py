@@ -11,10 +11,11 @@ from oracles import assert_close, assert_same_bits
 
 import jaxbp
 from jaxbp import MLP, Affine
-from jaxbp.run import metrics, training
+from jaxbp.run.report import metrics
+from jaxbp.run.compute import epoch as training
 from jaxbp.run.config import OptimizerConfig
-from jaxbp.run.optimizers import Optimizer, build
-from jaxbp.run.training import State, Steps, epoch, evaluate
+from jaxbp.run.compute.optimizers import Optimizer, build
+from jaxbp.run.compute.epoch import State, Steps, epoch, evaluate
 
 RATE = 0.3
 AUTODIFF = jax.jit(oracles.value_and_grad, static_argnums=0)

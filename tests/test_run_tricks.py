@@ -12,12 +12,14 @@ from oracles import assert_close, assert_same_bits
 
 import jaxbp
 from jaxbp import MLP, memory
-from jaxbp.run import loop, training, tricks
+from jaxbp.run import loop
+from jaxbp.run.compute import epoch as training
+from jaxbp.run.compute import step as tricks
 from jaxbp.run.config import OptimizerConfig, read
 from jaxbp.run.errors import UserError
-from jaxbp.run.optimizers import build
-from jaxbp.run.training import State, epoch
-from jaxbp.run.tricks import Tricks
+from jaxbp.run.compute.optimizers import build
+from jaxbp.run.compute.epoch import State, epoch
+from jaxbp.run.compute.step import Tricks
 
 NET = MLP((4, 7, 5, 6, 3), "tanh")
 

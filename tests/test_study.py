@@ -22,11 +22,15 @@ import jaxbp
 from jaxbp import MLP, persample
 from jaxbp.cli import main
 from jaxbp.run import config as configs
-from jaxbp.run import plots, recording, study, study_plots, training
+from jaxbp.run.report import plots
+from jaxbp.run.compute import recording
+from jaxbp.run.study.measure import measure as study
+from jaxbp.run.study.measure import plots as study_plots
+from jaxbp.run.compute import epoch as training
 from jaxbp.run.config import OptimizerConfig
-from jaxbp.run.optimizers import build
-from jaxbp.run.recording import Recording
-from jaxbp.run.training import State
+from jaxbp.run.compute.optimizers import build
+from jaxbp.run.compute.recording import Recording
+from jaxbp.run.compute.epoch import State
 
 DIGITS = """
 [data]

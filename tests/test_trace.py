@@ -10,7 +10,7 @@ from matplotlib import image
 
 import jaxbp
 from jaxbp.cli import main
-from jaxbp.run import trace
+from jaxbp.run.study.measure import trace
 
 CONFIG = """
 [data]

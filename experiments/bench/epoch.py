@@ -21,7 +21,9 @@ import numpy as np
 from experiments.bench import timing
 from experiments.bench.rows import Row, Settings, Target
 from experiments.peers import epochs as protocol
-from jaxbp.run import config, data, loop
+from jaxbp.run import config
+from jaxbp.run import data
+from jaxbp.run import loop
 
 DATA, SIZES, LEARNING_RATE = "mnist", (784, 256, 256, 10), 0.1
 PACKAGES = {"Equinox": "equinox", "scikit-learn": "sklearn"}  # loops that run in jaxbp's own environment

@@ -22,7 +22,7 @@ def check_config(path: Path, level: str, seed: int, console: Any) -> Report:
     from rich.table import Table
 
     from jaxbp.run import config as configs
-    from jaxbp.run.model import network
+    from jaxbp.run.store.model import network
 
     config = configs.read(path)
     net = network(config.model)

@@ -5,6 +5,6 @@ model = jaxbp.run.load("runs/digits")
 output = model.predict(x)
 """
 
-from jaxbp.run.model import Model, load
+from jaxbp.run.store.model import Model, load
 
 __all__ = ["Model", "load"]

@@ -19,7 +19,7 @@ import tyro
 from pydantic import Field
 
 from jaxbp.names import Entry, lookup, nearest
-from jaxbp.run.data import STRICT, DataConfig
+from jaxbp.run.data.dataset import STRICT, DataConfig
 from jaxbp.run.errors import UserError
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxbp.run import room
+from jaxbp.run.data.archive import arrays
 from jaxbp.run.errors import UserError
-from jaxbp.run.idx import BROKEN
-from jaxbp.run.model import Model, load
+from jaxbp.run.store.model import Model, load
 
 
 def predict(run: Path, data: Path, out: Path | None) -> None:
@@ -46,15 +45,7 @@ def _rows(model: Model, output: np.ndarray) -> list[list[object]]:
 
 
 def _read(path: Path) -> np.ndarray:
-    try:
-        # Opened here because numpy leaves a file open whose archive turns out to be damaged.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            room.check(f"{path}: x needs", room.of_npz(path, ["x"]))
-            x = np.asarray(arrays["x"])
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (*BROKEN, KeyError, TypeError, AttributeError, MemoryError) as error:
-        raise UserError(f"{path}: not an .npz file with an array x: {error}") from None
+    x = arrays(path, ["x"])["x"]
     if x.dtype.kind not in "fiub":
         raise UserError(f"{path}: x has dtype {x.dtype}, expected numbers")
     bad = np.argwhere(~np.isfinite(x))

@@ -1,8 +1,10 @@
 """Arrays of an .npz file that need not be read: what is not compressed is mapped, and only what is used is loaded."""
 
+import contextlib
 import math
 import struct
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +34,16 @@ def header(archive: zipfile.ZipFile, name: str) -> Header:
         version = np.lib.format.read_magic(member)
         read = np.lib.format.read_array_header_1_0 if version[0] == 1 else np.lib.format.read_array_header_2_0
         return Header(*read(member), member.tell())
+
+
+def size(path: Path, names: Iterable[str]) -> int:
+    """Bytes that arrays of an .npz file take, as their headers say; 0 for a member that is no array or not there."""
+    total = 0
+    with zipfile.ZipFile(path) as archive:
+        for name in names:
+            with contextlib.suppress(KeyError, ValueError):
+                total += header(archive, name).size
+    return total
 
 
 def mapped(path: Path, name: str) -> np.ndarray | None:

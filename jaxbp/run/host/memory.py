@@ -3,13 +3,10 @@
 import contextlib
 import math
 import os
-import zipfile
-from collections.abc import Iterable
 from pathlib import Path
 
 import jax
 
-from jaxbp.run import npz
 from jaxbp.run.errors import UserError
 
 CGROUP = Path("/sys/fs/cgroup")
@@ -38,16 +35,6 @@ def available() -> int:
 def of_tree(tree: object) -> int:
     """Bytes of the arrays, or of the shapes, in a pytree."""
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-
-
-def of_npz(path: Path, names: Iterable[str]) -> int:
-    """Bytes that arrays of an .npz file take, as their headers say; 0 for a member that is no array or not there."""
-    total = 0
-    with zipfile.ZipFile(path) as archive:
-        for name in names:
-            with contextlib.suppress(KeyError, ValueError):
-                total += npz.header(archive, name).size
-    return total
 
 
 def _shown(count: int) -> str:

@@ -7,15 +7,15 @@ and all of them end.
 """
 
 import contextlib
+import json
 import os
-import pickle
 import re
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -25,7 +25,7 @@ from jaxbp.run.errors import Diverged, Lost, Stopped, UserError
 NUMBERS = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")  # processes of a cluster's job
 PERIOD, TIMEOUT = 5, 30  # seconds between two meetings of the watching threads, and for which they wait: longer than
-# any other thread keeps them from running, which pickling a large state does
+# any other thread keeps them from running
 PIECE = 2**26  # bytes that are handed round at a time: every device holds them
 HEARTBEAT = 90  # seconds after which XLA itself gives a process up; the watching threads are to notice it first
 MEETING = 300  # seconds for which the first meeting waits
@@ -91,16 +91,27 @@ def together(work: Callable[[], T]) -> T:
 
 
 def shared(work: Callable[[], T]) -> T:
-    """What `work` returns in the first process, which alone does it, as a copy in each; so is a UserError of it."""
+    """What `work` returns in the first process, which alone does it, in each; so is a UserError of it. Plain JSON."""
+    found = by_first(work)
+    return _gather(found)[0] if jax.process_count() > 1 else found  # type: ignore[return-value]
+
+
+def broadcast(tree: Any, like: Any) -> Any:
+    """The arrays of the first process in each of them, bit for bit; `like` has their shapes, others may give None."""
     if jax.process_count() == 1:
-        return work()
+        return tree
     from jax.experimental.multihost_utils import broadcast_one_to_all
 
-    found = np.frombuffer(pickle.dumps(by_first(work)), np.uint8)
-    length = _gather(len(found))[0]
-    source = found if leads() else np.zeros(length, np.uint8)
-    pieces = [np.asarray(broadcast_one_to_all(source[i : i + PIECE])) for i in range(0, length, PIECE)]
-    return pickle.loads(np.concatenate(pieces).tobytes())
+    def one(like: Any, leaf: Any) -> np.ndarray:
+        dtype = np.dtype(like.dtype)
+        empty = np.zeros(like.size * dtype.itemsize, np.uint8)
+        source = np.ascontiguousarray(leaf).reshape(-1).view(np.uint8) if leads() else empty
+        pieces = [np.asarray(broadcast_one_to_all(source[i : i + PIECE])) for i in range(0, len(source), PIECE)]
+        return np.concatenate([empty[:0], *pieces]).view(dtype).reshape(like.shape)
+
+    leaves, structure = jax.tree.flatten(like)
+    given = jax.tree.leaves(tree) if leads() else [None] * len(leaves)
+    return jax.tree.unflatten(structure, [one(*pair) for pair in zip(leaves, given, strict=True)])
 
 
 def by_first(work: Callable[[], T]) -> T | None:
@@ -146,13 +157,14 @@ def _join() -> bool:
 
 def _watch(stop: threading.Event, outcome: Callable[[BaseException], tuple[int, str]]) -> None:
     """Meets the watching threads of the other processes until `stop`; ends this process when one does not come."""
-    from orbax.checkpoint import multihost
+    from jax._src import distributed  # JAX has no public meeting that ends after a time
 
-    meet, count = multihost.get_barrier_sync_fn(), 0
+    client, count = distributed.global_state.client, 0
+    assert client is not None  # `_join` has met the others
     while not stop.wait(PERIOD):
         count += 1
         try:
-            meet(key=f"jaxbp {count}", timeout_ms=1000 * TIMEOUT)
+            client.wait_at_barrier(f"jaxbp {count}", 1000 * TIMEOUT)
         except Exception as error:
             if not stop.is_set():
                 _end(*outcome(Lost(_missing(str(error)))))
@@ -178,12 +190,12 @@ def _end(status: int, line: str) -> None:
 
 
 def _gather(value: T) -> list[T]:
-    """The value of each process, in all of them; pickled, so that it comes bit for bit."""
+    """The value of each process, in all of them: what JSON can hold."""
     from jax.experimental.multihost_utils import process_allgather
 
-    data = np.frombuffer(pickle.dumps(value), np.uint8)
+    data = np.frombuffer(json.dumps(value).encode(), np.uint8)
     lengths = np.asarray(process_allgather(np.array([len(data)], np.int32))).ravel()
     padded = np.zeros(lengths.max(), np.uint8)
     padded[: len(data)] = data
     rows = np.asarray(process_allgather(padded)).reshape(len(lengths), -1)
-    return [pickle.loads(row[:length].tobytes()) for row, length in zip(rows, lengths, strict=True)]
+    return [json.loads(row[:length].tobytes()) for row, length in zip(rows, lengths, strict=True)]

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from matplotlib import pyplot as plt
 
-from jaxbp.run import plots
-from jaxbp.run.plots import noise_scale, save
+from jaxbp.run.report import plots
+from jaxbp.run.report.plots import noise_scale, save
 
 __all__ = ["class_cosine", "gram_spectrum", "images", "noise_scale", "norms"]
 

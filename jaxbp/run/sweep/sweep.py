@@ -8,7 +8,6 @@ matrix products the same bits then, and another order to the sums over samples (
 
 import dataclasses
 import functools
-import inspect
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -21,17 +20,26 @@ import tomli_w
 from rich.console import Console
 
 from jaxbp.mlp import Array, Params
-from jaxbp.run import folder, loop, metrics, optimizers, progress, recording, signals, sweep_scores, training, tricks
-from jaxbp.run import mesh as meshes
+from jaxbp.run import loop
+from jaxbp.run.compute import mesh as meshes
+from jaxbp.run.compute import optimizers
+from jaxbp.run.compute.epoch import Evaluation, epoch, evaluate, order_key
+from jaxbp.run.compute.step import State, Steps
 from jaxbp.run.config import Config, SweepConfig, to_dict
 from jaxbp.run.data import digest
 from jaxbp.run.errors import Diverged, Stopped, UserError
-from jaxbp.run.folder import How
-from jaxbp.run.loop import Setup, Split
-from jaxbp.run.model import MEMBERS
-from jaxbp.run.recording import Recording
-from jaxbp.run.sweep_scores import Group
-from jaxbp.run.training import Evaluation, State, Steps
+from jaxbp.run.host import signals
+from jaxbp.run.loop import Setup
+from jaxbp.run.problem import Split
+from jaxbp.run.report import metrics
+from jaxbp.run.report.metrics import Divergence, EpochRow, MemberRow, Row, Timing
+from jaxbp.run.report.progress import progress
+from jaxbp.run.store import files
+from jaxbp.run.store import folder as folders
+from jaxbp.run.store.folder import METRICS, TIMINGS, How
+from jaxbp.run.store.model import MEMBERS
+from jaxbp.run.sweep import scores
+from jaxbp.run.sweep.scores import Group
 
 
 class Member(NamedTuple):
@@ -71,13 +79,13 @@ class Epoch(NamedTuple):
     """What an epoch gave.
 
     params: of all members on the host, (M, …); of a diverged one those after its last whole epoch.
-    lines: of metrics.jsonl: for each member its recorded steps, then its row or, once, why it diverged.
-    timing: of timings.jsonl: the seconds of the epoch of all members, their samples a second together.
+    rows: for each member its recorded steps, then its row or, once, why it diverged.
+    timing: the seconds of the epoch of all members, their samples a second together.
     """
 
     params: Params
-    lines: list[dict[str, Any]]
-    timing: dict[str, Any]
+    rows: list[MemberRow]
+    timing: Timing
 
 
 def run(config: Config, name: str, console: Console, how: How = "auto") -> Path:
@@ -85,7 +93,8 @@ def run(config: Config, name: str, console: Console, how: How = "auto") -> Path:
 
     The folder holds config.toml, provenance.json, metrics.jsonl (the lines of a run with `seed` and `learning_rate`; a
     line with `diverged` for a member that did), timings.jsonl, scores.csv, sweep.png, and members/NAME, the run folder
-    of each member: config.toml, which trains that one again, and params.safetensors.
+    of each member: config.toml, which trains that one again, and params.safetensors. A sweep that was stopped stays
+    marked as unfinished.
 
     Raises:
       UserError: something in the config does not fit, or the folder can't be written.
@@ -95,43 +104,43 @@ def run(config: Config, name: str, console: Console, how: How = "auto") -> Path:
     if how == "resume":
         raise UserError("--resume: a sweep writes no checkpoints; it can only begin again")
     sweep = prepare(config)
-    with folder.opened(config, name, digest(sweep.setup.dataset), "new") as opened:
-        path = opened.path
-        console.out(f"{describe(sweep)}\nrun folder {path}", highlight=False)  # brackets in a name are no markup
+    with folders.opened(config, name, digest(sweep.setup.problem.dataset), "new") as folder:
+        console.out(f"{describe(sweep)}\nrun folder {folder.path}", highlight=False)  # brackets are no markup
         try:
-            _train(sweep, path, console)
-        except OSError as error:
-            raise UserError(f"{path}: can't be written: {error.strerror}; what was written before is whole") from None
-        finally:
-            folder.finish(path)
-    return path
+            with files.writable(f"{folder.path}:", after="; what was written before is whole"):
+                _train(sweep, folder.path, console)
+        except Diverged:
+            folder.finish()
+            raise
+        folder.finish()
+    return folder.path
 
 
 def _train(sweep: Sweep, path: Path, console: Console) -> None:
     """Trains to the end; what was measured is in the folder however it ends."""
-    config, lines = sweep.config, list[dict[str, Any]]()
-    params, started = jax.device_get(_initial(sweep)), time.perf_counter()
+    config, rows, started = sweep.config, list[MemberRow](), time.perf_counter()
+    params = jax.device_get(_initial(sweep))
     try:
-        with progress.shown(console, config.train.epochs) as show, signals.noted() as stop:
+        with progress(console, config.train.epochs) as show, signals.noted() as stop:
             for params, found, timing in epochs(sweep):  # noqa: B007  (the last ones are saved below)
-                lines += found
-                folder.append(path, timing, to=folder.TIMINGS)
-                folder.append(path, *found)
-                if rows := [line for line in found if sweep_scores.is_row(line)]:
-                    show(_medians(rows) | timing)
-                if stop.signal and timing["epoch"] < config.train.epochs:
-                    raise Stopped(f"stopped after epoch {timing['epoch']} of {config.train.epochs}", stop.signal)
+                rows += found
+                folders.append(path / TIMINGS, [timing])
+                folders.append(path / METRICS, found)
+                if measured := [member.row for member in found if isinstance(member.row, EpochRow)]:
+                    show(_medians(measured), timing)
+                if stop.signal and timing.epoch < config.train.epochs:
+                    raise Stopped(f"stopped after epoch {timing.epoch} of {config.train.epochs}", stop.signal)
     finally:
-        groups = sweep_scores.groups(config, lines)
+        groups = scores.groups(config, rows)
         _save(sweep, params, groups, path)
     shown = f"{config.train.epochs} epochs, {time.perf_counter() - started:.1f} s of training"
-    console.print(sweep_scores.table(groups, shown))
-    console.out(sweep_scores.best(groups), highlight=False)
+    console.print(scores.table(groups, shown))
+    console.out(scores.best(groups), highlight=False)
 
 
 def prepare(config: Config) -> Sweep:
     """Reads the data and builds what the members share; UserError for what does not fit together."""
-    if meshes.asked(config.mesh):
+    if meshes.wanted(config.mesh):
         raise UserError("mesh: a [sweep] runs on one device, in one process: leave out one of the two")
     count = config.sweep.seeds * max(1, len(config.sweep.learning_rate))  # more than memory holds are not listed
     setup = loop.prepare(next(_members(config)).config, count)
@@ -155,53 +164,47 @@ def epochs(sweep: Sweep) -> Iterator[Epoch]:
     Raises:
       Diverged: no member is left.
     """
-    setup, config, study = sweep.setup, sweep.config.train, sweep.config.study
-    record = Recording(study.quantities, study.every) if study.quantities else None
+    (problem, spec, _), config = sweep.setup, sweep.config
+    sets = {name: problem.on_device(name) for name in ("train", "test")}
     state, members = _start(sweep), _inputs(sweep)
-    program = jax.jit(_program(sweep, record), donate_argnums=0)
-    compiled = program.lower(state, members, setup.train, setup.test, 1, 0).compile()
+    compiled = jax.jit(_program(sweep), donate_argnums=0).lower(state, members, sets, 1, 0).compile()
     params, alive = jax.device_get((state.params, state.alive))
-    steps = -(-len(setup.train.x) // config.batch_size)
-    for epoch in range(1, config.epochs + 1):
-        started, done, before = time.perf_counter(), (epoch - 1) * steps, alive
-        state, *measured = compiled(state, members, setup.train, setup.test, epoch, done % study.every)
-        alive = np.asarray(state.alive)
+    count = -(-len(sets["train"].x) // spec.batch_size)
+    for number in range(1, config.train.epochs + 1):
+        started, done, before = time.perf_counter(), (number - 1) * count, alive
+        state, *measured = compiled(state, members, sets, number, done % config.study.every)
+        alive = np.array(state.alive)
         seconds = time.perf_counter() - started
-        params = jax.tree.map(functools.partial(_where, alive), jax.device_get(state.params), params)
         found = jax.device_get(measured)
-        samples = int(before.sum()) * len(setup.train.x)
-        lines = []
+        rows = list[MemberRow]()
         for i in np.flatnonzero(before):
-            mine, evaluations = jax.tree.map(lambda a: a[i], found)  # noqa: B023
-            for line in _lines(setup, record, mine, evaluations, epoch):
-                lines.append(_tagged(sweep.members[i], setup, line))
-        yield Epoch(params, lines, {"epoch": epoch, "seconds": seconds, "samples_per_second": samples / seconds})
+            steps, evaluations = jax.tree.map(lambda a: a[i], found)  # noqa: B023
+            mine = _rows(sweep.setup, steps, evaluations, number)
+            alive[i] &= isinstance(mine[-1], EpochRow)
+            rows += [_tagged(sweep.members[i], sweep.setup, row) for row in mine]
+        params = jax.tree.map(functools.partial(_where, alive), jax.device_get(state.params), params)
+        state = state._replace(alive=jnp.asarray(alive))
+        samples = int(before.sum()) * len(sets["train"].x)
+        yield Epoch(params, rows, Timing(number, seconds, samples / seconds))
         if not alive.any():
-            raise Diverged(f"every member of the sweep did; the last ones, {lines[-1]['diverged']}")
+            raise Diverged(f"every member of the sweep did; the last ones, {rows[-1].row.line()['diverged']}")
 
 
-def _program(sweep: Sweep, record: Recording | None) -> Callable[..., Any]:
+def _program(sweep: Sweep) -> Callable[..., Any]:
     """An epoch of all members and the evaluations after it, as one function of the members' states."""
-    setup, config = sweep.setup, sweep.config
-    net, evaluated = setup.model.net, dataclasses.replace(setup.model.net, loss=config.model.loss)
+    problem, spec, _ = sweep.setup
 
-    def program(states: State, inputs: Inputs, train: Split, test: Split, epoch: Array, phase: Array) -> Any:
+    def program(states: State, inputs: Inputs, sets: dict[str, Split], epoch_number: Array, phase: Array) -> Any:
         def member(argument: tuple[State, Inputs]) -> tuple[State, Steps, dict[str, Evaluation]]:
             state, (key, rate) = argument
-            key = jax.random.fold_in(key, epoch)
-            optimizer = setup.optimizer
+            mine = spec
             if rate is not None:  # traced: the optimiser is built from it inside the program
-                optimizer = optimizers.with_learning_rate(config.optimizer, rate)
-            one_epoch = inspect.unwrap(
-                training.epoch
-            )  # not jitted by itself: an optimiser that holds a tracer is no key
-            state, steps = one_epoch(net, optimizer, config.train.batch_size, state, *train, key, record, phase, chosen)
-            after = {name: training.evaluate(evaluated, state.params, *split) for name, split in splits}
-            return state, steps, after
+                optimizer = optimizers.with_learning_rate(sweep.config.optimizer, rate)
+                mine = dataclasses.replace(spec, optimizer=optimizer)
+            state, steps = epoch(mine, state, *sets["train"], jax.random.fold_in(key, epoch_number), phase)
+            return state, steps, {name: evaluate(problem.scored, state.params, *split) for name, split in sets.items()}
 
-        chosen = tricks.tricks(config.train, net)
-        splits = (("train", train), ("test", test))
-        at_once = min(config.sweep.at_once, len(sweep.members))
+        at_once = min(sweep.config.sweep.at_once, len(sweep.members))
         return jax.lax.map(member, (states, inputs), batch_size=None if at_once == 1 else at_once)
 
     return program
@@ -210,21 +213,22 @@ def _program(sweep: Sweep, record: Recording | None) -> Callable[..., Any]:
 def _start(sweep: Sweep) -> State:
     """The states of all members before the first epoch, (M, …)."""
     params = _initial(sweep)
-    return State(params, jax.vmap(sweep.setup.optimizer.init)(params), jnp.ones(len(sweep.members), bool))
+    return State(params, jax.vmap(sweep.setup.spec.optimizer.init)(params), jnp.ones(len(sweep.members), bool))
 
 
 def _initial(sweep: Sweep) -> Params:
     """Drawn once a seed, as the separate run draws them, and stacked: (M, …)."""
-    drawn = {m.seed: loop.initial(sweep.setup.model.net, m.config) for m in reversed(sweep.members)}
+    problem = sweep.setup.problem
+    drawn = {m.seed: problem._replace(config=m.config).initial() for m in reversed(sweep.members)}
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *(drawn[m.seed] for m in sweep.members))
 
 
 def _inputs(sweep: Sweep) -> Inputs:
     """η in the dtype of the parameters, in which a number of the config meets the gradient."""
-    keys = {m.seed: loop.order_key(m.seed) for m in sweep.members}
+    keys = {m.seed: order_key(m.seed) for m in sweep.members}
     rates = [m.learning_rate for m in sweep.members if m.learning_rate is not None]
-    dtype = sweep.setup.model.params[0].w.dtype
-    return Inputs(jnp.stack([keys[m.seed] for m in sweep.members]), jnp.asarray(rates, dtype) if rates else None)
+    stacked = jnp.stack([keys[m.seed] for m in sweep.members])
+    return Inputs(stacked, jnp.asarray(rates, sweep.config.model.dtype) if rates else None)
 
 
 def _where(alive: np.ndarray, new: np.ndarray, old: np.ndarray) -> np.ndarray:
@@ -272,33 +276,27 @@ def _check(config: Config) -> None:
 # What is measured -----------------------------------------------------------------------------------------------------
 
 
-def _lines(
-    setup: Setup, record: Recording | None, measured: Steps, evaluations: dict[str, Evaluation], epoch: int
-) -> Iterator[dict[str, Any]]:
-    """A member's lines of an epoch: the recorded steps up to a bad one, then its row or why there is none."""
-    steps, bad = len(measured.loss), loop.first_bad(measured)
-    if record is not None:
-        yield from recording.rows(
-            record, measured.recorded, np.asarray(measured.loss)[: bad + 1], epoch, (epoch - 1) * steps
-        )
-    if bad < steps:
-        where = {"epoch": epoch, "step": (epoch - 1) * steps + bad + 1}
-        yield where | {"diverged": loop.divergence(measured, epoch)}
-    else:
-        yield loop.epoch_row(setup, evaluations, measured, epoch)
+def _rows(setup: Setup, steps: Steps, evaluations: dict[str, Evaluation], epoch: int) -> list[Row]:
+    """A member's rows of an epoch: the recorded steps up to a bad one, then its row or why there is none."""
+    done = (epoch - 1) * len(steps.loss)
+    rows: list[Row] = [*metrics.records(setup.spec.recording, steps, epoch, done)]
+    if (fault := metrics.divergence(steps, evaluations, epoch)) is not None:
+        step = min(metrics.first_bad(steps) + 1, len(steps.loss))
+        return [*rows, Divergence(epoch, done + step, fault)]
+    return [*rows, loop.epoch_row(setup, evaluations, steps, epoch)]
 
 
-def _tagged(member: Member, setup: Setup, line: dict[str, Any]) -> dict[str, Any]:
-    """The line with its member's seed and η; of a schedule, η of the line's step."""
+def _tagged(member: Member, setup: Setup, row: Row) -> MemberRow:
+    """The row with its member's seed and η; of a schedule, η of the row's step."""
     rate = member.learning_rate
-    rate = float(np.asarray(setup.optimizer.learning_rate(line["step"] - 1))) if rate is None else rate
-    return {"seed": member.seed, "learning_rate": rate} | line | {"learning_rate": rate}
+    rate = float(np.asarray(setup.spec.optimizer.learning_rate(row.step - 1))) if rate is None else rate
+    return MemberRow(member.seed, rate, row)
 
 
-def _medians(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _medians(rows: Sequence[EpochRow]) -> dict[str, float]:
     """The scores of an epoch, over the members."""
-    names = [name for name in rows[0] if metrics.is_score(name)]
-    return {name: float(np.median([row[name] for row in rows])) for name in names}
+    found = [row.scores() for row in rows]
+    return {name: float(np.median([scores[name] for scores in found])) for name in found[0]}
 
 
 def _save(sweep: Sweep, params: Params, groups: Sequence[Group], path: Path) -> None:
@@ -306,11 +304,11 @@ def _save(sweep: Sweep, params: Params, groups: Sequence[Group], path: Path) -> 
     for i, member in enumerate(sweep.members):
         home = path / MEMBERS / member.name
         home.mkdir(parents=True)
-        (home / "config.toml").write_text(tomli_w.dumps(to_dict(member.config)), encoding="utf-8")
-        sweep.setup.model._replace(params=jax.tree.map(lambda a: a[i], params)).save(home)  # noqa: B023
-    if sweep_scores.names(groups):
-        sweep_scores.write(groups, path / "scores.csv")
+        files.replace(home / "config.toml", tomli_w.dumps(to_dict(member.config)))
+        sweep.setup.problem.model(jax.tree.map(lambda a: a[i], params)).save(home)  # noqa: B023
+    if scores.names(groups):
+        scores.write(groups, path / "scores.csv")
         if sweep.config.train.plots:
-            from jaxbp.run import sweep_plots  # matplotlib takes its time
+            from jaxbp.run.sweep import plots  # matplotlib takes its time
 
-            sweep_plots.curves(groups, path / "sweep.png")
+            plots.curves(groups, path / "sweep.png")

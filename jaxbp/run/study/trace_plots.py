@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from jaxbp.run.plots import save
+from jaxbp.run.report.plots import save
 
 BARS = 32  # vectors up to this length are drawn as bars, longer ones folded into a picture
 

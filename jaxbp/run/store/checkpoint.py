@@ -1,13 +1,15 @@
-"""Checkpoints of a run: Orbax commits them, a SHA-256 manifest beside each says that it is whole.
+"""Checkpoints of a run: one safetensors file each, and a SHA-256 manifest beside it that says that it is whole.
 
-checkpoints/<step>/ is Orbax's folder; it gets this name when all its files are there. checkpoints/<step>.sha256 is
-written after it, in the format of `sha256sum`, a line a file. Only a folder with a manifest is a checkpoint: without
-one the process was killed while it wrote.
+A checkpoint is written into a hidden folder, which is on disk before it gets its name, checkpoints/<step>/. Then
+checkpoints/<step>.sha256 is written, in the format of `sha256sum`, which checks it there: a line a file. Only a folder
+with a manifest is a checkpoint: without one the process was killed while it wrote.
 """
 
+import contextlib
 import hashlib
 import os
-import shutil
+import re
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,9 +20,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import safetensors
+import safetensors.numpy
 
 from jaxbp.run.config import CheckpointConfig
 from jaxbp.run.errors import UserError
+from jaxbp.run.store import files
 
 PAUSE = 60.0  # seconds between checkpoints where the config does not say how many epochs
 FILE = "state.safetensors"
@@ -46,13 +50,13 @@ class Saved(NamedTuple):
 
 
 class Checkpoints:
-    """Those of one run folder; a context manager, which leaves when the last one is on disk.
+    """The checkpoints of one run folder; a context manager, which leaves when the last one is on disk.
 
     `save` copies the state and returns; a thread writes it while the next epoch is computed.
     """
 
     def __init__(self, run: Path, config: CheckpointConfig) -> None:
-        self._run, self._config = run, config
+        self._config = config
         self._folder = run / "checkpoints"
         self._worker = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[None] | None = None
@@ -63,8 +67,12 @@ class Checkpoints:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self._worker.shutdown()
-        if kind is None:
+        try:
             self.wait()
+        except UserError as fault:
+            if kind is None:
+                raise
+            print(f"jaxbp: warning: {fault}", file=sys.stderr)  # what is in flight already is worse
 
     def due(self, epoch: int) -> bool:
         """Whether the config wants a checkpoint after this epoch."""
@@ -88,10 +96,8 @@ class Checkpoints:
         """Returns when the last checkpoint is on disk; UserError where it can't be."""
         pending, self._pending = self._pending, None
         if pending is not None:
-            try:
+            with files.writable(f"{self._folder}:"):
                 pending.result()
-            except OSError as error:
-                raise UserError(f"{self._folder}: can't be written: {error.strerror}") from error
 
     def newest(self, like: Tree, warn: Callable[[str], None]) -> Saved | None:
         """The newest checkpoint that is whole, its state in the shape of `like`; None where there is none.
@@ -120,35 +126,36 @@ def damage(path: Path) -> str | None:
     then, now = (_lines(text) for text in (written.decode(errors="replace"), manifest(path)))
     for name, digest in now.items():
         if then.get(name) != digest:
-            return f"{path / name} {'has changed' if name in then else 'is not in its manifest'}"
+            return f"{path.parent / name} {'has changed' if name in then else 'is not in its manifest'}"
     missing = [name for name in then if name not in now]
-    return f"{path / missing[0]} is missing" if missing else f"{_manifest_of(path)} has changed"
+    return f"{path.parent / missing[0]} is missing" if missing else f"{_manifest_of(path)} has changed"
 
 
 def manifest(path: Path) -> str:
-    """The SHA-256 of every file below a folder, as `sha256sum` prints it."""
-    files = sorted(file for file in path.rglob("*") if not file.is_dir())
-    return "".join(
-        f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.relative_to(path).as_posix()}\n" for file in files
-    )
+    """The SHA-256 of every file in a folder, as `sha256sum` prints it beside the folder."""
+    found = sorted(file for file in path.rglob("*") if not file.is_dir())
+    return "".join(f"{_sha256(file)}  {file.relative_to(path.parent).as_posix()}\n" for file in found)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _write(folder: Path, keep: int, position: Position, arrays: dict[str, np.ndarray]) -> None:
-    """Orbax's commit, then the manifest, then the oldest ones go."""
-    from jaxbp.run import orbax_file
-
+    """The folder, then its manifest, then the oldest checkpoints go."""
     path = folder / str(position.step)
     folder.mkdir(exist_ok=True)
     _remove(path)
     where = {f"position.{name}": np.asarray(value) for name, value in position._asdict().items()}
+    part = folder / f".{position.step}"
     try:
-        orbax_file.write(path, where | {f"state.{name}": array for name, array in arrays.items()})
-        part = folder / f".{position.step}"
-        with open(part, "w", encoding="utf-8") as file:
-            file.write(manifest(path))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, _manifest_of(path))
+        part.mkdir()
+        (part / FILE).write_bytes(safetensors.numpy.save(where | {f"state.{n}": array for n, array in arrays.items()}))
+        files.synced(part / FILE)
+        files.synced(part)
+        os.rename(part, path)
+        files.replace(_manifest_of(path), manifest(path))
     except OSError:
         _clean(folder)
         raise
@@ -188,18 +195,27 @@ def _steps(folder: Path) -> list[int]:
 
 
 def _clean(folder: Path) -> None:
-    """Removes all but the checkpoints and the damaged ones."""
+    """Removes what a killed process left half written, known by its name and content; all else is the user's."""
     for path in folder.iterdir() if folder.is_dir() else ():
-        known = _manifest_of(path).exists() or path.name.endswith((MANIFEST, MANIFEST + DAMAGED))
-        if path.is_dir() and not known and not Path(f"{_manifest_of(path)}{DAMAGED}").exists():
-            shutil.rmtree(path)
-        elif not path.is_dir() and not known:
+        if re.fullmatch(r"\.[0-9a-f]{8}\.part-\d+\.sha256", path.name):
             path.unlink()
+        elif re.fullmatch(r"\.?\d+", path.name) and not _has_manifest(path) and _names(path) <= {FILE}:
+            _remove(path)
+
+
+def _has_manifest(path: Path) -> bool:
+    return _manifest_of(path).exists() or Path(f"{_manifest_of(path)}{DAMAGED}").exists()
+
+
+def _names(path: Path) -> set[str]:
+    """The names in a folder; that of a file which is no folder."""
+    return {file.name for file in path.iterdir()} if path.is_dir() else {path.name}
 
 
 def _remove(path: Path) -> None:
-    """The manifest first: from then on it is no checkpoint."""
+    """The manifest first: from then on it is no checkpoint. A folder with anything else in it stays."""
     _manifest_of(path).unlink(missing_ok=True)
     Path(f"{_manifest_of(path)}{DAMAGED}").unlink(missing_ok=True)
-    if path.is_dir():
-        shutil.rmtree(path)
+    (path / FILE).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # not empty, or not there
+        path.rmdir()

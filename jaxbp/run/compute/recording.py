@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxbp import persample
 from jaxbp.mlp import Array, Factors, Params, wide
+from jaxbp.run.config import choose
 
 QUARTILES = {"min": 0.0, "q25": 0.25, "median": 0.5, "q75": 0.75, "max": 1.0}
 
@@ -32,23 +32,15 @@ class Recording(NamedTuple):
     every: int
 
 
+def check(quantities: Sequence[str]) -> None:
+    """UserError for a quantity that no run records."""
+    for name in quantities:
+        choose("study.quantities", "quantity", name, QUANTITIES)
+
+
 def record(recording: Recording, batch: Batch) -> dict[str, Any]:
     """The quantities of a batch as scalars and vectors of a number a layer."""
     return {name: QUANTITIES[name](batch) for name in recording.quantities}
-
-
-def rows(recording: Recording, recorded: Any, loss: np.ndarray, epoch: int, done: int) -> list[dict[str, Any]]:
-    """Lines for metrics.jsonl from an epoch's stacked records; `loss` is that of its steps, `done` counts those before.
-
-    A line belongs to the parameters before its step.
-    """
-    arrays = {name: jax.tree.map(np.asarray, recorded[name]) for name in recording.quantities}  # jax.jit sorts by name
-
-    def row(i: int) -> dict[str, Any]:
-        values = {name: jax.tree.map(lambda array: array[i].tolist(), arrays[name]) for name in arrays}
-        return {"epoch": epoch, "step": done + i + 1, "batch_loss": float(loss[i]), **values}
-
-    return [row(i) for i in range(-done % recording.every, len(loss), recording.every)]
 
 
 def summary(values: Array, weights: Array) -> dict[str, Array]:
@@ -110,20 +102,3 @@ QUANTITIES: dict[str, Callable[[Batch], Any]] = {
     "variance": _variance,
 }
 """Of a batch, by the names of `jaxbp.persample`; per-sample arrays as their `summary`."""
-
-
-def noise_scales(recorded: Sequence[dict[str, Any]], window: int) -> np.ndarray:
-    """tr Σ / |G|² from means of both over `window` records (the ratio is biased); NaN where |G|² comes out negative."""
-    parts = [[row["noise_scale"][key] for row in recorded] for key in ("trace", "squared_gradient")]
-    trace, gradient = (_running_mean(np.array(part, np.float64), window) for part in parts)
-    return np.divide(trace, gradient, out=np.full_like(trace, np.nan), where=gradient > 0)
-
-
-def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
-    """Of the values that are numbers, around each place; narrower at both ends."""
-    known, ones = np.nan_to_num(values), np.isfinite(values).astype(np.float64)
-    places = np.arange(len(values))
-    first, last = np.maximum(places - window // 2, 0), np.minimum(places + window // 2 + 1, len(values))
-    total, count = (np.concatenate([[0], np.cumsum(a)]) for a in (known, ones))
-    counts = count[last] - count[first]
-    return np.divide(total[last] - total[first], counts, out=np.full(len(values), np.nan), where=counts > 0)

@@ -8,59 +8,59 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.table import Table
 
-from jaxbp.run import metrics
 from jaxbp.run.config import Config
+from jaxbp.run.report import metrics
+from jaxbp.run.report.metrics import Divergence, EpochRow, MemberRow
+from jaxbp.run.store import files
 
-Line = dict[str, Any]
 COLUMNS = ("learning_rate", "score", "members", "diverged", "mean", "sd", "min", "max")
 
 
 class Group(NamedTuple):
-    """The members of one learning rate (or of the schedule, then by its name), in all the lines of metrics.jsonl.
+    """The members of one learning rate (or of the schedule, then by its name).
 
-    epochs: for each epoch the rows of the members that lived to its end;  diverged: the lines of those that did not.
+    epochs: for each epoch the rows of the members that lived to its end;  diverged: the others'.
     """
 
     learning_rate: str
-    epochs: list[list[Line]]
-    diverged: list[Line]
+    epochs: list[list[MemberRow]]
+    diverged: list[MemberRow]
 
     @property
-    def last(self) -> list[Line]:
+    def last(self) -> list[MemberRow]:
         """The rows of the last epoch: one for each member that lives."""
         return self.epochs[-1]
 
 
-def groups(config: Config, lines: Sequence[Line]) -> list[Group]:
-    """The lines of a sweep by learning rate, in its order."""
-    named: dict[str, list[Line]] = {}
-    for line in lines:
-        named.setdefault(config.optimizer.schedule or str(line["learning_rate"]), []).append(line)
-    count = max((line["epoch"] for line in lines), default=0)
+def groups(config: Config, rows: Sequence[MemberRow]) -> list[Group]:
+    """The rows of a sweep by learning rate, in its order."""
+    named: dict[str, list[MemberRow]] = {}
+    for row in rows:
+        named.setdefault(config.optimizer.schedule or str(row.learning_rate), []).append(row)
+    count = max((member.row.epoch for member in rows), default=0)
     return [
         Group(
             name,
-            [[line for line in found if is_row(line) and line["epoch"] == epoch] for epoch in range(1, count + 1)],
-            [line for line in found if "diverged" in line],
+            [[m for m in found if isinstance(m.row, EpochRow) and m.row.epoch == e] for e in range(1, count + 1)],
+            [member for member in found if isinstance(member.row, Divergence)],
         )
         for name, found in named.items()
     ]
 
 
-def is_row(line: Line) -> bool:
-    """Whether a line has the scores of an epoch; the others are recorded steps and members that diverged."""
-    return "train_loss" in line
-
-
 def names(found: Sequence[Group]) -> list[str]:
     """The scores: train_loss, train_accuracy, test_loss, …"""
-    row = next((row for group in found for rows in group.epochs for row in rows), {})
-    return [name for name in row if metrics.is_score(name)]
+    return list(next((of(member) for group in found for rows in group.epochs for member in rows), {}))
+
+
+def of(member: MemberRow) -> dict[str, float]:
+    """The scores of a member after an epoch, by their names."""
+    return member.row.scores() if isinstance(member.row, EpochRow) else {}
 
 
 def write(found: Sequence[Group], path: Path) -> None:
     """A line a learning rate and score, of the members that live; s.d. is that of a sample, divided by n − 1."""
-    with open(path, "w", newline="", encoding="utf-8") as file:
+    with files.replaced(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(COLUMNS)
         for group in found:
@@ -88,11 +88,11 @@ def best(found: Sequence[Group]) -> str:
     score = main_score(found)
     choose: Callable[..., Any] = min if score.endswith("rmse") else max
     group = choose((g for g in found if g.last), key=lambda g: statistics(g.last, score)["mean"])
-    row = choose((row for g in found for row in g.last), key=lambda row: row[score])
+    row = choose((row for g in found for row in g.last), key=lambda row: of(row)[score])
     shown = score.replace("_", " ")
     return (
         f"best mean {shown}: {_cell(score, statistics(group.last, score)['mean'])}, learning rate {group.learning_rate}"
-        f"\nbest member: {_cell(score, row[score])}, seed {row['seed']}, learning rate {row['learning_rate']}"
+        f"\nbest member: {_cell(score, of(row)[score])}, seed {row.seed}, learning rate {row.learning_rate}"
     )
 
 
@@ -101,9 +101,9 @@ def main_score(found: Sequence[Group]) -> str:
     return "test_rmse" if "test_rmse" in names(found) else "test_accuracy"
 
 
-def statistics(rows: Sequence[Line], name: str) -> dict[str, float | None]:
+def statistics(rows: Sequence[MemberRow], name: str) -> dict[str, float | None]:
     """mean, sd, min and max over the rows; None where there are too few of them."""
-    values = np.array([row[name] for row in rows], np.float64)
+    values = np.array([of(row)[name] for row in rows], np.float64)
     if not values.size:
         return dict.fromkeys(("mean", "sd", "min", "max"))
     sd = float(values.std(ddof=1)) if values.size > 1 else None
@@ -111,4 +111,4 @@ def statistics(rows: Sequence[Line], name: str) -> dict[str, float | None]:
 
 
 def _cell(name: str, value: float | None) -> str:
-    return "–" if value is None else metrics.format_score(name, value)
+    return "–" if value is None else metrics.shown(name, value)

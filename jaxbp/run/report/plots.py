@@ -8,48 +8,48 @@ import matplotlib
 import numpy as np
 import numpy.typing as npt
 
-from jaxbp.run.recording import noise_scales
-
 matplotlib.use("agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from jaxbp.run.report.metrics import EpochRow, StepRecord
+
 COLOURS = {"train": "tab:blue", "test": "tab:orange"}
 
 
-def learning_curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
+def learning_curves(rows: Sequence[EpochRow], path: Path) -> None:
     """Loss and score of the training and the test set against the epoch."""
-    score = next(name for name in ("accuracy", "rmse") if f"test_{name}" in rows[0])
+    score = rows[0].test.main
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for axis, name in zip(axes, ("loss", score), strict=True):
         for split, colour in COLOURS.items():
-            values = np.array([row[f"{split}_{name}"] for row in rows])
+            values = np.array([getattr(getattr(row, split), name) for row in rows])
             values = 100 * values if name == "accuracy" else values
-            axis.plot([row["epoch"] for row in rows], values, color=colour, label=split, marker=_marker(rows))
+            axis.plot([row.epoch for row in rows], values, color=colour, label=split, marker=_marker(rows))
         axis.set(
             xlabel="epoch", ylabel={"accuracy": "accuracy (%)", "rmse": "RMSE (units of the target)"}.get(name, name)
         )
         axis.grid(alpha=0.3)
         axis.legend()
-    log_if_positive(axes[0], [row[f"{split}_loss"] for row in rows for split in COLOURS])
+    log_if_positive(axes[0], [getattr(row, split).loss for row in rows for split in COLOURS])
     axes[0].set_title("mean loss of a sample")
     axes[1].set_title({"accuracy": "share classified correctly", "rmse": "root mean square error"}[score])
     whole_epochs(axes)
     save(figure, path)
 
 
-def layer_rms(rows: Sequence[dict[str, Any]], path: Path) -> None:
+def layer_rms(rows: Sequence[EpochRow], path: Path) -> None:
     """The RMS of δ and of the gradient of each layer against the epoch, on a logarithmic scale."""
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     titles = {"delta_rms": "δ = ∂ℓ/∂s of a sample", "gradient_rms": "gradient of the mean loss of a batch"}
     for axis, (name, title) in zip(axes, titles.items(), strict=True):
-        values = np.array([row[name] for row in rows])
+        values = np.array([getattr(row, name) for row in rows])
         colours = plt.get_cmap("viridis")(np.linspace(0, 0.9, values.shape[1]))
         for layer, colour in enumerate(colours):
             axis.plot(
-                [row["epoch"] for row in rows],
+                [row.epoch for row in rows],
                 values[:, layer],
                 color=colour,
                 label=f"layer {layer + 1}",
@@ -96,9 +96,9 @@ def samples(x: np.ndarray, captions: Sequence[str], title: str, image_shape: tup
     save(figure, path)
 
 
-def noise_scale(recorded: Sequence[dict[str, Any]], path: Path) -> None:
+def noise_scale(recorded: Sequence[StepRecord], path: Path) -> None:
     """The noise scale of the recorded steps, beside the loss of their batches, against the step."""
-    steps = np.array([row["step"] for row in recorded])
+    steps = np.array([row.step for row in recorded])
     window = 1 + 2 * (len(recorded) // 40)
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     single = noise_scales(recorded, 1)
@@ -109,7 +109,7 @@ def noise_scale(recorded: Sequence[dict[str, Any]], path: Path) -> None:
     unseen = int(np.isnan(single).sum())
     note = f"; {unseen} of {len(single)} batches too small to see |G|²" if unseen else ""
     axes[0].legend(fontsize="small", title=f"{len(single)} records{note}", title_fontsize="x-small")
-    losses = np.array([row["batch_loss"] for row in recorded], np.float64)
+    losses = np.array([row.batch_loss for row in recorded], np.float64)
     axes[1].plot(steps, losses, color="tab:blue", marker=_marker(recorded))
     axes[1].set(xlabel="step", ylabel="loss", title="mean loss of a sample, of the same batches")
     log_if_positive(axes[1], losses)
@@ -151,3 +151,20 @@ def whole_epochs(axes: Iterable[Axes]) -> None:
 def save(figure: Figure, path: Path) -> None:
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def noise_scales(recorded: Sequence[StepRecord], window: int) -> np.ndarray:
+    """tr Σ / |G|² from means of both over `window` records (the ratio is biased); NaN where |G|² comes out negative."""
+    parts = [[row.quantities["noise_scale"][key] for row in recorded] for key in ("trace", "squared_gradient")]
+    trace, gradient = (_running_mean(np.array(part, np.float64), window) for part in parts)
+    return np.divide(trace, gradient, out=np.full_like(trace, np.nan), where=gradient > 0)
+
+
+def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
+    """Of the values that are numbers, around each place; narrower at both ends."""
+    known, ones = np.nan_to_num(values), np.isfinite(values).astype(np.float64)
+    places = np.arange(len(values))
+    first, last = np.maximum(places - window // 2, 0), np.minimum(places + window // 2 + 1, len(values))
+    total, count = (np.concatenate([[0], np.cumsum(a)]) for a in (known, ones))
+    counts = count[last] - count[first]
+    return np.divide(total[last] - total[first], counts, out=np.full(len(values), np.nan), where=counts > 0)

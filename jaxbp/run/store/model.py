@@ -1,7 +1,6 @@
 """A trained network together with its scaling and class names, as a file: safetensors, no pickle."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ from jaxbp.run import config as configs
 from jaxbp.run.config import Config, ModelConfig, choose
 from jaxbp.run.data import Scaling
 from jaxbp.run.errors import UserError
+from jaxbp.run.store import files
 from jaxbp.shapes import check_params
 
 FILE = "params.safetensors"
@@ -55,12 +55,7 @@ class Model(NamedTuple):
         }
         scalings = {"inputs": self.inputs} | ({"targets": self.targets} if self.targets else {})
         tensors |= {f"{name}.{k}": v for name, scaling in scalings.items() for k, v in scaling._asdict().items()}
-        written = folder / f".{FILE}"
-        try:
-            written.write_bytes(safetensors.numpy.save(tensors, metadata={"classes": json.dumps(self.classes)}))
-            os.replace(written, folder / FILE)
-        finally:
-            written.unlink(missing_ok=True)  # half of it, on a full disk
+        files.replace(folder / FILE, safetensors.numpy.save(tensors, metadata={"classes": json.dumps(self.classes)}))
 
 
 @jax.jit(static_argnums=0)

@@ -8,9 +8,9 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from jaxbp.run import sweep_scores
-from jaxbp.run.plots import log_if_positive, save, whole_epochs
-from jaxbp.run.sweep_scores import Group
+from jaxbp.run.report.plots import log_if_positive, save, whole_epochs
+from jaxbp.run.sweep import scores
+from jaxbp.run.sweep.scores import Group
 
 UNITS = {"loss": "loss", "accuracy": "accuracy (%)", "rmse": "RMSE (units of the target)"}
 
@@ -22,7 +22,7 @@ def curves(found: Sequence[Group], path: Path) -> None:
 
 def draw(found: Sequence[Group]) -> Figure:
     """The median over the seeds, in a band from the lowest to the highest value; a colour a learning rate."""
-    score = sweep_scores.main_score(found).removeprefix("test_")
+    score = scores.main_score(found).removeprefix("test_")
     figure = Figure(figsize=(11, 7.5), layout="constrained")  # not of pyplot, which would keep it
     axes = figure.subplots(2, 2, sharex=True)
     colours = colormaps.get_cmap("viridis")(np.linspace(0, 0.9, len(found)))
@@ -45,7 +45,9 @@ def draw(found: Sequence[Group]) -> Figure:
 def _band(axis: Axes, group: Group, name: str, colour: np.ndarray) -> None:
     """Of the members that live, epoch by epoch; the legend says how many do not."""
     factor = 100 if name.endswith("accuracy") else 1
-    lived = [(epoch, [factor * row[name] for row in rows]) for epoch, rows in enumerate(group.epochs, 1) if rows]
+    lived = [
+        (epoch, [factor * scores.of(row)[name] for row in rows]) for epoch, rows in enumerate(group.epochs, 1) if rows
+    ]
     members = len(group.last) + len(group.diverged)
     gone = f", {len(group.diverged)} of {members} diverged" if group.diverged else ""
     at, values = [epoch for epoch, _ in lived], [v for _, v in lived]

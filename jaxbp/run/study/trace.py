@@ -12,11 +12,12 @@ from rich.table import Table
 from jaxbp import losses
 from jaxbp.mlp import MLP, Affine, Array, Params, Tape, backward, forward, wide
 from jaxbp.run import config as configs
-from jaxbp.run import study
 from jaxbp.run.config import choose
 from jaxbp.run.errors import UserError
-from jaxbp.run.model import load
-from jaxbp.run.study import SPLITS, Subject
+from jaxbp.run.problem import SPLITS
+from jaxbp.run.store import files
+from jaxbp.run.store.model import load
+from jaxbp.run.study.measure import Subject, prepare
 
 
 class Request(NamedTuple):
@@ -51,7 +52,7 @@ def trace(request: Request, console: Console) -> Path:
     """
     choose("--split", "split", request.split, SPLITS)
     load(request.run)  # says what is missing in a folder that is no run's
-    subject = study.prepare(request.run, configs.read(request.run / "config.toml"), request.split)
+    subject = prepare(request.run, configs.read(request.run / "config.toml"), request.split)
     if not 0 <= request.sample < len(subject.x):
         samples = f"the {request.split} set has samples 0 to {len(subject.x) - 1}"
         raise UserError(f"--sample: got {request.sample}, {samples}")
@@ -104,7 +105,7 @@ def _up(layer: int) -> str:
 
 def _title(subject: Subject, request: Request, found: Trace) -> str:
     sizes, loss = "-".join(map(str, subject.net.sizes)), float(found.loss)
-    head = f"{subject.setup.dataset.name}, {request.split} sample {request.sample} · {sizes} · ℓ = {loss:.4g}"
+    head = f"{subject.problem.dataset.name}, {request.split} sample {request.sample} · {sizes} · ℓ = {loss:.4g}"
     if not subject.model.classes:
         return head
     label, guess = int(subject.y[request.sample]), int(np.argmax(np.asarray(found.tape.x[-1])))
@@ -123,11 +124,9 @@ def _print(found: Trace, title: str, console: Console) -> None:
 
 
 def _draw(found: Trace, subject: Subject, sample: int, title: str, out: Path) -> None:
-    from jaxbp.run import trace_plots
+    from jaxbp.run.study import trace_plots
 
-    shape = subject.setup.dataset.image_shape
+    shape = subject.problem.dataset.image_shape
     image = None if shape is None else np.asarray(subject.x[sample], np.float64).reshape(shape)
-    try:
-        trace_plots.draw(dict(quantities(found)), image, title, out)
-    except OSError as error:
-        raise UserError(f"--out: {str(out)!r} can't be written: {error.strerror}") from None
+    with files.writable(f"--out: {str(out)!r}"), files.replaced(out) as part:
+        trace_plots.draw(dict(quantities(found)), image, title, part)

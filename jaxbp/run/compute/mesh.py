@@ -1,0 +1,271 @@
+"""The [mesh] table: one run on D × M devices, the batch over `data`, the units of the layers over `model`.
+
+The recursion of jaxbp/mlp.py does not know of it: inputs and parameters come with a `NamedSharding`, XLA's partitioner
+does the rest. Parameters alternate (out, in), after Megatron-LM (Shoeybi et al. 2019, §3): a layer that has its output
+units split feeds one that has its input units split, and only the second one has to sum over `model`:
+
+    layer 1, 3, …   w P("model", None)   b P("model")   s⁽ˡ⁾ = w⁽ˡ⁾ x⁽ˡ⁻¹⁾ + b⁽ˡ⁾ needs nothing of the others
+    layer 2, 4, …   w P(None, "model")   b P()          w⁽ˡ⁾ x⁽ˡ⁻¹⁾ is summed over `model`, (N/D, n_l) numbers
+    the last, if their count is odd      whole          its softmax would need a sum too, for a layer of few units
+
+The training set is split over `data`: before an epoch each process lays out the rows that its devices will take, in the
+order in which a run on one device takes them. No step then moves a sample, and a device holds N/D of them.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxbp.mlp import MLP, Affine, Array, Params, init
+from jaxbp.run.compute.epoch import EVALUATED_AT_ONCE, Evaluation, drawn, evaluated, scan
+from jaxbp.run.compute.program import Measured, accepted, first_state
+from jaxbp.run.compute.step import State, Steps, StepSpec
+from jaxbp.run.config import Config, MeshConfig
+from jaxbp.run.errors import UserError
+from jaxbp.run.problem import Problem
+
+
+class Rows(NamedTuple):
+    """Samples on the mesh, S batches of B: x (S, B, n₀), y (S, B) or (S, B, C), weights (S, B); B over `data`."""
+
+    x: Array
+    y: Array
+    weights: Array
+
+
+class Laid(NamedTuple):
+    """A set on the mesh: the row of the data set in each place, (S, B), and the samples."""
+
+    order: np.ndarray
+    rows: Rows
+
+
+class OnMesh:
+    """A run on the mesh of its config, see `program.Program`."""
+
+    in_place: ClassVar[bool] = True
+    whole: Params
+
+    def __init__(self, problem: Problem, spec: StepSpec) -> None:
+        self._problem, self._spec = problem, spec
+        self._mesh = build(problem.config.mesh)
+        self._laid: dict[str, Laid] = {}  # by set
+
+    @staticmethod
+    def check(config: Config, problem: Problem) -> None:
+        """UserError for a mesh that the devices, the batch or a hidden layer do not fit."""
+        _check_devices(config.mesh)
+        _check_sizes(config, problem.net, len(problem.dataset.x_train))
+
+    @staticmethod
+    def devices(config: Config) -> str:
+        """Such as "2 × 1 cpu in 2 processes"."""
+        (data, model), count = shape(config.mesh), jax.process_count()
+        return f"{data} × {model} {jax.devices()[0].device_kind}" + (f" in {count} processes" if count > 1 else "")
+
+    def begin(self, saved: State | None = None) -> None:
+        """Makes the initial state, each device its part, or places a saved one, and compiles the epoch for it."""
+        net = self._problem.net
+        make = functools.partial(first_state, self._problem, self._spec)
+        self._state = spread(self._mesh, net, make) if saved is None else self._place(saved)
+        self.whole = self._state.params
+        order, _ = drawn(jax.random.key(0), len(self._problem.dataset.x_train), self._spec.batch_size)
+        self._compiled = compile_epoch(self._mesh, self._spec, self._state, self._row_shapes(order.shape))
+
+    def epoch(self, key: Array, done: int) -> Measured:
+        """Trains for an epoch and evaluates; `whole` changes only when all of it was finite."""
+        self.whole = jax.tree.map(jnp.copy, self._state.params)  # the epoch takes the state away
+        samples = len(self._problem.dataset.x_train)
+        rows = self._lay("train", *drawn(key, samples, self._spec.batch_size)).rows
+        done = put(np.asarray(done, jnp.arange(0).dtype), NamedSharding(self._mesh, P()))
+        self._state, steps = self._compiled(self._state, rows, done)
+        if not bool(self._state.alive):
+            return Measured(steps, {})
+        return accepted(self, self._state.params, steps)
+
+    def evaluate(self, split: str) -> Evaluation:
+        """Loss and output of every sample of a set, in the order of the set, on the host of every process."""
+        if split not in self._laid:
+            self._lay(split, *in_order(len(self._problem.raw(split)[0]), self._mesh.shape["data"]))
+        order, rows = self._laid[split]
+        found = _evaluation(self._problem.scored, NamedSharding(self._mesh, P()))(self.whole, rows.x, rows.y)
+        _, first = np.unique(order.ravel(), return_index=True)  # the first copy of each row
+        return jax.tree.map(lambda leaf: np.asarray(leaf).reshape(order.size, *leaf.shape[2:])[first], found)
+
+    def fetch(self, tree: Any) -> Any:
+        """The arrays in host memory, leaf by leaf so that one at a time is whole on a device."""
+
+        def one(leaf: Any) -> np.ndarray:
+            if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable and not leaf.is_fully_replicated:
+                leaf = _whole(NamedSharding(self._mesh, P()))(leaf)
+            return np.asarray(leaf)
+
+        return jax.tree.map(one, tree)
+
+    def state(self) -> State:
+        """The state after the last epoch, in host memory."""
+        return self.fetch(self._state)
+
+    def _place(self, state: State) -> State:
+        return put(state, shardings(self._mesh, self._problem.net, state))
+
+    def _lay(self, split: str, order: Any, present: Any) -> Laid:
+        self._laid.pop(split, None)  # first, so that a device never holds two orders of a set
+        order = np.asarray(order)
+        self._laid[split] = Laid(order, lay_out(self._mesh, self._reader(split), order, np.asarray(present)))
+        return self._laid[split]
+
+    def _reader(self, split: str) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+        x, y = self._problem.raw(split)
+        return lambda rows: self._problem.scaled(np.asarray(x[rows]), np.asarray(y[rows]))
+
+    def _row_shapes(self, batches: tuple[int, ...]) -> Rows:
+        sample = self._reader("train")(np.zeros(1, int))
+        x, y = (jax.ShapeDtypeStruct((*batches, *part.shape[1:]), part.dtype) for part in sample)
+        return Rows(x, y, jax.ShapeDtypeStruct(batches, x.dtype))  # type: ignore[arg-type]
+
+
+def shape(config: MeshConfig) -> tuple[int, int]:
+    """D and M; without `data` D is 1 in one process, and takes all devices in several."""
+    every = jax.device_count() // config.model if jax.process_count() > 1 else 1
+    return config.data or max(every, 1), config.model
+
+
+def wanted(config: MeshConfig) -> bool:
+    """Whether a run is on a mesh: on more than one device or in more than one process."""
+    return shape(config) != (1, 1) or jax.process_count() > 1
+
+
+def build(config: MeshConfig) -> Mesh:
+    """The first D · M devices, those of a process beside each other in `model`, where they exchange most."""
+    data, model = shape(config)
+    return Mesh(np.array(jax.devices()[: data * model]).reshape(data, model), ("data", "model"))
+
+
+def param_specs(net: MLP) -> tuple[Affine, ...]:
+    """How each layer's w (out, in) and b (out,) are split, as `PartitionSpec` in the place of the arrays."""
+    out, into, whole = Affine(P("model", None), P("model")), Affine(P(None, "model"), P()), Affine(P(), P())  # type: ignore[arg-type]
+    layers = len(net.sizes) - 1
+    return (out, into) * (layers // 2) + (whole,) * (layers % 2)
+
+
+def shardings(mesh: Mesh, net: MLP, tree: Any) -> Any:
+    """A `NamedSharding` for each leaf of a state: one that is kept for each parameter, such as a momentum, is split
+    like it; all others are whole on every device.
+    """
+    params = jax.eval_shape(lambda: init(net, jax.random.key(0)))
+    specs = dict(jax.tree_util.tree_leaves_with_path(param_specs(net)))
+    known = {path: (leaf.shape, specs[path]) for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+
+    def of(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        shape, spec = known.get(path[-2:], (None, P()))
+        return NamedSharding(mesh, spec if shape == leaf.shape else P())
+
+    return jax.tree_util.tree_map_with_path(of, tree)
+
+
+def spread(mesh: Mesh, net: MLP, make: Callable[..., Any], *arguments: Any) -> Any:
+    """What `make` returns, such as initial parameters: each device computes its part, none ever holds the whole."""
+    return jax.jit(make, out_shardings=shardings(mesh, net, jax.eval_shape(make, *arguments)))(*arguments)
+
+
+def put(tree: Any, sharding: Any) -> Any:
+    """Arrays that every process has, onto the mesh: each process fills the part that its devices hold."""
+
+    def one(leaf: Any, sharding: NamedSharding) -> Array:
+        if isinstance(leaf, jax.Array) and leaf.sharding == sharding:
+            return leaf
+        host = np.asarray(leaf)
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+    return jax.tree.map(one, tree, sharding)
+
+
+@functools.cache
+def _whole(sharding: NamedSharding) -> Callable[[Array], Array]:
+    return jax.jit(lambda leaf: leaf, out_shardings=sharding)
+
+
+def lay_out(
+    mesh: Mesh,
+    read: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
+    order: np.ndarray,
+    present: np.ndarray,
+) -> Rows:
+    """Samples onto the mesh: order (S, B) are their row numbers, present (S, B) is False for those that fill up.
+
+    `read` gives inputs and targets of row numbers (n,). A process reads only the rows that its own devices hold.
+    """
+    part_of = functools.cache(lambda first, last: read(order[:, first:last].ravel()))  # the M devices of a row share
+    example = read(order[:1, 0])
+
+    def array(part: int) -> Array:
+        shape = (*order.shape, *example[part].shape[1:])
+
+        def fill(index: Any) -> np.ndarray:
+            first, last, _ = index[1].indices(shape[1])
+            return part_of(first, last)[part].reshape(len(order), last - first, *shape[2:])
+
+        return jax.make_array_from_callback(shape, NamedSharding(mesh, P(None, "data")), fill)
+
+    weights = put(present.astype(example[0].dtype), NamedSharding(mesh, P(None, "data")))
+    return Rows(array(0), array(1), weights)
+
+
+def compile_epoch(mesh: Mesh, spec: StepSpec, state: State, rows: Rows) -> jax.stages.Compiled:
+    """(state, rows, steps done) ↦ (state, steps), `epoch.epoch` on the mesh; from arrays or their shapes."""
+    state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
+
+    def epoch(state: State, rows: Rows, done: Array) -> tuple[State, Steps]:
+        return scan(spec, state, rows[:2], rows.weights, lambda batch: batch, done)
+
+    whole, split = NamedSharding(mesh, P()), NamedSharding(mesh, P(None, "data"))
+    states = shardings(mesh, spec.net, state)
+    jitted = jax.jit(epoch, in_shardings=(states, split, whole), out_shardings=(states, whole), donate_argnums=0)
+    return jitted.lower(state, rows, jax.ShapeDtypeStruct((), jnp.arange(0).dtype)).compile()
+
+
+def in_order(samples: int, data: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows 0, 1, 2 … in batches for an evaluation, as `epoch.drawn` has them; the last is filled up."""
+    size = data * -(-min(EVALUATED_AT_ONCE, samples) // data)
+    steps = -(-samples // size)
+    order = np.arange(steps * size).reshape(steps, size)
+    return order % samples, order < samples
+
+
+@functools.cache
+def _evaluation(net: MLP, out: NamedSharding) -> Callable[[Params, Array, Array], Evaluation]:
+    def evaluate(params: Params, x: Array, y: Array) -> Evaluation:
+        return jax.lax.map(jax.vmap(functools.partial(evaluated, net, params)), (x, y))
+
+    return jax.jit(evaluate, out_shardings=out)
+
+
+def _check_devices(config: MeshConfig) -> None:
+    (data, model), devices, processes = shape(config), jax.device_count(), jax.process_count()
+    if data * model > devices:
+        there = f"there are {devices} devices" if devices > 1 else "there is 1 device"
+        raise UserError(f"mesh.data × mesh.model is {data} × {model}, {there}")
+    if processes > 1 and data * model < devices:
+        have = f"the {processes} processes have {devices} devices, and each process has to have a part"
+        raise UserError(f"mesh.data × mesh.model is {data} × {model}, {have}")
+
+
+def _check_sizes(config: Config, net: MLP, samples: int) -> None:
+    data, model = shape(config.mesh)
+    if config.train.micro_batches > 1 and data > 1:
+        raise UserError("train.micro_batches: a part would lie on one device of mesh.data: leave out one of the two")
+    batch = min(config.train.batch_size, samples)
+    if batch % data:
+        raise UserError(f"train.batch_size: mesh.data {data} does not divide the {batch} samples of a batch")
+    if model > 1 and len(net.sizes) < 3:
+        raise UserError(f"mesh.model: {model}, but model.sizes {list(net.sizes)} has no hidden layer to split")
+    for size in net.sizes[1:-1] if model > 1 else ():
+        if size % model:
+            raise UserError(f"model.sizes: mesh.model {model} does not divide the hidden width {size}")

@@ -1,0 +1,182 @@
+"""One step: the gradient of a batch by `jaxbp.memory`, then the update. [train] memory, micro_batches and precision.
+
+All that a step needs of a batch are sums over its samples, formed layer by layer as δ⁽ˡ⁾ appears: so the layers can be
+passed with checkpoints and the batch in parts.
+
+Mixed precision casts parameters and inputs to bfloat16 here, at the step's border, and the gradient back: the core runs
+in bfloat16, each product accumulated in float32 and rounded once, loss and bias sums in float32; the update and the
+parameters it changes are in float32. The matmul precision BF16_BF16_F32 of JAX would leave the core in float32, but XLA
+ignores it on CPUs (JAX 0.10: the bits of float32).
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxbp import memory
+from jaxbp.memory import Schedule
+from jaxbp.mlp import MLP, Affine, Array, Factors, Params, gradient, wide
+from jaxbp.run.compute import recording as recordings
+from jaxbp.run.compute.optimizers import Optimizer
+from jaxbp.run.compute.recording import Batch, Recording
+from jaxbp.run.config import Config, TrainConfig
+from jaxbp.run.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class StepSpec:
+    """All of a step that is static. Hashable, so that it is one static argument of jit.
+
+    schedule: of `jaxbp.memory`, None stores all;  micro_batches: parts that a batch is cut into;  mixed: forward and
+    backward pass in bfloat16;  recording: what [study] records.
+    """
+
+    net: MLP
+    optimizer: Optimizer
+    batch_size: int
+    schedule: Schedule | None = None
+    micro_batches: int = 1
+    mixed: bool = False
+    recording: Recording | None = None
+
+
+class State(NamedTuple):
+    """What a step takes and returns. `alive` is False once a loss or gradient was not finite: then nothing changes."""
+
+    params: Params
+    optimizer: Any
+    alive: Array
+
+
+class Steps(NamedTuple):
+    """What the steps of an epoch measured, in order; S steps, L layers.
+
+    loss: (S,), the mean over the batch;  alive: (S,), whether loss and gradient were finite;  delta, gradient: (S, L),
+    mean squares over the elements of δ⁽ˡ⁾ (and the samples) and of ∂ℒ/∂(w⁽ˡ⁾, b⁽ˡ⁾), ℒ the mean loss of the batch;
+    recorded: what `recording.record` returns, stacked, NaN in the steps that do not record; None without [study].
+    """
+
+    loss: Array
+    alive: Array
+    delta: Array
+    gradient: Array
+    recorded: Any = None
+
+
+class BatchGradient(NamedTuple):
+    """The mean loss of the samples that count; of each layer the mean gradient and the mean square of δ⁽ˡ⁾.
+
+    factors: those of the batch where a record needs them, else None.
+    """
+
+    loss: Array
+    gradient: Params
+    delta_squares: tuple[Array, ...]
+    factors: Factors | None = None
+
+
+def spec(config: Config, net: MLP, optimizer: Optimizer) -> StepSpec:
+    """The step of a config."""
+    train, study = config.train, config.study
+    recording = Recording(study.quantities, study.every) if study.quantities else None
+    schedule, mixed = _schedule(train, net), train.precision == "mixed"
+    return StepSpec(net, optimizer, train.batch_size, schedule, train.micro_batches, mixed, recording)
+
+
+def check(config: Config, samples: int) -> None:
+    """UserError where memory, micro_batches and precision do not fit each other, [study] or the training samples."""
+    train = config.train
+    batch = min(train.batch_size, samples)
+    if batch % train.micro_batches:
+        raise UserError(f"train.micro_batches: {train.micro_batches} does not divide the {batch} samples of a batch")
+    if train.precision == "mixed" and config.model.dtype != "float32":
+        raise UserError(f'train.precision: "mixed" needs model.dtype "float32", it is "{config.model.dtype}"')
+    if config.study.quantities and (train.memory != "store-all" or train.micro_batches > 1):
+        key = "memory" if train.memory != "store-all" else "micro_batches"
+        raise UserError(f"train.{key}: [study] quantities need all layers of the whole batch: leave out one of the two")
+
+
+def step(
+    spec: StepSpec, state: State, x: Array, y: Array, weights: Array, records: Array | None
+) -> tuple[State, Steps]:
+    """One step on a batch; samples of weight 0 do not count. `records` says whether this step records."""
+    count = jnp.sum(weights, dtype=jnp.float32)  # bfloat16 counts to 256
+    loss, grads, deltas, factors = batch_gradient(spec, state.params, x, y, weights, count)
+    alive = jnp.isfinite(loss) & jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(grads)]))
+    params, inner = spec.optimizer.step(state.params, grads, state.optimizer)
+    stepped = State(params, inner, alive)
+    kept: State = jax.tree.map(lambda new, old: jnp.where(alive, new, old), stepped, state._replace(alive=alive))
+    recorded = spec.recording and factors and _record(spec.recording, Batch(factors, grads, weights, count), records)
+    return kept, Steps(loss, alive, jnp.stack(deltas), _gradient_squares(grads), recorded)
+
+
+def batch_gradient(spec: StepSpec, params: Params, x: Array, y: Array, weights: Array, count: Array) -> BatchGradient:
+    """The mean gradient over the `count` samples of a batch whose weight is not 0, in the dtype of the parameters."""
+    low = params
+    if spec.mixed:
+        low, x = jax.tree.map(lambda a: a.astype(jnp.bfloat16), (params, x))
+    part = functools.partial(_part, spec, low, count)
+    if spec.micro_batches == 1:
+        found = part(x, y, weights)
+    else:
+
+        def add(total: BatchGradient, batch: tuple[Array, Array, Array]) -> tuple[BatchGradient, None]:
+            return jax.tree.map(lambda t, a: t + a.astype(t.dtype), total, part(*batch)), None
+
+        batches = jax.tree.map(lambda a: a.reshape(spec.micro_batches, -1, *a.shape[1:]), (x, y, weights))
+        zero, zeros = jnp.zeros((), jnp.float32), jax.tree.map(lambda p: jnp.zeros(p.shape, wide(p.dtype)), params)
+        found, _ = jax.lax.scan(add, BatchGradient(zero.astype(wide(x.dtype)), zeros, (zero,) * len(params)), batches)
+    return found._replace(gradient=jax.tree.map(lambda g, p: g.astype(p.dtype), found.gradient, params))
+
+
+def _part(spec: StepSpec, params: Params, count: Array, x: Array, y: Array, weights: Array) -> BatchGradient:
+    """Of some samples of a batch, as their share of its mean."""
+    keep = spec.recording is not None
+
+    def quantity(f: Factors) -> tuple[tuple[Affine, Array, tuple[Array, Array] | None], ...]:
+        kept = zip(f.x, f.delta, strict=True) if keep else (None for _ in f.x)
+        return tuple(zip(gradient(f, weights, normalize_by=count), _squares(f, weights, count), kept, strict=True))
+
+    schedule = len(params) if spec.schedule is None else spec.schedule
+    losses, layers = memory.each_layer(quantity, spec.net, params, x, y, schedule)
+    loss = jnp.sum(jnp.where(weights == 0, 0, losses)) / count.astype(losses.dtype)
+    grads, squares, kept = zip(*layers, strict=True)
+    return BatchGradient(loss, grads, squares, Factors(*zip(*kept, strict=True)) if keep else None)
+
+
+def _schedule(config: TrainConfig, net: MLP) -> Schedule | None:
+    layers = len(net.sizes) - 1
+    if isinstance(config.memory, Mapping):
+        return memory.revolve(layers, config.memory["slots"])
+    return memory.segments(layers) if config.memory == "sqrt" else None
+
+
+def _squares(f: Factors, weights: Array, count: Array) -> tuple[Array, ...]:
+    """The mean square of each δ⁽ˡ⁾, over its elements and the samples that count."""
+    squares = [jnp.mean(jnp.square(delta.astype(jnp.float32)), axis=1) for delta in f.delta]
+    return tuple(jnp.sum(jnp.where(weights == 0, 0, square)) / count for square in squares)
+
+
+def _gradient_squares(grads: Params) -> Array:
+    """(L,) mean squares of the elements of each layer's gradient."""
+    sums = [sum(jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in layer) for layer in grads]
+    return jnp.stack(sums) / jnp.array([sum(leaf.size for leaf in layer) for layer in grads], jnp.float32)
+
+
+def _record(recording: Recording, batch: Batch, records: Array | None) -> dict[str, Any]:
+    """What the step records; NaN, at no cost, where it does not."""
+    record = functools.partial(recordings.record, recording)
+    return jax.lax.cond(records, record, functools.partial(nothing, record), batch)
+
+
+def nothing(measure: Callable[[Any], Any], argument: Any) -> Any:
+    """What `measure` would return, with NaN for each float and False for each truth value."""
+
+    def blank(leaf: jax.ShapeDtypeStruct) -> Array:
+        return jnp.full(leaf.shape, False if leaf.dtype == bool else jnp.nan, leaf.dtype)
+
+    return jax.tree.map(blank, jax.eval_shape(measure, argument))

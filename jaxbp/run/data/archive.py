@@ -1,0 +1,151 @@
+"""An .npz of the user's: x and y, and perhaps x_test and y_test."""
+
+import difflib
+import zipfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxbp.run.data import npz
+from jaxbp.run.data.idx import BROKEN
+from jaxbp.run.data.scaling import chunks
+from jaxbp.run.errors import UserError
+from jaxbp.run.host import memory
+
+MAX_CLASSES = 2**16  # a larger label is an identifier, not a class
+Arrays = dict[str, np.ndarray]
+
+
+class Raw(NamedTuple):
+    """What a file holds; the test arrays are None where there is no test set of its own."""
+
+    x: np.ndarray
+    y: np.ndarray
+    x_test: np.ndarray | None
+    y_test: np.ndarray | None
+    classes: tuple[str, ...] | None
+    image_shape: tuple[int, int] | None
+
+
+class Targets(NamedTuple):
+    """(N,) int32 labels with classes, or (N, C) float64 targets without."""
+
+    y: np.ndarray
+    classes: tuple[str, ...] | None
+
+
+def read(path: Path, in_place: bool) -> Raw:
+    """x (N, D) or (N, H, W) and y (N,) integers or (N,), (N, C) floats; x_test and y_test likewise, or neither."""
+    found = arrays(path, ("x", "y"), ("x_test", "y_test"), in_place, "data.name: ")
+    x, train, image_shape = _part(path, found, "x", "y")
+    if "x_test" not in found:
+        return Raw(x, train.y, None, None, train.classes, image_shape)
+    x_test, test, _ = _part(path, found, "x_test", "y_test")
+    if found["x"].shape[1:] != found["x_test"].shape[1:]:
+        shapes = f"{found['x_test'].shape[1:]}, and in x {found['x'].shape[1:]}"
+        raise UserError(f"{path}: x_test: a sample has the shape {shapes}")
+    _check_test_targets(path, train, test)
+    return Raw(x, train.y, x_test, test.y, train.classes, image_shape)
+
+
+def _part(path: Path, arrays: Arrays, x_name: str, y_name: str) -> tuple[np.ndarray, Targets, tuple[int, int] | None]:
+    """The inputs, targets and image shape of the training or the test set."""
+    x, image_shape = _inputs(f"{path}: {x_name}", arrays[x_name])
+    targets = _targets(f"{path}: {y_name}", arrays[y_name])
+    if len(x) != len(targets.y):
+        raise UserError(f"{path}: {x_name} has {len(x)} rows and {y_name} has {len(targets.y)}; they have to agree")
+    return x, targets, image_shape
+
+
+def arrays(
+    path: Path, needed: Sequence[str], optional: Sequence[str] = (), in_place: bool = False, key: str = ""
+) -> Arrays:
+    """The arrays of these names; the optional ones all or none of them. Nothing is unpickled. `key` begins an error.
+
+    Raises:
+      UserError: no such file, no .npz file, one of the names is missing, more than memory holds.
+    """
+    if not path.is_file():
+        near = nearest_of(path.name, (file.name for file in path.parent.glob("*.npz")))
+        raise UserError(f"{key}{path}: no such file{near}")
+    if not zipfile.is_zipfile(path):
+        raise UserError(f"{path}: not an .npz file (numpy.savez writes one), or cut short")
+    try:
+        # Opened here because numpy leaves a file open whose archive turns out to be damaged.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            names = [*needed, *(optional if any(name in archive.files for name in optional) else ())]
+            _check_names(path, names, archive.files)
+            found = {name: npz.mapped(path, name) if in_place else None for name in names}
+            read = [name for name, array in found.items() if array is None]
+            memory.check(f"{path}: its arrays need", npz.size(path, read))
+            arrays = {name: archive[name] if array is None else array for name, array in found.items()}
+    except (*BROKEN, MemoryError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from error
+    for name, array in arrays.items():
+        if not isinstance(array, np.ndarray):  # numpy gives the bytes of a member that is no .npy file
+            raise UserError(f"{path}: {name} is no array; allowed: integers or floats")
+    return arrays
+
+
+def _check_names(path: Path, names: Sequence[str], there: Sequence[str]) -> None:
+    for name in names:
+        if name not in there:
+            raise UserError(
+                f"{path}: no array {name!r}; there are: {', '.join(there) or 'none'}{nearest_of(name, there)}"
+            )
+
+
+def nearest_of(given: str, names: Iterable[str]) -> str:
+    return "".join(f"; did you mean {match!r}?" for match in difflib.get_close_matches(given, list(names), 1))
+
+
+def _inputs(where: str, x: np.ndarray) -> tuple[np.ndarray, tuple[int, int] | None]:
+    """(N, D) inputs, and (H, W) if they came as images (N, H, W)."""
+    _check_numbers(where, x)
+    if x.ndim not in (2, 3):
+        raise UserError(f"{where} has shape {x.shape}; allowed: (N, D), or (N, H, W) for images")
+    return flat(x), (x.shape[1], x.shape[2]) if x.ndim == 3 else None
+
+
+def _targets(where: str, y: np.ndarray) -> Targets:
+    """Integers are labels of the classes 0 … max; floats are the targets of a regression."""
+    _check_numbers(where, y)
+    if y.dtype.kind == "f":
+        if y.ndim not in (1, 2):
+            raise UserError(f"{where} has shape {y.shape}; allowed: (N,) or (N, C) for regression")
+        return Targets(flat(y).astype(np.float64), None)
+    if y.ndim != 1:
+        raise UserError(f"{where} is {y.dtype} of shape {y.shape}; labels are (N,), and targets of a regression floats")
+    wrong = np.flatnonzero((y < 0) | (y >= MAX_CLASSES))
+    if wrong.size:
+        raise UserError(f"{where}: row {wrong[0]} is the label {y[wrong[0]]}; allowed: 0 to {MAX_CLASSES - 1}")
+    return Targets(y.astype(np.int32), tuple(str(label) for label in range(int(y.max()) + 1)))
+
+
+def _check_numbers(where: str, array: np.ndarray) -> None:
+    """Raises unless these are finite real numbers, at least one."""
+    if array.dtype.kind not in "biuf":
+        raise UserError(f"{where} is {array.dtype}; allowed: integers or floats")
+    if array.size == 0 or array.ndim == 0:
+        raise UserError(f"{where} is {'empty' if array.size == 0 else 'a single number'}: its shape is {array.shape}")
+    rows = np.flatnonzero(~np.concatenate([np.isfinite(part).all(axis=1) for part in chunks(flat(array))]))
+    if rows.size:
+        raise UserError(f"{where}: row {rows[0]} is not finite (NaN or infinite), and {rows.size} rows in all")
+
+
+def _check_test_targets(path: Path, train: Targets, test: Targets) -> None:
+    """Raises unless the test set asks for what the training set teaches."""
+    if (train.classes is None) != (test.classes is None):
+        raise UserError(f"{path}: one of y and y_test has labels (integers), the other one targets (floats)")
+    if train.y.shape[1:] != test.y.shape[1:]:
+        raise UserError(f"{path}: y_test has {test.y.shape[1]} columns, y has {train.y.shape[1]}")
+    beyond = np.flatnonzero(test.y > train.y.max()) if train.classes else np.zeros(0, int)
+    if beyond.size:
+        label = test.y[beyond[0]]
+        raise UserError(f"{path}: y_test: row {beyond[0]} is the label {label}; the largest in y is {train.y.max()}")
+
+
+def flat(x: np.ndarray) -> np.ndarray:
+    return x.reshape(len(x), -1)

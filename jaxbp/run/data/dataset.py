@@ -1,0 +1,183 @@
+"""The [data] table: scikit-learn's bundled data sets, MNIST, Fashion-MNIST and any .npz, and their split."""
+
+import dataclasses
+import hashlib
+import math
+from typing import Annotated, Literal, NamedTuple
+
+import numpy as np
+from pydantic import ConfigDict, Field, with_config
+
+from jaxbp.run import paths
+from jaxbp.run.data import archive, idx
+from jaxbp.run.data.archive import Raw, flat, nearest_of
+from jaxbp.run.data.scaling import chunks
+from jaxbp.run.errors import UserError
+from jaxbp.run.host import memory
+
+TEST_FRACTION = 0.2
+BUNDLED: dict[str, tuple[int, int, int | None]] = {  # samples, inputs, classes (None: regression)
+    "digits": (1797, 64, 10),
+    "iris": (150, 4, 3),
+    "wine": (178, 13, 3),
+    "breast_cancer": (569, 30, 2),
+    "diabetes": (442, 10, None),
+}
+
+
+STRICT = ConfigDict(extra="forbid")  # an unknown key in a table is an error
+
+
+@with_config(STRICT)
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Which data, which part of them is the test set, and how they are scaled."""
+
+    name: str = "digits"
+    """digits, iris, wine, breast_cancer, diabetes, mnist, fashion_mnist, or the path of an .npz with x and y."""
+    test_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Part of the samples kept for the test; None: the data set's own test set, or 0.2 where it has none."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Seed of the split into training and test set."""
+    standardize: Literal["feature", "global", "none"] = "feature"
+    """Inputs to mean 0 and standard deviation 1: each column, all by one mean and deviation, or not at all."""
+    standardize_targets: bool = False
+    """Regression: targets to mean 0 and standard deviation 1, each column."""
+
+
+class Dataset(NamedTuple):
+    """Inputs as they were read, (N, D); y is (N,) int32 labels with `classes`, or (N, C) float64 targets without."""
+
+    name: str
+    x_train: np.ndarray
+    y_train: np.ndarray
+    x_test: np.ndarray
+    y_test: np.ndarray
+    classes: tuple[str, ...] | None
+    image_shape: tuple[int, int] | None
+
+
+class DataRow(NamedTuple):
+    """A line of `jaxbp data list`."""
+
+    name: str
+    kind: Literal["classification", "regression"]
+    samples: int
+    inputs: int
+    classes: int | None
+    where: str
+
+
+def load(config: DataConfig, in_place: bool = False) -> Dataset:
+    """Reads and splits the data that `config` names, downloading MNIST or Fashion-MNIST if they are not there yet.
+
+    Inputs and targets come back unscaled. With `in_place` the arrays of an .npz that is not compressed stay on disk and
+    are loaded where they are used; a split copies them. Raises a UserError for whatever the user can mend.
+
+    >>> load(DataConfig("iris", test_fraction=0.3)).x_test.shape
+    (45, 4)
+    """
+    raw = _read(config.name, in_place)
+    if config.standardize_targets and raw.classes is not None:
+        raise UserError(f"data.standardize_targets: true, but {config.name} has classes; it is for regression only")
+    if raw.x_test is None or raw.y_test is None:
+        return _split(config, raw)
+    if config.test_fraction is not None:
+        raise UserError(
+            f"data.test_fraction: {config.test_fraction}, but {config.name} has its own test set; leave out"
+        )
+    return Dataset(config.name, raw.x, raw.y, raw.x_test, raw.y_test, raw.classes, raw.image_shape)
+
+
+def digest(dataset: Dataset) -> str:
+    """SHA-256 of the four arrays, with their types and shapes: 0.06 s for MNIST."""
+    found = hashlib.sha256()
+    for array in (dataset.x_train, dataset.y_train, dataset.x_test, dataset.y_test):
+        found.update(f"{array.dtype.str} {array.shape} ".encode())
+        for part in chunks(array):
+            found.update(np.ascontiguousarray(part).data)
+    return found.hexdigest()
+
+
+def describe() -> list[DataRow]:
+    """The data sets known by name, and where each one is."""
+    rows = [
+        DataRow(name, "regression" if classes is None else "classification", samples, inputs, classes, "bundled")
+        for name, (samples, inputs, classes) in BUNDLED.items()
+    ]
+    for name, source in idx.SOURCES.items():
+        samples = source.files[0].shape[0] + source.files[2].shape[0]
+        where = f"in {idx.folder_of(name)}" if idx.is_local(name) else "to be downloaded"
+        inputs = math.prod(source.files[0].shape[1:])
+        rows.append(DataRow(name, "classification", samples, inputs, len(source.classes), where))
+    return rows
+
+
+def _read(name: str, in_place: bool) -> Raw:
+    if name in BUNDLED:
+        return _read_bundled(name)
+    if name in idx.SOURCES:
+        return _read_images(name)
+    if name.endswith(".npz"):
+        return archive.read(paths.below("data.name", name), in_place)
+    names = (*BUNDLED, *idx.SOURCES)
+    allowed = f"allowed: {', '.join(names)}, or a path that ends in .npz"
+    raise UserError(f"data.name: {name!r} is not a data set; {allowed}{nearest_of(name, names)}")
+
+
+def _read_bundled(name: str) -> Raw:
+    from sklearn import datasets
+
+    if name == "diabetes":
+        data = datasets.load_diabetes(scaled=False)
+        return Raw(data.data, data.target[:, None], None, None, None, None)
+    data = getattr(datasets, f"load_{name}")()
+    classes = tuple(str(label) for label in data.target_names)
+    return Raw(data.data, data.target.astype(np.int32), None, None, classes, (8, 8) if name == "digits" else None)
+
+
+def _read_images(name: str) -> Raw:
+    x, y, x_test, y_test = idx.read_source(name)
+    height, width = x.shape[1:]
+    labels, test_labels = y.astype(np.int32), y_test.astype(np.int32)
+    classes = idx.SOURCES[name].classes
+    return Raw(flat(x), labels, flat(x_test), test_labels, classes, (height, width))
+
+
+# --- split ------------------------------------------------------------------------------------------------------------
+
+
+def _split(config: DataConfig, raw: Raw) -> Dataset:
+    """A seeded split; every class has its share in both parts."""
+    from sklearn.model_selection import train_test_split
+
+    fraction = TEST_FRACTION if config.test_fraction is None else config.test_fraction
+    _check_split(config, raw, fraction)
+    memory.check(f"data.name: {config.name}: a split into training and test set needs", raw.x.nbytes + raw.y.nbytes)
+    x_train, x_test, y_train, y_test = train_test_split(
+        raw.x, raw.y, test_size=fraction, random_state=config.seed, stratify=None if raw.classes is None else raw.y
+    )
+    return Dataset(config.name, x_train, y_train, x_test, y_test, raw.classes, raw.image_shape)
+
+
+def _check_split(config: DataConfig, raw: Raw, fraction: float) -> None:
+    if not 0 < fraction < 1:
+        raise UserError(f"data.test_fraction: {fraction}; it has to lie between 0 and 1")
+    if not 0 <= config.seed < 2**32:
+        raise UserError(f"data.seed: {config.seed}; allowed: 0 to 2³² − 1")
+    needed = 1 if raw.classes is None else _count_classes(config.name, raw.y, raw.classes)
+    samples = len(raw.x)
+    test = math.ceil(fraction * samples)
+    if min(test, samples - test) < needed:
+        each = "" if raw.classes is None else ", one of each class"
+        sizes = f"{samples - test} of {samples} samples to train with and {test} to test"
+        raise UserError(f"data.test_fraction: {fraction} leaves {sizes}; each needs {needed}{each}")
+
+
+def _count_classes(name: str, y: np.ndarray, classes: tuple[str, ...]) -> int:
+    """How many classes have samples; a UserError for one that has a single sample."""
+    labels, counts = np.unique(y, return_counts=True)
+    if counts.min() == 1:
+        alone = classes[labels[counts.argmin()]]
+        raise UserError(f"data.name: {name}: class {alone!r} has one sample, so it can't be in both sets")
+    return len(labels)

@@ -1,0 +1,1 @@
+"""Where it runs: the other processes, signals, memory."""

@@ -1,0 +1,210 @@
+"""The rows of metrics.jsonl and timings.jsonl, what they are computed from, and how a score is shown.
+
+A file has one JSON object a line. A NaN or an infinity, which JSON lacks, is null there.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxbp.run.compute.epoch import Evaluation
+from jaxbp.run.compute.recording import Recording
+from jaxbp.run.compute.step import Steps
+from jaxbp.run.data import Scaling
+
+LARGER_IS_BETTER = ("accuracy", "r2")
+
+
+class Scores(NamedTuple):
+    """Of a set: the mean loss of a sample; for labels the accuracy, for numbers RMSE and R².
+
+    RMSE = √(mean of the squared errors over samples and outputs), in the units of the targets as they were read;
+    R² = 1 − Σ(y − ŷ)² / Σ(y − ȳ)², averaged over the outputs; NaN where a column of targets is constant.
+    """
+
+    loss: float
+    accuracy: float | None = None
+    rmse: float | None = None
+    r2: float | None = None
+
+    def named(self) -> dict[str, float]:
+        """The scores that there are."""
+        return {name: value for name, value in self._asdict().items() if value is not None}
+
+    @property
+    def main(self) -> str:
+        """The name of the score that one looks at first."""
+        return "rmse" if self.accuracy is None else "accuracy"
+
+
+@dataclasses.dataclass(frozen=True)
+class EpochRow:
+    """After an epoch: scores of both sets, η of its last step, the RMS of δ⁽ˡ⁾ and of the gradient by layer."""
+
+    epoch: int
+    step: int
+    train: Scores
+    test: Scores
+    learning_rate: float
+    delta_rms: list[float]
+    gradient_rms: list[float]
+
+    def scores(self) -> dict[str, float]:
+        """train_loss, train_accuracy … test_r2."""
+        return {f"{split}_{name}": v for split in ("train", "test") for name, v in getattr(self, split).named().items()}
+
+    def line(self) -> dict[str, Any]:
+        """The keys and values in the file."""
+        rest = {name: getattr(self, name) for name in ("learning_rate", "delta_rms", "gradient_rms")}
+        return {"epoch": self.epoch, "step": self.step, **self.scores(), **rest}
+
+
+@dataclasses.dataclass(frozen=True)
+class StepRecord:
+    """What [study] records before a step: the loss of its batch, and the quantities by their names."""
+
+    epoch: int
+    step: int
+    batch_loss: float
+    quantities: dict[str, Any]
+
+    def line(self) -> dict[str, Any]:
+        """The keys and values in the file."""
+        return {"epoch": self.epoch, "step": self.step, "batch_loss": self.batch_loss, **self.quantities}
+
+
+@dataclasses.dataclass(frozen=True)
+class Divergence:
+    """Why a member of a sweep ended."""
+
+    epoch: int
+    step: int
+    diverged: str
+
+    def line(self) -> dict[str, Any]:
+        """The keys and values in the file."""
+        return dataclasses.asdict(self)
+
+
+Row = EpochRow | StepRecord | Divergence
+
+
+@dataclasses.dataclass(frozen=True)
+class MemberRow:
+    """A row of one member of a sweep, with its seed and its η (that of the row's step, under a schedule)."""
+
+    seed: int
+    learning_rate: float
+    row: Row
+
+    def line(self) -> dict[str, Any]:
+        """The keys and values in the file."""
+        own = {"seed": self.seed, "learning_rate": self.learning_rate}
+        return own | self.row.line() | {"learning_rate": self.learning_rate}
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """How long an epoch took. In a file of its own, for it differs from run to run."""
+
+    epoch: int
+    seconds: float
+    samples_per_second: float
+
+    def line(self) -> dict[str, Any]:
+        """The keys and values in the file."""
+        return dataclasses.asdict(self)
+
+
+def read(line: Mapping[str, Any]) -> Row:
+    """A row of a run from its line in the file, with NaN for null."""
+    values = {name: _with_nan(value) for name, value in line.items()}
+    if "diverged" in values:
+        return Divergence(**values)
+    head = {name: values.pop(name) for name in ("epoch", "step")}
+    if "batch_loss" in values:
+        return StepRecord(**head, batch_loss=values.pop("batch_loss"), quantities=values)
+    train, test = (
+        Scores(**{name: values.pop(f"{split}_{name}") for name in Scores._fields if f"{split}_{name}" in values})
+        for split in ("train", "test")
+    )
+    return EpochRow(**head, train=train, test=test, **values)
+
+
+def plain(value: Any) -> Any:
+    """The value with None for each number that JSON lacks."""
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def scores(evaluation: Evaluation, y: np.ndarray, targets: Scaling | None) -> Scores:
+    """Scores of a set from its evaluation and its targets as they were read: labels (N,) or numbers (N, C)."""
+    loss = float(jnp.mean(evaluation.loss))
+    output = np.asarray(evaluation.output, np.float64)
+    if y.ndim == 1:
+        return Scores(loss, accuracy=float(np.mean(output.argmax(axis=1) == y)))
+    errors = (output if targets is None else targets.inverse(output)) - y
+    spread = np.sum((y - y.mean(axis=0)) ** 2, axis=0)
+    unexplained = np.sum(errors**2, axis=0)
+    r2 = 1 - np.divide(unexplained, spread, out=np.full_like(spread, np.nan), where=spread > 0)
+    return Scores(loss, rmse=float(np.sqrt(np.mean(errors**2))), r2=float(np.mean(r2)))
+
+
+def divergence(steps: Steps, evaluations: dict[str, Evaluation], epoch: int) -> str | None:
+    """What was not finite in an epoch, and where; None where all was."""
+    bad, loss = first_bad(steps), np.asarray(steps.loss)
+    if bad < len(loss):
+        found = "the gradient overflows" if np.isfinite(loss[bad]) else f"the loss is {loss[bad]}"
+        return f"{found} at epoch {epoch}, step {bad + 1} of {len(loss)}"
+    after = float(jnp.mean(evaluations["train"].loss))
+    return None if np.isfinite(after) else f"the loss of the training set is {after} after epoch {epoch}"
+
+
+def first_bad(steps: Steps) -> int:
+    """The first step of an epoch whose loss or gradient is not finite; the count of steps where there is none."""
+    alive = np.asarray(steps.alive)
+    return len(alive) if alive.all() else int(np.argmin(alive))
+
+
+def records(recording: Recording | None, steps: Steps, epoch: int, done: int) -> list[StepRecord]:
+    """What an epoch recorded, up to a bad step; `done` counts the steps before the epoch.
+
+    A record belongs to the parameters before its step.
+    """
+    if recording is None:
+        return []
+    arrays = {name: jax.tree.map(np.asarray, steps.recorded[name]) for name in recording.quantities}  # not sorted
+    loss, lived = np.asarray(steps.loss), first_bad(steps) + 1
+
+    def row(i: int) -> StepRecord:
+        values = {name: jax.tree.map(lambda array: array[i].tolist(), arrays[name]) for name in arrays}
+        return StepRecord(epoch, done + i + 1, float(loss[i]), values)
+
+    return [row(i) for i in range(-done % recording.every, min(lived, len(loss)), recording.every)]
+
+
+def root_mean(squares: jax.Array) -> list[float]:
+    """The root of the mean over an epoch's steps of mean squares by layer, (S, L)."""
+    found: list[float] = np.sqrt(np.mean(np.asarray(squares), axis=0)).tolist()
+    return found
+
+
+def shown(name: str, value: float) -> str:
+    """A score in the digits one reads: accuracies in per cent."""
+    return f"{100 * value:.2f} %" if name.endswith("accuracy") else f"{value:.4g}"
+
+
+def _with_nan(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _with_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_with_nan(item) for item in value]
+    return math.nan if value is None else value

@@ -1,0 +1,55 @@
+"""How a run shows that it goes on: a bar with the time left on a terminal, a line an epoch elsewhere."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from jaxbp.run.report import metrics
+from jaxbp.run.report.metrics import EpochRow, Timing
+
+Show = Callable[[Mapping[str, float], Timing], None]
+"""Shows the scores of an epoch, by their names in metrics.jsonl, and its time."""
+
+
+@contextlib.contextmanager
+def progress(console: Console, epochs: int, begun: int = 0) -> Iterator[Show]:
+    """Gives the function that shows an epoch; `begun` epochs are done."""
+    if not console.is_terminal:
+        yield lambda scores, timing: console.out(line(scores, timing, epochs), highlight=False)
+        return
+    columns = (
+        *(TextColumn("epoch"), MofNCompleteColumn(), BarColumn(20), TimeElapsedColumn(), TextColumn("left")),
+        *(TimeRemainingColumn(), TextColumn("{task.description}")),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("compiling", total=epochs, completed=begun)
+
+        def show(scores: Mapping[str, float], timing: Timing) -> None:
+            name = "test_accuracy" if "test_accuracy" in scores else "test_rmse"  # more would not fit into 80 columns
+            shown = f"loss {scores['train_loss']:.4g} {name.replace('_', ' ')} {metrics.shown(name, scores[name])}"
+            bar.update(task, completed=timing.epoch, description=shown)
+
+        yield show
+
+
+def line(scores: Mapping[str, float], timing: Timing, epochs: int) -> str:
+    """An epoch in one line for a person."""
+    shown = "  ".join(f"{name.replace('_', ' ')} {metrics.shown(name, value)}" for name, value in scores.items())
+    return f"epoch {timing.epoch}/{epochs}  {shown}  {timing.samples_per_second:,.0f} samples/s"
+
+
+def summary(rows: Sequence[EpochRow], seconds: float) -> Table:
+    """The last epoch's scores and the best test score, as a table."""
+    table = Table(title=f"{rows[-1].epoch} epochs, {seconds:.1f} s of training")
+    for column in ("", "train", "test", "best test (epoch)"):
+        table.add_column(column, justify="right" if column else "left")
+    for name, train in rows[-1].train.named().items():
+        choose = max if name in metrics.LARGER_IS_BETTER else min
+        best = choose(rows, key=lambda row: getattr(row.test, name))
+        values = (train, getattr(rows[-1].test, name), getattr(best.test, name))
+        shown = [metrics.shown(name, value) for value in values]
+        table.add_row(name, *shown[:2], f"{shown[2]} ({best.epoch})")
+    return table

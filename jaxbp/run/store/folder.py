@@ -1,0 +1,277 @@
+"""The run folder: which one a run takes, what is in it, and who writes there.
+
+In a run of several processes all of them have a `RunFolder`, and all call its methods; the first process reads and
+writes, and its errors are raised in all.
+"""
+
+import contextlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+import tomli_w
+
+from jaxbp.run import config as configs
+from jaxbp.run import paths
+from jaxbp.run.config import Config, to_dict
+from jaxbp.run.errors import UserError
+from jaxbp.run.host import processes
+from jaxbp.run.report import metrics
+from jaxbp.run.report.metrics import EpochRow, MemberRow, Row, StepRecord, Timing
+from jaxbp.run.store import files, lock
+from jaxbp.run.store.checkpoint import Checkpoints, Position, Saved
+from jaxbp.run.store.model import Model
+
+PACKAGES = ("jaxbp", "jax", "jaxlib", "numpy", "optax", "scikit-learn")
+METRICS, TIMINGS = "metrics.jsonl", "timings.jsonl"
+UNFINISHED = ".unfinished"  # there from the beginning of a run to its end; locked while a process works on it
+GIT_SECONDS = 10  # a repository on a slow disk holds no run up for longer
+How = Literal["auto", "resume", "new"]
+
+
+class RunFolder:
+    """The folder of a run while it trains.
+
+    rows: what metrics.jsonl holds, as far as this process knows: all of it in the first one.
+    """
+
+    def __init__(self, path: Path, resumed: bool, checkpoints: Checkpoints) -> None:
+        self.path, self.resumed = path, resumed
+        self.rows: list[Row] = []
+        self._checkpoints = checkpoints
+
+    @property
+    def epochs(self) -> list[EpochRow]:
+        """The rows of the epochs."""
+        return [row for row in self.rows if isinstance(row, EpochRow)]
+
+    @property
+    def records(self) -> list[StepRecord]:
+        """The rows of the recorded steps."""
+        return [row for row in self.rows if isinstance(row, StepRecord)]
+
+    def append(self, rows: list[Row], timing: Timing | None = None) -> None:
+        """More rows of metrics.jsonl, and the time that they took."""
+
+        def write() -> None:
+            if timing is not None:
+                append(self.path / TIMINGS, [timing])
+            append(self.path / METRICS, rows)
+            self.rows += rows
+
+        self._by_first(write)
+
+    def due(self, epoch: int) -> bool:
+        """Whether a checkpoint is to be written after this epoch; the clocks of two processes may differ."""
+        return self._checkpoints.due(epoch)
+
+    def checkpoint(self, epoch: int, step: int, key: jax.Array, state: Any, wait: bool) -> None:
+        """Begins to write a checkpoint of a state on the host, after the rows that are there; may wait for its end."""
+
+        def write() -> None:
+            length = (self.path / METRICS).stat().st_size
+            self._checkpoints.save(Position(epoch, step, length, np.asarray(jax.random.key_data(key))), state)
+            if wait:
+                self._checkpoints.wait()
+
+        self._by_first(write)
+
+    def newest(self, like: Any) -> Saved | None:
+        """The newest whole checkpoint, in every process; what was measured after it is cut off. None without any."""
+        saved: Saved | None = None
+
+        def read() -> list[Any] | None:
+            nonlocal saved
+            saved = self._checkpoints.newest(like, lambda fault: print(f"jaxbp: warning: {fault}", file=sys.stderr))
+            where = saved.position if saved else Position(0, 0, 0, np.zeros(0))
+            self.rows = rewind(self.path, where.metrics_bytes, where.epoch)
+            return [*where[:3], where.key.tolist()] if saved else None
+
+        position = processes.shared(read)
+        if position is None:
+            return None
+        epoch, step, length, key = position
+        state = processes.broadcast(saved.state if saved else None, like)
+        return Saved(Position(epoch, step, length, np.array(key, np.uint32)), state)
+
+    def save(self, model: Model) -> None:
+        """Writes params.safetensors."""
+        self._by_first(lambda: model.save(self.path))
+
+    def draw(self, pictures: Callable[[Path], None]) -> None:
+        """Has the pictures drawn into the folder."""
+        self._by_first(lambda: pictures(self.path))
+
+    def finish(self) -> None:
+        """Marks the run as finished: from now on nothing is changed in its folder."""
+        self._by_first((self.path / UNFINISHED).unlink)
+
+    def _by_first(self, work: Callable[[], None]) -> None:
+        def guarded() -> None:
+            with files.writable(f"{self.path}:", after="; what was written before is whole"):
+                work()
+
+        processes.by_first(guarded)
+
+
+@contextlib.contextmanager
+def opened(config: Config, name: str, data: str, how: How = "auto") -> Iterator[RunFolder]:
+    """The run folder, locked: that of an unfinished run, or a new one with config.toml and provenance.json.
+
+    data: the digest of the data set, which stays the same from the beginning of a run to its end.
+
+    `train.folder` is taken if it is new or empty, or holds an unfinished run, which then goes on. Without it the newest
+    of runs/<name>, runs/<name>-2, … is taken if it is unfinished, or else the next. A finished run is never touched.
+    "resume" wants an unfinished run, "new" a new folder.
+
+    Raises:
+      UserError: the folder holds something else, another process runs in it, it can't be written, or its run began with
+        another config, the keys that differ are named, or with other data.
+    """
+    with contextlib.ExitStack() as stack:
+        path, resumed = processes.shared(lambda: _taken(stack, config, name, data, how))
+        checkpoints = stack.enter_context(Checkpoints(Path(path), config.checkpoint))
+        yield RunFolder(Path(path), resumed, checkpoints)
+
+
+def _taken(stack: contextlib.ExitStack, config: Config, name: str, data: str, how: How) -> tuple[str, bool]:
+    """The folder, locked until the stack ends; whether a run goes on there."""
+    chosen = config.train.folder
+    path = paths.below("train.folder", chosen) if chosen is not None else _numbered(name, how)
+    with files.writable(f"train.folder: {str(path)!r}"):
+        _check_free(path, how)
+        path.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(lock.held(path / UNFINISHED))
+        resumed = (path / "config.toml").exists()
+        if resumed:
+            _check_same(config, path, data)
+        files.replace(path / "provenance.json", json.dumps(_provenance(config, path, data), indent=2) + "\n")
+        if not resumed:
+            files.replace(path / "config.toml", tomli_w.dumps(to_dict(config)))
+    return str(path), resumed
+
+
+def append(path: Path, rows: list[Row] | list[Timing] | list[MemberRow]) -> None:
+    """More lines of a file, on disk on return. On an error, such as a full disk, the file is left as it was."""
+    lines = "".join(json.dumps(metrics.plain(row.line()), allow_nan=False) + "\n" for row in rows).encode()
+    with open(path, "ab", buffering=0) as file:
+        length = file.tell()
+        try:
+            while lines:
+                lines = lines[file.write(lines) :]
+            os.fsync(file.fileno())
+        except BaseException:  # also Ctrl-C
+            file.truncate(length)
+            raise
+
+
+def rewind(path: Path, length: int, epochs: int) -> list[Row]:
+    """Cuts off what was measured after the first epochs; the rows that metrics.jsonl keeps.
+
+    Raises:
+      UserError: the file is shorter than it was.
+    """
+    metrics_file, timings = path / METRICS, path / TIMINGS
+    kept = metrics_file.read_bytes()[:length] if metrics_file.exists() else b""
+    if len(kept) < length:
+        raise UserError(
+            f"{metrics_file}: {len(kept)} bytes, when the checkpoint was written it had {length}; begin anew"
+        )
+    if metrics_file.exists():
+        os.truncate(metrics_file, length)
+    if timings.exists():
+        os.truncate(timings, sum(map(len, timings.read_bytes().splitlines(keepends=True)[:epochs])))
+    return [metrics.read(json.loads(line)) for line in kept.splitlines()]
+
+
+def _numbered(name: str, how: How) -> Path:
+    """The newest of runs/<name>, runs/<name>-2, … if it is unfinished or must be resumed; or else the next one."""
+    name = name.strip(".") or "run"  # "..": the parent
+    folders = (Path("runs") / (name if n == 1 else f"{name}-{n}") for n in range(1, sys.maxsize))
+    newest = None
+    for folder in folders:
+        if not os.path.lexists(folder):
+            break
+        newest = folder
+    taken = newest is not None and how != "new" and (how == "resume" or (newest / UNFINISHED).exists())
+    return newest if newest is not None and taken else folder
+
+
+def _check_free(path: Path, how: How) -> None:
+    """Raises unless a run may begin or, where one is unfinished, go on here."""
+    unfinished = (path / UNFINISHED).exists()
+    if how == "resume" and not unfinished:
+        state = "holds no unfinished run" if path.exists() else "does not exist"
+        raise UserError(f"--resume: {path} {state}, so there is nothing to resume")
+    if how == "new" and unfinished:
+        raise UserError(f"train.folder: {path} holds an unfinished run, which stays; name a new folder or remove it")
+    if not unfinished and path.is_dir() and any(path.iterdir()):
+        holds = "holds a finished run" if (path / "config.toml").exists() else "is not empty"
+        raise UserError(f"train.folder: {path} {holds}; name a new folder or remove it")
+
+
+def _check_same(config: Config, path: Path, data: str) -> None:
+    before = configs.read(path / "config.toml")
+    may_differ = ("train.folder", "mesh.data", "mesh.model")  # a checkpoint holds whole arrays
+    differing = [key for key in configs.keys() if key not in may_differ and _value(before, key) != _value(config, key)]
+    if differing:
+        changes = ", ".join(f"{key} was {_value(before, key)!r}, now {_value(config, key)!r}" for key in differing)
+        raise UserError(f"{path} is unfinished and began with another config: {changes}; --new begins a new run")
+    if _begun(path)["data_sha256"] != data:
+        now = f"{config.data.name} has changed"
+        raise UserError(f"{path} is unfinished and began with other data, data.name: {now}; --new begins a new run")
+
+
+def _value(config: Config, key: str) -> Any:
+    table, _, name = key.partition(".")
+    return getattr(getattr(config, table), name)
+
+
+def _provenance(config: Config, path: Path, data: str) -> dict[str, Any]:
+    """Of a new run; of one that goes on, that of its beginning with one more entry in "resumed"."""
+    now: dict[str, Any] = {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+        "platform": platform.platform(),
+        "processes": jax.process_count(),
+        "devices": [device.device_kind for device in jax.devices()],
+        "git_commit": _git_commit(),
+        "seed": {"data": config.data.seed, "train": config.train.seed},
+        "data_sha256": data,
+    }
+    if not (path / "config.toml").exists():
+        return now
+    begun = _begun(path)
+    return begun | {"resumed": [*begun.get("resumed", []), now]}
+
+
+def _begun(path: Path) -> dict[str, Any]:
+    begun: dict[str, Any] = json.loads((path / "provenance.json").read_text(encoding="utf-8"))
+    return begun
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    """The commit of the working directory, with "-dirty" behind it; None outside a repository or without git."""
+    command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=GIT_SECONDS)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

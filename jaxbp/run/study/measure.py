@@ -1,0 +1,196 @@
+"""Per-sample quantities of a split of a problem, with initial or trained parameters."""
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxbp import persample
+from jaxbp.mlp import MLP, Array, Factors, Params, factors, gradient, wide
+from jaxbp.run import problem as problems
+from jaxbp.run.config import Config
+from jaxbp.run.errors import UserError
+from jaxbp.run.problem import Problem, Split
+from jaxbp.run.store.model import Model, load
+
+OF_THE_MEAN = {"cosine", "noise_scale", "diversity", "coherence"}  # those that need the mean gradient of the split
+CLASSES_SHOWN = 20  # in the summary and the pictures; with more classes only what concerns all samples is shown
+GRAM_SAMPLES = 1000
+
+
+class Subject(NamedTuple):
+    """A problem, a network with parameters, and a split: as it was read and, on the device, as the loss takes it."""
+
+    problem: Problem
+    model: Model
+    split: str
+    data: Split
+    x: np.ndarray
+    y: np.ndarray
+
+    @property
+    def net(self) -> MLP:
+        """The network with the loss of the config, without label smoothing."""
+        return self.problem.scored
+
+
+class Results(NamedTuple):
+    """The columns by their names, of all samples; what was asked of the split as a whole.
+
+    numbers: by a line that says what each is;  class_cosine: (C, C) mean cosines;  eigenvalues: of the Gram matrix.
+    """
+
+    columns: dict[str, np.ndarray]
+    numbers: dict[str, float]
+    class_cosine: np.ndarray | None
+    eigenvalues: np.ndarray | None
+
+
+def prepare(source: Path, config: Config, split: str = "train") -> Subject:
+    """The split of the data that a run or config names, with the trained or the initial network, on one device.
+
+    Raises:
+      UserError: no finished run, a config that does not fit its data, data that are not those of the run any more.
+    """
+    problem = problems.pose(config)
+    if not source.is_dir():
+        model = problem.model(problem.initial())
+    else:
+        model = load(source)
+        if model.classes != problem.dataset.classes or not _same_scaling(model, problem):
+            raise UserError(f"{source}: {config.data.name} is not the data that the run was trained on")
+    return Subject(problem, model, split, problem.on_device(split), *problem.raw(split))
+
+
+def _same_scaling(model: Model, problem: Problem) -> bool:
+    pairs = zip((*model.inputs, *(model.targets or ())), (*problem.inputs, *(problem.targets or ())), strict=True)
+    return all(np.allclose(a, b) for a, b in pairs)
+
+
+def measure(subject: Subject, quantities: Sequence[str], chunk: int) -> Results:
+    """All quantities of a split, never with the factors of more than `chunk` samples at a time."""
+    net, params, (x, y) = subject.net, subject.model.params, subject.data
+    asked = set(quantities)
+    mean = None
+    if asked & OF_THE_MEAN:
+        everything = np.full(len(x), 1 / len(x))
+        mean = jax.tree.map(lambda a: a[0], _sums(net, params, x, y, np.zeros(len(x), np.int32), everything, 1, chunk))
+    columns = jax.device_get(_per_sample(net, params, mean, x, y, chunk))
+    numbers = {} if mean is None else _numbers(asked, columns["squared_norm"].astype(np.float64), mean)
+    class_cosine = eigenvalues = None
+    if "cosine" in asked and subject.model.classes and len(subject.model.classes) <= CLASSES_SHOWN:
+        class_cosine = _class_cosine(subject, columns["norm"], chunk)
+    if "gram" in asked:
+        rows = gram_rows(len(x))
+        matrix = persample.gram_matrix(net, params, x[rows], y[rows], chunk)
+        eigenvalues = np.linalg.eigvalsh(np.asarray(matrix, np.float64))[::-1] / len(rows)
+    return Results(columns, numbers, class_cosine, eigenvalues)
+
+
+def gram_rows(samples: int) -> np.ndarray:
+    """The rows of the Gram matrix: all samples, or GRAM_SAMPLES of them drawn without replacement, seed 0."""
+    count = min(samples, GRAM_SAMPLES)
+    return np.sort(np.random.default_rng(0).choice(samples, count, replace=False))
+
+
+@functools.partial(jax.jit, static_argnames=("net", "chunk"))
+def _per_sample(net: MLP, params: Params, mean: Params | None, x: Array, y: Array, chunk: int) -> dict[str, Any]:
+    """Every column, (N,) or (N, ·); the cosine with the mean gradient where that is given."""
+
+    def quantity(loss: Array, f: Factors) -> dict[str, Any]:
+        layers = persample.squared_norms(f, per_layer=True)
+        norm = persample.grand(f)
+        found = {"loss": loss, "output": _outputs(net, params, f), "norm": norm, "squared_norm": norm**2}
+        found |= {"layers": jnp.stack(layers, axis=1), "el2n": persample.el2n(f)}
+        return found if mean is None else found | {"cosine": _cosine(f, mean, norm)}
+
+    return persample.map_chunks(quantity, net, params, x, y, chunk)
+
+
+def _outputs(net: MLP, params: Params, f: Factors) -> Array:
+    """x⁽ᴸ⁾ from x⁽ᴸ⁻¹⁾, which the factors hold."""
+    w, b = params[-1]
+    return net.activations[-1].sigma(f.x[-1] @ w.T + b[None]).astype(wide(w.dtype))
+
+
+def _cosine(f: Factors, mean: Params, norm: Array) -> Array:
+    length = jnp.sqrt(sum((jnp.sum(leaf**2) for leaf in jax.tree.leaves(mean)), jnp.zeros((), norm.dtype)))
+    scale = norm * length
+    return jnp.where(scale == 0, 0, persample.dot(f, mean) / jnp.where(scale == 0, 1, scale))
+
+
+def _sums(
+    net: MLP,
+    params: Params,
+    x: Array,
+    y: Array,
+    group: np.ndarray,
+    weights: np.ndarray,
+    groups: int,
+    chunk: int,
+) -> Params:
+    """Σ weightsₙ gₙ over the samples of each group, like the parameters with a leading axis of the groups.
+
+    A chunk holds samples of one group, and is filled up with samples of weight 0: one pass for all groups.
+    """
+    size = min(chunk, max(int(np.bincount(group).max()), 1))
+    rows, filled, owner = [], [], []
+    for g in range(groups):
+        members = np.flatnonzero(group == g).astype(np.int32)
+        places = -(-len(members) // size) * size
+        rows.append(np.resize(members, places).reshape(-1, size))
+        filled.append(
+            np.where(np.arange(places) < len(members), np.resize(weights[members], places), 0).reshape(-1, size)
+        )
+        owner += [g] * (places // size)
+    batches = np.concatenate(rows), np.concatenate(filled), np.array(owner, np.int32)
+    return _scan_sums(net, params, x, y, jax.tree.map(jnp.asarray, batches), groups)
+
+
+@functools.partial(jax.jit, static_argnames=("net", "groups"))
+def _scan_sums(net: MLP, params: Params, x: Array, y: Array, batches: tuple[Array, ...], groups: int) -> Params:
+    def add(sums: Params, batch: tuple[Array, ...]) -> tuple[Params, None]:
+        rows, weights, group = batch
+        _, f = factors(net, params, x[rows], y[rows])
+        summed = gradient(f, weights, normalize_by=1)
+        return jax.tree.map(lambda total, part: total.at[group].add(part.astype(total.dtype)), sums, summed), None
+
+    zeros = jax.tree.map(lambda p: jnp.zeros((groups, *p.shape), wide(p.dtype)), params)
+    return jax.lax.scan(add, zeros, batches)[0]
+
+
+def _class_cosine(subject: Subject, norm: np.ndarray, chunk: int) -> np.ndarray:
+    """Mean of cos(gₙ, gₘ) over n of class a and m ≠ n of class b, (C, C): products of sums of unit gradients.
+
+    NaN where there is no pair; a gradient of 0 has the cosine 0, as in `persample.cosine`.
+    """
+    count, labels = len(subject.model.classes or ()), subject.y
+    inverse = np.divide(1, norm, out=np.zeros(len(norm)), where=norm > 0)
+    sums = _sums(subject.net, subject.model.params, *subject.data, labels, inverse, count, chunk)
+    flat = [np.asarray(leaf, np.float64).reshape(count, -1) for leaf in jax.tree.leaves(sums)]
+    products = sum((leaf @ leaf.T for leaf in flat), np.zeros((count, count)))
+    sizes = np.bincount(labels, minlength=count).astype(np.float64)
+    pairs = np.outer(sizes, sizes) - np.diag(sizes)
+    products -= np.diag(np.bincount(labels, norm > 0, minlength=count))  # cos(gₙ, gₙ) = 1
+    return np.divide(products, pairs, out=np.full_like(products, np.nan), where=pairs > 0)
+
+
+def _numbers(asked: set[str], squared_norm: np.ndarray, mean: Params) -> dict[str, float]:
+    """The quantities of the split as a whole, from the mean of ‖gₙ‖² and the norm of the mean gradient."""
+    small, samples = float(squared_norm.mean()), len(squared_norm)
+    big = sum(float(np.sum(np.asarray(leaf, np.float64) ** 2)) for leaf in jax.tree.leaves(mean))
+    found: dict[str, float] = {}
+    if "noise_scale" in asked and samples > 1:
+        # In float64, which JAX has only in its x64 mode: persample.noise_scale_from_norms(small, big, 1, samples).
+        trace, squared = (small - big) / (1 - 1 / samples), (samples * big - small) / (samples - 1)
+        scale = trace / squared if squared else float("nan")
+        found |= {"noise scale tr Σ / |G|² (samples)": scale, "tr Σ": trace, "|G|²": squared}
+    if "diversity" in asked:
+        found["diversity Σ ‖g‖² / ‖Σ g‖²"] = small / (samples * big) if big else float("nan")
+    if "coherence" in asked:
+        found["coherence ‖mean g‖² / mean ‖g‖²"] = big / small if small else 0.0
+    return found

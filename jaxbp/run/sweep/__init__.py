@@ -1,0 +1,1 @@
+"""A [sweep]: the members of several seeds and learning rates in one compiled program."""
