@@ -34,13 +34,13 @@ from jaxbp import cli
 from jaxbp.activations import ACTIVATIONS
 from jaxbp.initializers import WEIGHTS
 from jaxbp.losses import LOSSES
-from jaxbp.run import data
-from jaxbp.run.data import idx
 from jaxbp.run import loop
-from jaxbp.run.compute import epoch as training
-from jaxbp.run.config import Config, keys, to_dict
+from jaxbp.run.compute.epoch import epoch
 from jaxbp.run.compute.optimizers import OPTIMIZERS, SCHEDULES
+from jaxbp.run.compute.program import first_state
 from jaxbp.run.compute.recording import QUANTITIES
+from jaxbp.run.config import Config, keys, to_dict
+from jaxbp.run.data import dataset, idx
 
 LIMIT = 60  # seconds for one input
 EXPECTED = ("refused", "runs")
@@ -61,7 +61,7 @@ VALUES: tuple[Any, ...] = (
     *([4, 8, 3] * 100, {}, {"a": 1}, {"b1": "x"}, {"b1": [1]}, {"": {}}, {"init_value": -1.0}, {"1": 1.0}),
 )
 PLAUSIBLE: dict[str, Sequence[Any]] = {
-    "data.name": (*data.BUNDLED, "mnist", "../iris", "irsi"),
+    "data.name": (*dataset.BUNDLED, "mnist", "../iris", "irsi"),
     "model.sizes": ([4, 3], [4, 10**5, 3], [4, 10**6, 10**6, 3], [4, 2**31 - 1, 3], [4, *[2] * 40, 3], [4, 8, 2], [4]),
     "model.hidden": (*ACTIVATIONS, ["relu", "tanh"], []),
     "model.output": tuple(ACTIVATIONS),
@@ -191,11 +191,9 @@ def limited(seconds: int) -> Iterator[None]:
 
 def traced(setup: loop.Setup, *_: Any) -> None:
     """Instead of training: the step with everything it records goes through JAX's tracing."""
-    begin = loop.first(setup)
-    study = setup.config.study
-    record = loop.Recording(study.quantities, study.every) if study.quantities else None
-    arguments = (setup.model.net, setup.optimizer, setup.config.train.batch_size)
-    training.epoch.lower(*arguments, begin.state, *setup.train, begin.key, record, 0)
+    problem, spec, _ = setup
+    state = first_state(problem, spec)
+    jax.jit(epoch, static_argnums=0).lower(spec, state, *problem.on_device("train"), jax.random.key(0))
 
 
 def outcome(arguments: Sequence[str], folder: Path) -> tuple[str, str]:

@@ -20,11 +20,11 @@ import numpy as np
 from experiments import report
 from jaxbp.run import config as configs
 from jaxbp.run import loop
-from jaxbp.run.store.checkpoint import Checkpoints, Position
 from jaxbp.run.config import CheckpointConfig, Config
+from jaxbp.run.store.checkpoint import Checkpoints, Position
 
 CONFIG = Path(__file__).parent.parent / "configs" / "mnist.toml"
-WARM = 4  # epochs: compilation, and the import of Orbax, which is paid once
+WARM = 4  # epochs, for the compilation
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "sgd": {"learning_rate": 0.05},
     "sgd, momentum": {"learning_rate": 0.05, "arguments": {"momentum": 0.9}},
@@ -37,12 +37,15 @@ def cost(config: Config) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {"without": [], "with": []}
     with tempfile.TemporaryDirectory() as run, Checkpoints(Path(run), CheckpointConfig(every=2)) as checkpoints:
         before = time.perf_counter()
-        for _, row, state in loop.epochs(loop.prepare(config)):
-            if row["epoch"] > WARM:
-                seconds["with" if row["epoch"] % 2 else "without"].append(time.perf_counter() - before)
+        setup = loop.prepare(config)
+        for epoch in loop.epochs(setup):
+            row = epoch.row
+            if row.epoch > WARM:
+                seconds["with" if row.epoch % 2 else "without"].append(time.perf_counter() - before)
             before = time.perf_counter()
-            if checkpoints.due(row["epoch"]):
-                checkpoints.save(Position(row["epoch"], row["step"], 0, np.zeros(2, np.uint32)), state)
+            if checkpoints.due(row.epoch):
+                state = setup.program.state()
+                checkpoints.save(Position(row.epoch, row.step, 0, np.zeros(2, np.uint32)), state)
     without, with_one = (statistics.median(part) for part in seconds.values())
     count = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     return {"without": without, "with": with_one, "ratio": with_one / without, "bytes": count, "seconds": seconds}

@@ -31,7 +31,7 @@ from experiments import recipe, report
 from jaxbp import MLP, Affine, Params
 from jaxbp.run import data
 from jaxbp.run.config import Count, NonNegative, Positive, Seed
-from jaxbp.run.data import STRICT, DataConfig
+from jaxbp.run.data.dataset import STRICT, DataConfig
 from jaxbp.run.errors import UserError
 
 CONFIG = Path(__file__).parent.parent / "configs" / "jax_mnist_classifier.toml"

@@ -25,8 +25,9 @@ import numpy as np
 from experiments import report
 from jaxbp.run import config as configs
 from jaxbp.run import loop
-from jaxbp.run.store.checkpoint import Checkpoints
+from jaxbp.run.compute.program import first_state
 from jaxbp.run.config import CheckpointConfig
+from jaxbp.run.store.checkpoint import Checkpoints
 from jaxbp.run.store.folder import UNFINISHED
 
 DIGITS = """
@@ -152,7 +153,8 @@ def damaged(folder: Path, rng: np.random.Generator, cut: bool) -> bool:
 
 def state_of(folder: Path) -> Any:
     """A state of the shape that the run in this folder has."""
-    return loop.first(loop.prepare(configs.read(folder / "config.toml"))).state
+    setup = loop.prepare(configs.read(folder / "config.toml"))
+    return first_state(setup.problem, setup.spec)
 
 
 def damage(run: Path, count: int, cut: bool, work: Path) -> int:

@@ -21,13 +21,11 @@ import numpy as np
 
 import jaxbp
 from jaxbp.mlp import MLP, factors
-from jaxbp.run.compute import mesh
-from jaxbp.run.compute import optimizers
-from jaxbp.run.host import processes
+from jaxbp.run.compute import mesh, optimizers
+from jaxbp.run.compute.step import State, StepSpec
 from jaxbp.run.config import MeshConfig, OptimizerConfig
 from jaxbp.run.errors import UserError
-from jaxbp.run.compute.epoch import State
-from jaxbp.run.compute.step import Tricks
+from jaxbp.run.host import processes
 
 COLLECTIVES = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
 FLOPS, BANDWIDTH, LATENCY = 4e14, 5e10, 1e-5  # assumed of an accelerator: FLOP/s reached, bytes/s and seconds of a link
@@ -50,7 +48,7 @@ def exchanged(net: MLP, batch: int, shape: tuple[int, int]) -> dict[str, Any]:
     state = State(params, jax.eval_shape(optimizer.init, params), jax.ShapeDtypeStruct((), jnp.bool_))  # type: ignore[arg-type]
     x, y = jax.ShapeDtypeStruct((2, batch, net.sizes[0]), jnp.float32), jax.ShapeDtypeStruct((2, batch), jnp.int32)
     rows = mesh.Rows(x, y, jax.ShapeDtypeStruct((2, batch), jnp.float32))  # type: ignore[arg-type]
-    compiled = mesh.compile_epoch(built, net, optimizer, None, state, Tricks(), rows)
+    compiled = mesh.compile_epoch(built, StepSpec(net, optimizer, batch), state, rows)
     moved = collectives(compiled.as_text() or "")
     sizes = [4 * math.prod(map(int, re.findall(r"\d+", s.split("[")[1]))) for _, shapes in moved for s in shapes]
     split, data = mesh.shardings(built, net, params), jax.sharding.PartitionSpec("data")

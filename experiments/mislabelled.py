@@ -17,7 +17,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
@@ -64,16 +63,18 @@ def scores_over_training(setup: Setup) -> tuple[dict[str, np.ndarray], float]:
     Raises:
       UserError: not a network whose output δ is softmax − label, for which EL2N is defined.
     """
-    net, smoothing = setup.model.net, setup.config.model.label_smoothing
+    problem, program = setup.problem, setup.program
+    net, smoothing = problem.net, problem.config.model.label_smoothing
     if losses.get(net.loss).name != "softmax_cross_entropy" or net.activations[-1].name != "identity" or smoothing:
         raise UserError("model.loss: EL2N needs softmax_cross_entropy of the output identity, without label smoothing")
-    found = [persample.map_chunks(_scores, net, setup.model.params, *setup.train, CHUNK)]
-    influence = [np.zeros(len(setup.train.x))]
-    for model, row, _ in loop.epochs(setup):
-        found.append(persample.map_chunks(_scores, net, model.params, *setup.train, CHUNK))
-        influence.append(influence[-1] + row["learning_rate"] * np.asarray(found[-1]["grand"], np.float64) ** 2)
+    train = problem.on_device("train")
+    found = [persample.map_chunks(_scores, net, problem.initial(), *train, CHUNK)]
+    influence = [np.zeros(len(train.x))]
+    for epoch in loop.epochs(setup):
+        found.append(persample.map_chunks(_scores, net, program.params, *train, CHUNK))
+        influence.append(influence[-1] + epoch.row.learning_rate * np.asarray(found[-1]["grand"], np.float64) ** 2)
     stacked = {name: np.stack([np.asarray(scores[name]) for scores in found]) for name in found[0]}
-    return stacked | {"self_influence": np.stack(influence)}, float(row["test_accuracy"])
+    return stacked | {"self_influence": np.stack(influence)}, float(epoch.row.test.accuracy or 0)
 
 
 def _scores(loss: Array, f: Factors) -> dict[str, Array]:
@@ -107,14 +108,15 @@ def train(config: Config, share: float, seeds: Sequence[int]) -> Trained:
     """The same flipped labels for a network of each seed."""
     networks, accuracies = [], []
     for seed, setup in zip(seeds, seeded(config, seeds), strict=True):
-        labels, flipped = flip_labels(setup.dataset.y_train, len(setup.dataset.classes or ()), share, seed=0)
-        dataset, data = setup.dataset._replace(y_train=labels), setup.train._replace(y=jnp.asarray(labels))
-        scores, accuracy = scores_over_training(setup._replace(dataset=dataset, train=data))
+        dataset = setup.problem.dataset
+        labels, flipped = flip_labels(dataset.y_train, len(dataset.classes or ()), share, seed=0)
+        noisy = setup.problem._replace(dataset=dataset._replace(y_train=labels))
+        scores, accuracy = scores_over_training(loop.assemble(noisy))
         print(f"seed {seed}: test accuracy {100 * accuracy:.2f} %", flush=True)
         networks.append(scores)
         accuracies.append(accuracy)
     stacked = {name: np.stack([scores[name] for scores in networks]) for name in NAMES}
-    return Trained(stacked, accuracies, flipped, np.linalg.norm(np.asarray(setup.train.x), axis=1))
+    return Trained(stacked, accuracies, flipped, np.linalg.norm(np.asarray(noisy.on_device("train").x), axis=1))
 
 
 def measure(config: Config, share: float, seeds: int, early: int) -> dict[str, Any]:

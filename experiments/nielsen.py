@@ -30,7 +30,7 @@ from experiments import recipe, report
 from jaxbp import MLP, Affine, Params
 from jaxbp.run import data
 from jaxbp.run.config import Count, NonNegative, Positive, Seed
-from jaxbp.run.data import STRICT, DataConfig
+from jaxbp.run.data.dataset import STRICT, DataConfig
 from jaxbp.run.errors import UserError
 
 Array = jax.Array

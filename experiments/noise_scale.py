@@ -23,11 +23,12 @@ from experiments import report
 from jaxbp.mlp import Params
 from jaxbp.run import config as configs
 from jaxbp.run import loop
-from jaxbp.run.study.measure import measure as study
 from jaxbp.run.config import Config
 from jaxbp.run.errors import UserError
-from jaxbp.run.loop import Setup
-from jaxbp.run.compute.recording import noise_scales
+from jaxbp.run.problem import Problem
+from jaxbp.run.report.metrics import StepRecord
+from jaxbp.run.report.plots import noise_scales
+from jaxbp.run.study import measure as study
 from jaxbp.run.study.measure import Subject
 
 CONFIG = Path(__file__).parent.parent / "configs" / "mnist_noise_scale.toml"
@@ -40,25 +41,24 @@ def window_edges(records: int, windows: int) -> list[int]:
     return [int(edge) for edge in edges]
 
 
-def averaged(recorded: Sequence[dict[str, Any]]) -> dict[str, float | None]:
+def averaged(recorded: Sequence[StepRecord]) -> dict[str, float | None]:
     """The noise scale of all these records together, from the means of tr Σ and of |G|²; None where |G|² < 0."""
     scale = float(noise_scales(recorded, 2 * len(recorded) + 1)[0])
     return {
-        "step": float(np.exp(np.mean(np.log([row["step"] for row in recorded])))),
-        "loss": float(np.mean([row["batch_loss"] for row in recorded])),
+        "step": float(np.exp(np.mean(np.log([row.step for row in recorded])))),
+        "loss": float(np.mean([row.batch_loss for row in recorded])),
         "noise_scale": scale if np.isfinite(scale) else None,
     }
 
 
-def of_the_training_set(setup: Setup, params: Params) -> float:
+def of_the_training_set(problem: Problem, params: Params) -> float:
     """tr Σ / |G|² over all training samples: what `jaxbp study` prints."""
-    model = setup.model._replace(params=params)
-    subject = Subject(setup, model, model.net, "train", setup.train, setup.dataset.x_train, setup.dataset.y_train)
+    subject = Subject(problem, problem.model(params), "train", problem.on_device("train"), *problem.raw("train"))
     numbers = study.measure(subject, ("noise_scale",), CHUNK).numbers
     return next(value for name, value in numbers.items() if name.startswith("noise scale"))
 
 
-def measure(config: Config, windows: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def measure(config: Config, windows: int) -> tuple[dict[str, Any], list[StepRecord]]:
     """Trains, and averages the records over windows and over epochs; gives the records as well, for the picture.
 
     Raises:
@@ -68,15 +68,16 @@ def measure(config: Config, windows: int) -> tuple[dict[str, Any], list[dict[str
     if "noise_scale" not in config.study.quantities or windows < 1:
         raise UserError('study.quantities: this study needs "noise_scale" among them, and a window or more')
     setup = loop.prepare(config)
-    recorded: list[dict[str, Any]] = []
-    whole = [{"epoch": 0, "step": 0, "noise_scale": of_the_training_set(setup, setup.model.params)}]
-    for model, row, _ in loop.epochs(setup, recorded):
-        found = of_the_training_set(setup, model.params)
+    recorded: list[StepRecord] = []
+    whole = [{"epoch": 0, "step": 0, "noise_scale": of_the_training_set(setup.problem, setup.problem.initial())}]
+    for epoch in loop.epochs(setup):
+        found, row = of_the_training_set(setup.problem, setup.program.params), epoch.row.line()
+        recorded += [record for record in epoch.rows if isinstance(record, StepRecord)]
         whole.append({name: row[name] for name in ("epoch", "step", "train_loss", "test_accuracy")})
         whole[-1]["noise_scale"] = found
         print(f"epoch {row['epoch']}: loss {row['train_loss']:.3g}, noise scale {found:,.0f} samples", flush=True)
     edges = window_edges(len(recorded), windows)
-    epochs = [[row for row in recorded if row["epoch"] == at["epoch"]] for at in whole[1:]]
+    epochs = [[row for row in recorded if row.epoch == at["epoch"]] for at in whole[1:]]
     results = {
         "config": configs.to_dict(config),
         "records": len(recorded),
@@ -117,15 +118,15 @@ def show(results: dict[str, Any]) -> None:
     )
 
 
-def draw(results: dict[str, Any], recorded: Sequence[dict[str, Any]]) -> Figure:
+def draw(results: dict[str, Any], recorded: Sequence[StepRecord]) -> Figure:
     """Loss above, noise scale below, over the steps; all axes logarithmic."""
     figure = Figure(figsize=(8, 7), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True)
-    steps, windows, whole = [row["step"] for row in recorded], results["windows"], results["training_set"][1:]
+    steps, windows, whole = [row.step for row in recorded], results["windows"], results["training_set"][1:]
     at, after = [row["step"] for row in windows], [row["step"] for row in whole]
     dots = {"linestyle": "", "marker": ".", "markersize": 2, "color": "0.75", "label": "one batch"}
     marks = {"linestyle": "", "marker": "D", "markersize": 5, "color": "tab:orange", "label": "whole training set"}
-    top.plot(steps, [row["batch_loss"] for row in recorded], **dots)
+    top.plot(steps, [row.batch_loss for row in recorded], **dots)
     top.plot(at, [row["loss"] for row in windows], color="tab:blue", label="mean over a window of steps")
     top.plot(after, [row["train_loss"] for row in whole], **marks)
     bottom.plot(steps, noise_scales(recorded, 1), **dots)

@@ -36,7 +36,7 @@ def epochs(config: Config, way: str, seed: int) -> Iterator[dict[str, Any]]:
     train = dataclasses.replace(config.train, precision=precision, seed=seed)
     model = dataclasses.replace(config.model, dtype=dtype)
     for epoch in loop.epochs(loop.prepare(dataclasses.replace(config, train=train, model=model))):
-        yield epoch.row
+        yield epoch.row.line() | epoch.timing.line()
 
 
 def measure(config: Config, seeds: int) -> dict[str, Any]:

@@ -49,16 +49,16 @@ def subsets(scores: np.ndarray, pruned: float, seed: int) -> dict[str, np.ndarra
 
 def trained_on(setup: Setup, kept: np.ndarray) -> list[dict[str, Any]]:
     """Metrics of each epoch of a run on some of the samples: as many steps as on all, to the nearest epoch."""
-    train, dataset = setup.config.train, setup.dataset
-    steps, all_steps = (-(-samples // train.batch_size) for samples in (len(kept), len(setup.train.x)))
+    problem, train, dataset = setup.problem, setup.problem.config.train, setup.problem.dataset
+    steps, all_steps = (-(-samples // train.batch_size) for samples in (len(kept), len(dataset.x_train)))
     epochs = max(1, round(train.epochs * all_steps / steps))
-    fewer = setup._replace(
-        config=dataclasses.replace(setup.config, train=dataclasses.replace(train, epochs=epochs)),
+    fewer = problem._replace(
+        config=dataclasses.replace(problem.config, train=dataclasses.replace(train, epochs=epochs)),
         dataset=dataset._replace(x_train=dataset.x_train[kept], y_train=dataset.y_train[kept]),
-        train=setup.train._replace(x=setup.train.x[kept], y=setup.train.y[kept]),
     )
     wanted = ("epoch", "step", "train_loss", "train_accuracy", "test_loss", "test_accuracy")
-    return [{name: row[name] for name in wanted} for _, row, _ in loop.epochs(fewer)]
+    lines = (epoch.row.line() for epoch in loop.epochs(loop.assemble(fewer)))
+    return [{name: line[name] for name in wanted} for line in lines]
 
 
 def measure(config: Config, pruned: float, seeds: int, scoring_seeds: int) -> dict[str, Any]:
@@ -86,7 +86,7 @@ def measure(config: Config, pruned: float, seeds: int, scoring_seeds: int) -> di
         "scoring_seeds": list(scorers),
         "runs": runs,
         "summary": {name: _summary(runs[name], len(kept[name])) for name in NAMES},
-        "pruned_by_class": _pruned_by_class(setup.dataset, kept["el2n"]),
+        "pruned_by_class": _pruned_by_class(setup.problem.dataset, kept["el2n"]),
         "el2n_quantiles": {str(q): float(np.quantile(scores, q)) for q in (0, 0.1, pruned, 0.5, 0.9, 1)},
     }
 

@@ -24,31 +24,34 @@ from jaxbp import mlp
 from jaxbp.mlp import Params
 from jaxbp.run import config as configs
 from jaxbp.run import loop
-from jaxbp.run.sweep.sweep import sweep
-from jaxbp.run.sweep.sweep import plots as sweep_plots
-from jaxbp.run.sweep.sweep import scores as sweep_scores
 from jaxbp.run.config import Config
 from jaxbp.run.errors import UserError
+from jaxbp.run.report.metrics import EpochRow, MemberRow
+from jaxbp.run.sweep import plots as sweep_plots
+from jaxbp.run.sweep import scores as sweep_scores
+from jaxbp.run.sweep import sweep
 
 CONFIG = Path(__file__).parent.parent / "configs" / "digits_sweep.toml"
 SEPARATE, TURNS, VMAP = "separate runs", "one program, in turns", "one program, vmap"
 
 
-def separate_runs(config: Config) -> Iterator[tuple[Params, list[dict[str, Any]]]]:
+def separate_runs(config: Config) -> Iterator[tuple[Params, list[MemberRow]]]:
     """The members one by one; after each epoch their parameters, stacked, and rows, as `sweep.epochs` gives them."""
     members = sweep.prepare(config).members
-    runs = [loop.epochs(loop.prepare(member.config)) for member in members]
+    setups = [loop.prepare(member.config) for member in members]
+    runs = [loop.epochs(setup) for setup in setups]
     for _ in range(config.train.epochs):
         found = [next(run) for run in runs]
-        params = jax.tree.map(lambda *leaves: np.stack(leaves), *(epoch.model.params for epoch in found))
-        yield params, [{"seed": m.seed} | epoch.row for m, epoch in zip(members, found, strict=True)]
+        params = jax.tree.map(lambda *leaves: np.stack(leaves), *(setup.program.params for setup in setups))
+        rows = [MemberRow(m.seed, e.row.learning_rate, e.row) for m, e in zip(members, found, strict=True)]
+        yield params, rows
 
 
-def one_program(config: Config, at_once: int) -> Iterator[tuple[Params, list[dict[str, Any]]]]:
+def one_program(config: Config, at_once: int) -> Iterator[tuple[Params, list[MemberRow]]]:
     """The sweep as `jaxbp run` trains it."""
     table = dataclasses.replace(config.sweep, at_once=at_once)
     for epoch in sweep.epochs(sweep.prepare(dataclasses.replace(config, sweep=table))):
-        yield epoch.params, epoch.lines
+        yield epoch.params, epoch.rows
 
 
 def measure(config: Config) -> tuple[dict[str, Any], list[sweep_scores.Group]]:
@@ -63,7 +66,7 @@ def measure(config: Config) -> tuple[dict[str, Any], list[sweep_scores.Group]]:
     members = len(sweep.prepare(config).members)
     runs = {SEPARATE: separate_runs(config), TURNS: one_program(config, 1), VMAP: one_program(config, members)}
     seconds: dict[str, list[float]] = {way: [] for way in runs}
-    lines: dict[str, list[dict[str, Any]]] = {way: [] for way in runs}
+    lines: dict[str, list[MemberRow]] = {way: [] for way in runs}
     params: dict[str, Params] = {}
     for epoch in range(config.train.epochs):
         for way, run in runs.items():
@@ -100,23 +103,26 @@ def timing(seconds: Sequence[float], separate: Sequence[float]) -> dict[str, flo
     }
 
 
-def agreement(way: str, params: dict[str, Params], lines: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+def agreement(way: str, params: dict[str, Params], lines: dict[str, list[MemberRow]]) -> dict[str, Any]:
     """With the separate runs after the last epoch: members with the same bits, the largest difference, the scores."""
     ours, theirs = (
         np.concatenate([np.asarray(leaf, np.float64).reshape(len(leaf), -1) for leaf in jax.tree.leaves(p)], axis=1)
         for p in (params[way], params[SEPARATE])
     )
     error = np.linalg.norm(ours - theirs, axis=1) / np.linalg.norm(theirs, axis=1)
-    scores = [
-        [{k: v for k, v in row.items() if k.startswith("test_") and k != "test_loss"} for row in lines[w][-len(ours) :]]
-        for w in (way, SEPARATE)
-    ]
+    scores = [[_test_score(row) for row in lines[w][-len(ours) :]] for w in (way, SEPARATE)]
     return {
         "same_bits": int((ours == theirs).all(axis=1).sum()),
         "median_relative_difference": float(np.median(error)),
         "largest_relative_difference": float(error.max()),
         "same_test_score": sum(a == b for a, b in zip(*scores, strict=True)),
     }
+
+
+def _test_score(member: MemberRow) -> float | None:
+    if not isinstance(member.row, EpochRow):
+        return None
+    return member.row.test.named()[member.row.test.main]
 
 
 def sources(members: int = 32, batch: int = 32, wide: int = 128, narrow: int = 64) -> dict[str, float]:

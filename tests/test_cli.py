@@ -14,22 +14,21 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
 from matplotlib import image
 
 from jaxbp.cli import main
-from jaxbp.run.data import idx
 from jaxbp.run import loop
+from jaxbp.run.compute.epoch import epoch
 from jaxbp.run.config import read
-from jaxbp.run.data import DataConfig
+from jaxbp.run.data import idx
 from jaxbp.run.data import load as load_data
+from jaxbp.run.data.dataset import DataConfig
 from jaxbp.run.errors import Diverged, UserError
 from jaxbp.run.store.folder import append
 from jaxbp.run.store.model import load
-from jaxbp.run.compute.epoch import State, epoch
 
 ROOT = Path(__file__).parent.parent
 IRIS = """
@@ -157,12 +156,13 @@ def test_the_same_config_and_seed_give_the_same_bytes(capsys: pytest.CaptureFixt
 def test_every_epoch_has_an_order_of_its_own() -> None:
     """Epoch e draws from fold_in(fold_in(key(seed), 0), e), so that a run could go on from any epoch."""
     setup = loop.prepare(read(Path("x.toml"), ["--train.seed", "7"]))
-    *_, (model, *_) = loop.epochs(setup)
-    params, key = setup.model.params, jax.random.fold_in(jax.random.key(7), 0)
-    state = jax.tree.map(jnp.copy, State(params, setup.optimizer.init(params), jnp.array(True)))
+    list(loop.epochs(setup))
+    model = setup.problem.model(setup.program.fetch(setup.program.whole))
+    key, state = jax.random.fold_in(jax.random.key(7), 0), first_state(setup.problem, setup.spec)
+    one_epoch = jax.jit(epoch, static_argnums=0)
     for number in (1, 2):
         order = jax.random.fold_in(key, number)
-        state, _ = epoch(setup.model.net, setup.optimizer, 50, state, *setup.train, order)
+        state, _ = one_epoch(setup.spec, state, *setup.problem.on_device("train"), order)
     for ours, theirs in zip(jax.tree.leaves(model.params), jax.tree.leaves(state.params), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 

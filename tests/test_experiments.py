@@ -14,9 +14,10 @@ from matplotlib import image
 
 from jaxbp.run import config as configs
 from jaxbp.run import loop
-from jaxbp.run.compute import epoch as training
+from jaxbp.run.compute.epoch import evaluate
 from jaxbp.run.config import Config
 from jaxbp.run.loop import Setup
+from jaxbp.run.report.metrics import StepRecord
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `pytest`, unlike `python -m pytest`, does not
 from experiments import mislabelled, noise_scale, pruning
@@ -97,15 +98,15 @@ def test_the_scores_are_those_of_softmax_and_of_every_checkpoint(path: Path) -> 
 def _compare_scores(setup: Setup) -> None:
     scores, accuracy = mislabelled.scores_over_training(setup)
     assert {name: array.shape for name, array in scores.items()} == dict.fromkeys(mislabelled.NAMES, (3, 1437))
-    models, rows, _ = zip(*loop.epochs(setup), strict=True)
-    assert accuracy == rows[-1]["test_accuracy"]
-    evaluation = training.evaluate(setup.model.net, models[1].params, *setup.train)
-    error = jax.nn.softmax(evaluation.output) - jax.nn.one_hot(setup.train.y, 10, dtype=jnp.float32)
+    rows, train = [epoch.row for epoch in loop.epochs(setup)], setup.problem.on_device("train")
+    assert accuracy == rows[-1].test.accuracy
+    evaluation = evaluate(setup.problem.net, setup.program.params, *train)
+    error = jax.nn.softmax(evaluation.output) - jax.nn.one_hot(train.y, 10, dtype=jnp.float32)
     # δ is a difference of numbers up to 1, each from sums of at most 64 products: absolute error of some ε · 64.
     close = {"rtol": 1e-5, "atol": 64 * float(np.finfo(np.float32).eps)}
     np.testing.assert_allclose(scores["el2n"][2], np.linalg.norm(np.asarray(error), axis=1), **close)
     np.testing.assert_allclose(scores["loss"][2], evaluation.loss, **close)
-    rates = [row["learning_rate"] for row in rows]
+    rates = [row.learning_rate for row in rows]
     assert rates == pytest.approx([0.2, 0.1])  # each checkpoint has its own
     summed = sum(rate * scores["grand"][i].astype(np.float64) ** 2 for i, rate in enumerate(rates, 1))
     np.testing.assert_allclose(scores["self_influence"][2], summed, rtol=1e-12)
@@ -122,9 +123,9 @@ def test_windows_cover_every_record_once(records: int, windows: int) -> None:
     assert (np.diff(edges) > 0).all() and len(edges) <= windows + 1
 
 
-def record(step: int, trace: float, squared_gradient: float) -> dict[str, Any]:
+def record(step: int, trace: float, squared_gradient: float) -> StepRecord:
     scale = {"trace": trace, "squared_gradient": squared_gradient}
-    return {"step": step, "batch_loss": float(step), "noise_scale": scale}
+    return StepRecord(1, step, float(step), {"noise_scale": scale})
 
 
 def test_a_window_averages_before_it_divides() -> None:

@@ -28,7 +28,7 @@ from jaxbp.run.config import (
     to_dict,
     validate,
 )
-from jaxbp.run.data import DataConfig
+from jaxbp.run.data.dataset import DataConfig
 from jaxbp.run.errors import UserError
 
 CONFIGS = sorted(

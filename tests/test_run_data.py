@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 
 from jaxbp.run import data
-from jaxbp.run.data import idx
-from jaxbp.run.data import DataConfig, Scaling, describe, import_files, load
+from jaxbp.run.data import Scaling, describe, idx, import_files, load
+from jaxbp.run.data.dataset import DataConfig
 from jaxbp.run.errors import UserError
 
 RNG = np.random.default_rng(0)

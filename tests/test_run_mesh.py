@@ -19,21 +19,20 @@ from jaxbp.cli import main
 from jaxbp.mlp import MLP, Params, factors
 from jaxbp.run import config as configs
 from jaxbp.run import loop
-from jaxbp.run.compute import mesh
-from jaxbp.run.compute import optimizers
-from jaxbp.run.store.checkpoint import Checkpoints, Position
+from jaxbp.run.compute import mesh, optimizers
+from jaxbp.run.compute.epoch import order_key
+from jaxbp.run.compute.program import first_state
+from jaxbp.run.compute.step import State, StepSpec
 from jaxbp.run.config import MeshConfig, OptimizerConfig
-from jaxbp.run.compute.epoch import State
-from jaxbp.run.compute.step import Tricks
+from jaxbp.run.report.metrics import EpochRow, Row, StepRecord
+from jaxbp.run.store.checkpoint import Checkpoints, Position
 
 SHAPES = [(2, 1), (1, 2), (2, 2), (4, 1)]
 NET = MLP((784, 256, 256, 10))
 BATCH = 128
 
 
-def trained(
-    devices: tuple[int, int], tables: dict[str, Any]
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]], Params]:
+def trained(devices: tuple[int, int], tables: dict[str, Any]) -> tuple[list[EpochRow], list[StepRecord], Params]:
     """Rows of metrics, records and the parameters of a short run in float64."""
     config = configs.validate(
         {
@@ -45,14 +44,18 @@ def trained(
         },
         source="test",
     )
-    recorded: list[dict[str, Any]] = []
-    models, rows, _ = zip(*loop.epochs(loop.prepare(config), recorded), strict=True)
-    return list(rows), recorded, models[-1].params
+    setup = loop.prepare(config)
+    rows = [row for epoch in loop.epochs(setup) for row in epoch.rows]
+    params = setup.program.fetch(setup.program.whole)
+    return (
+        [row for row in rows if isinstance(row, EpochRow)],
+        [row for row in rows if isinstance(row, StepRecord)],
+        params,
+    )
 
 
-def numbers(row: dict[str, Any]) -> np.ndarray:
-    kept = {k: v for k, v in row.items() if k not in ("seconds", "samples_per_second")}
-    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(kept)])
+def numbers(row: Row) -> np.ndarray:
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(row.line())])
 
 
 @pytest.mark.parametrize(
@@ -75,8 +78,8 @@ def test_a_mesh_gives_the_losses_of_one_device(tables: dict[str, Any], shapes: l
     for devices in shapes:
         got, got_recorded, got_params = trained(devices, tables)
         for got_row, row in zip(got, rows, strict=True):
-            for name in ("train_loss", "test_loss"):
-                assert got_row[name] == pytest.approx(row[name], rel=1e-10)
+            for got, want in ((got_row.train, row.train), (got_row.test, row.test)):
+                assert got.loss == pytest.approx(want.loss, rel=1e-10)
             np.testing.assert_allclose(numbers(got_row), numbers(row), rtol=1e-5)
         for one, other in zip(got_recorded, recorded, strict=True):
             np.testing.assert_allclose(numbers(one), numbers(other), rtol=1e-8, atol=1e-10)
@@ -91,7 +94,8 @@ def compiled_epoch(data: int, model: int, name: str = "sgd") -> jax.stages.Compi
     x = jax.ShapeDtypeStruct((3, BATCH, 784), jnp.float32)
     y, weights = (jax.ShapeDtypeStruct((3, BATCH), dtype) for dtype in (jnp.int32, jnp.float32))
     built = mesh.build(MeshConfig(data, model))
-    return mesh.compile_epoch(built, NET, optimizer, None, state, Tricks(), mesh.Rows(x, y, weights))  # type: ignore[arg-type]
+    spec = StepSpec(NET, optimizer, BATCH)
+    return mesh.compile_epoch(built, spec, state, mesh.Rows(x, y, weights))  # type: ignore[arg-type]
 
 
 def test_data_parallel_sums_the_gradient_once_a_step_and_moves_nothing_else() -> None:
@@ -172,17 +176,17 @@ def test_a_run_on_four_devices_goes_on_on_one_or_two(tmp_path: Path) -> None:
         source="test",
     )
     setup = loop.prepare(config)
-    stopped = next(loop.epochs(setup))
+    next(loop.epochs(setup))
     with Checkpoints(tmp_path, config.checkpoint) as checkpoints:
-        checkpoints.save(Position(1, 15, 0, np.zeros(2, np.uint32)), stopped.state)
+        checkpoints.save(Position(1, 15, 0, np.zeros(2, np.uint32)), setup.program.state())
         checkpoints.wait()
         for data, model in ((1, 1), (2, 1)):
             setup = loop.prepare(dataclasses.replace(config, mesh=MeshConfig(data, model)))
-            begin = loop.first(setup)
-            saved = checkpoints.newest(begin.state, pytest.fail)
+            saved = checkpoints.newest(first_state(setup.problem, setup.spec), pytest.fail)
             assert saved is not None
-            *_, last = loop.epochs(setup, begin=begin._replace(epoch=1, state=jax.tree.map(jnp.array, saved.state)))
-            for a, b in zip(jax.tree.leaves(last.model.params), jax.tree.leaves(whole), strict=True):
+            list(loop.epochs(setup, loop.Begin(1, order_key(0), saved.state)))
+            params = setup.program.fetch(setup.program.whole)
+            for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(whole), strict=True):
                 np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-10)
 
 

@@ -15,12 +15,12 @@ import tomli_w
 from oracles import assert_same_bits
 
 from jaxbp import MLP, Affine
-from jaxbp.run.store import model as models
 from jaxbp.run.config import Config, ModelConfig, to_dict
 from jaxbp.run.data import Scaling
 from jaxbp.run.errors import UserError
-from jaxbp.run.store.model import FILE, Model, load, network
 from jaxbp.run.predict import predict
+from jaxbp.run.store import model as models
+from jaxbp.run.store.model import FILE, Model, load, network
 
 INPUTS = Scaling(np.array([1.0, 2.0, 3.0, 4.0]), np.array([1.0, 10.0, 0.1, 2.0]))
 TARGETS = Scaling(np.array([100.0, -5.0]), np.array([7.0, 0.5]))

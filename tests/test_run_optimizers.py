@@ -12,9 +12,9 @@ import pytest
 from oracles import assert_close, assert_same_bits
 
 from jaxbp import MLP, Affine, init, update
+from jaxbp.run.compute.optimizers import OPTIMIZERS, SCHEDULES, Optimizer, build
 from jaxbp.run.config import OptimizerConfig
 from jaxbp.run.errors import UserError
-from jaxbp.run.compute.optimizers import OPTIMIZERS, SCHEDULES, Optimizer, build
 
 PARAMS = init(MLP((4, 3, 2)), jax.random.key(0), bias="normal", dtype=jnp.float64)
 GRADS = jax.tree.map(lambda p: jax.random.normal(jax.random.key(p.size), p.shape, p.dtype), PARAMS)

@@ -16,11 +16,12 @@ from test_run_plots import has_colour, looked_at
 
 from jaxbp.cli import main
 from jaxbp.run import config as configs
-from jaxbp.run import loop
-from jaxbp.run.sweep.sweep import sweep
-from jaxbp.run.sweep.sweep import plots as sweep_plots
-from jaxbp.run.sweep.sweep import scores as sweep_scores
-from jaxbp.run.compute import epoch as training
+from jaxbp.run.compute import step as steps
+from jaxbp.run.problem import pose
+from jaxbp.run.report.metrics import Divergence, EpochRow, MemberRow, Scores
+from jaxbp.run.sweep import plots as sweep_plots
+from jaxbp.run.sweep import scores as sweep_scores
+from jaxbp.run.sweep import sweep
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `pytest`, unlike `python -m pytest`, does not
 from experiments import sweep as study
@@ -116,19 +117,18 @@ def test_members_at_once_agree_with_their_turns(iris: Path, tmp_path: Path, caps
 def test_the_step_is_traced_as_often_for_many_members_as_for_one(iris: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One program, however many members; no epoch traces it again."""
     calls: list[int] = []
-    step = training._step
+    found = steps.batch_gradient
 
     def counted(*arguments: Any) -> Any:
         calls.append(1)
-        return step(*arguments)
+        return found(*arguments)
 
-    monkeypatch.setattr(training, "_step", counted)
+    monkeypatch.setattr(steps, "batch_gradient", counted)
     traced = []
     for seeds in ("1", "5"):
         calls.clear()
         overrides = ("--train.epochs", "3", "--sweep.seeds", seeds, "--sweep.learning-rate", "0.1")
-        found = sweep.prepare(configs.read(iris, overrides))
-        assert len(list(sweep.epochs(found))) == 3
+        assert len(list(sweep.epochs(sweep.prepare(configs.read(iris, overrides))))) == 3
         traced.append(len(calls))
     assert 0 < traced[0] == traced[1]
 
@@ -229,7 +229,8 @@ def test_a_sweep_of_which_nothing_is_left(iris: Path, capsys: pytest.CaptureFixt
     assert status == 3 and shown.startswith("jaxbp: diverged: every member of the sweep did") and "epoch 1" in shown
     assert [line["seed"] for line in lines(iris.parent / "run") if "diverged" in line] == [0, 1]
     for member in (iris.parent / "run" / "members").iterdir():
-        loop.prepare(configs.read(member / "config.toml")).model.save(iris.parent)
+        problem = pose(configs.read(member / "config.toml"))
+        problem.model(problem.initial()).save(iris.parent)
         assert (member / "params.safetensors").read_bytes() == (iris.parent / "params.safetensors").read_bytes()
 
 
@@ -255,16 +256,19 @@ def test_a_stopped_sweep_keeps_its_last_whole_epoch(
         np.testing.assert_array_equal(saved["layer.1.w"], after[0][0].w[i])
 
 
-def row(rate: float, seed: int, epoch: int, score: float, name: str = "accuracy") -> dict[str, Any]:
-    values = {f"{split}_{name}": score for split in ("train", "test")}
-    return {"seed": seed, "learning_rate": rate, "epoch": epoch, "train_loss": 1.0, "test_loss": 2.0} | values
+def row(rate: float, seed: int, epoch: int, score: float, name: str = "accuracy") -> MemberRow:
+    train, test = (Scores(loss, **{name: score}) for loss in (1.0, 2.0))
+    return MemberRow(seed, rate, EpochRow(epoch, epoch, train, test, rate, [], []))
+
+
+def gone(rate: float, seed: int, epoch: int) -> MemberRow:
+    return MemberRow(seed, rate, Divergence(epoch, epoch, "…"))
 
 
 def test_scores_by_hand() -> None:
     """0.1: two seeds; 0.3: one of them diverged in epoch 2; 9.0: both, in epoch 1."""
-    gone = [{"seed": s, "learning_rate": r, "epoch": e, "diverged": "…"} for s, r, e in ((1, 0.3, 2), (0, 9.0, 1))]
     read = [row(r, s, 1, 0.1) for r, s in ((0.1, 0), (0.1, 1), (0.3, 0), (0.3, 1))]
-    read += [row(0.1, 0, 2, 0.5), row(0.1, 1, 2, 0.7), row(0.3, 0, 2, 0.65), *gone]
+    read += [row(0.1, 0, 2, 0.5), row(0.1, 1, 2, 0.7), row(0.3, 0, 2, 0.65), gone(0.3, 1, 2), gone(9.0, 0, 1)]
     found = sweep_scores.groups(configs.Config(), read)
     assert [(g.learning_rate, len(g.last), len(g.diverged)) for g in found] == [
         ("0.1", 2, 0),
@@ -292,8 +296,7 @@ def test_the_picture(tmp_path: Path, name: str, seeds: int, epochs: int) -> None
         for seed in range(seeds)
         for epoch in range(1, epochs + 1)
     ]
-    gone = {"seed": seeds, "learning_rate": 0.9, "epoch": 1, "diverged": "…"}
-    sweep_plots.curves(sweep_scores.groups(configs.Config(), [*read, gone]), tmp_path / "a.png")
+    sweep_plots.curves(sweep_scores.groups(configs.Config(), [*read, gone(0.9, seeds, 1)]), tmp_path / "a.png")
     pixels = looked_at(tmp_path / "a.png")
     assert has_colour(pixels, "#440154")  # the first of viridis
 

@@ -11,13 +11,15 @@ from oracles import assert_close, assert_same_bits
 
 import jaxbp
 from jaxbp import MLP, Affine
-from jaxbp.run.report import metrics
-from jaxbp.run.compute import epoch as training
-from jaxbp.run.config import OptimizerConfig
+from jaxbp.run.compute import epoch as epochs
+from jaxbp.run.compute.epoch import Evaluation, evaluate
 from jaxbp.run.compute.optimizers import Optimizer, build
-from jaxbp.run.compute.epoch import State, Steps, epoch, evaluate
+from jaxbp.run.compute.step import State, StepSpec
+from jaxbp.run.config import OptimizerConfig
+from jaxbp.run.report import metrics
 
 RATE = 0.3
+EPOCH = jax.jit(epochs.epoch, static_argnums=0, donate_argnums=1)
 AUTODIFF = jax.jit(oracles.value_and_grad, static_argnums=0)
 BY_HAND = jax.jit(jaxbp.value_and_grad, static_argnums=0)
 
@@ -67,7 +69,7 @@ def test_an_epoch_is_a_loop_over_batches(samples: int, size: int, loss: str) -> 
         losses.append(loss_of_batch)
         theirs = jaxbp.update(theirs, grads, RATE)
         ours = jaxbp.update(ours, BY_HAND(net, ours, x[rows], y[rows])[1], RATE)
-    state, steps = epoch(net, optimizer, size, start(optimizer, params), x, y, key)
+    state, steps = EPOCH(StepSpec(net, optimizer, size), start(optimizer, params), x, y, key)
     assert state.alive
     assert_close(state.params, ours, 1e-12)
     assert_close(state.params, theirs, 1e-12)
@@ -86,7 +88,7 @@ def test_two_epochs_go_on_with_the_optimizers_state() -> None:
                 rate = float(np.asarray(optimizer.learning_rate(step)))
                 expected = jaxbp.update(expected, BY_HAND(net, expected, x[rows], y[rows])[1], rate)
                 step += 1
-            state, _ = epoch(net, optimizer, 4, state, x, y, key)
+            state, _ = EPOCH(StepSpec(net, optimizer, 4), state, x, y, key)
     assert_close(state.params, expected, 1e-7)  # the rates are float32
 
 
@@ -106,7 +108,7 @@ def ranks(samples: int, batch_size: int, key: Any) -> np.ndarray:
     net = MLP((samples, 1), loss="absolute_error")
     params = (Affine(jnp.zeros((1, samples)), jnp.zeros(1)),)
     x, y = jnp.eye(samples), jnp.full((samples, 1), 1e9)
-    state, _ = epoch(net, NUMBERING, batch_size, start(NUMBERING, params), x, y, key)
+    state, _ = EPOCH(StepSpec(net, NUMBERING, batch_size), start(NUMBERING, params), x, y, key)
     return np.asarray(state.params[0].w[0])
 
 
@@ -123,16 +125,16 @@ def test_every_sample_is_seen_once_an_epoch_in_another_order_each_time() -> None
 
 def test_a_ragged_batch_is_not_compiled_again_and_no_epoch_is() -> None:
     net, params, x, y, optimizer = problem(11)
-    state, before = start(optimizer, params), epoch._cache_size()
+    state, before = start(optimizer, params), EPOCH._cache_size()
     for number in range(3):
-        state, _ = epoch(net, optimizer, 4, state, x, y, jax.random.key(number))
-    assert epoch._cache_size() == before + 1
+        state, _ = EPOCH(StepSpec(net, optimizer, 4), state, x, y, jax.random.key(number))
+    assert EPOCH._cache_size() == before + 1
 
 
 def test_the_state_is_given_away() -> None:
     net, params, x, y, optimizer = problem(10)
     state = start(optimizer, params)
-    epoch(net, optimizer, 4, state, x, y, jax.random.key(0))
+    EPOCH(StepSpec(net, optimizer, 4), state, x, y, jax.random.key(0))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((params, x, y)))
 
@@ -148,28 +150,29 @@ def test_a_loss_that_is_not_finite_stops_everything_before_its_step() -> None:
     expected = params
     for rows in steps[:3]:
         expected = jaxbp.update(expected, BY_HAND(net, expected, x[rows], y[rows])[1], RATE)
-    state, measured = epoch(net, optimizer, 2, start(optimizer, params), x, y, key)
+    state, measured = EPOCH(StepSpec(net, optimizer, 2), start(optimizer, params), x, y, key)
     assert not state.alive
     assert_close(state.params, expected, 1e-12)
     np.testing.assert_array_equal(np.isfinite(measured.loss), [True, True, True, False, False])
     assert int(state.optimizer[0]) == 3  # the count of steps taken
     stopped = jax.device_get(state.params)
-    again, measured = epoch(net, optimizer, 2, state, x, y, jax.random.key(6))
+    again, measured = EPOCH(StepSpec(net, optimizer, 2), state, x, y, jax.random.key(6))
     assert not again.alive and np.isnan(measured.loss).all()
     assert_same_bits(again.params, stopped)
 
 
-def test_a_gradient_that_overflows_stops_too() -> None:
-    """w = 0, so that the loss is 1, whatever x is; the gradient is x."""
-    net = MLP((2, 1), loss="absolute_error")
+def test_a_gradient_that_overflows_stops_too_and_one_whose_square_does_goes_on() -> None:
+    """w = 0: the loss is ½y² and the gradient −y x, 2e10 times 1e30 or 1e10."""
+    net = MLP((2, 1), loss="squared_error")
     params = (Affine(jnp.zeros((1, 2), jnp.float32), jnp.zeros(1, jnp.float32)),)
-    optimizer = build(OptimizerConfig(learning_rate=1.0), params)
-    x = jnp.full((4, 2), 1e30, jnp.float32)
-    state, measured = epoch(
-        net, optimizer, 2, start(optimizer, params), x, jnp.ones((4, 1), jnp.float32), jax.random.key(0)
-    )
-    assert not state.alive and measured.loss[0] == 1 and not np.isfinite(measured.gradient[0]).any()
-    assert_same_bits(state.params, params)
+    optimizer = build(OptimizerConfig(learning_rate=1e-35), params)
+    y = jnp.full((2, 1), 2e10, jnp.float32)
+    for size, alive in ((1e30, False), (1e15, True)):
+        x = jnp.full((2, 2), size, jnp.float32)
+        state, measured = EPOCH(StepSpec(net, optimizer, 2), start(optimizer, params), x, y, jax.random.key(0))
+        assert bool(state.alive) is bool(measured.alive[0]) is alive
+        assert np.isfinite(measured.loss[0]) and not np.isfinite(measured.gradient[0]).any()
+        assert np.array_equal(state.params[0].w, params[0].w) is not alive
 
 
 def test_an_exploding_run_keeps_finite_parameters() -> None:
@@ -178,7 +181,7 @@ def test_an_exploding_run_keeps_finite_parameters() -> None:
     optimizer = build(OptimizerConfig(learning_rate=1e6), params)
     state = start(optimizer, params)
     for number in range(5):
-        state, _ = epoch(net, optimizer, 2, state, x, y, jax.random.key(number))
+        state, _ = EPOCH(StepSpec(net, optimizer, 2), state, x, y, jax.random.key(number))
     assert not state.alive
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
 
@@ -190,7 +193,7 @@ def test_delta_and_gradient_rms_are_those_of_single_samples() -> None:
     """δₙ⁽ˡ⁾ is ∂ℓₙ/∂b⁽ˡ⁾; the gradient is the mean over the batch of ∂ℓₙ/∂(w, b)."""
     net, params, x, y, optimizer = problem(10)
     key = jax.random.key(2)
-    _, measured = epoch(net, optimizer, 4, start(optimizer, params), x, y, key)
+    _, measured = EPOCH(StepSpec(net, optimizer, 4), start(optimizer, params), x, y, key)
     delta, gradient = [], []
     for rows in batches(key, 10, 4):
         single = oracles.per_sample_gradients(net, params, x[rows], y[rows])
@@ -200,17 +203,14 @@ def test_delta_and_gradient_rms_are_those_of_single_samples() -> None:
         params = jaxbp.update(params, means, RATE)
     np.testing.assert_allclose(measured.delta, delta, rtol=1e-6)
     np.testing.assert_allclose(measured.gradient, gradient, rtol=1e-6)
-    found = metrics.layers(measured)
-    assert set(found) == {"delta_rms", "gradient_rms"}
-    np.testing.assert_allclose(found["delta_rms"], np.sqrt(np.mean(delta, axis=0)), rtol=1e-6)
-    np.testing.assert_allclose(found["gradient_rms"], np.sqrt(np.mean(gradient, axis=0)), rtol=1e-6)
+    np.testing.assert_allclose(metrics.root_mean(measured.delta), np.sqrt(np.mean(delta, axis=0)), rtol=1e-6)
 
 
 def test_bfloat16_counts_its_samples() -> None:
     """bfloat16 has no 301: a sum of 301 ones in it is 300 or 302, and the mean loss would be off by as much."""
     net, params, x, y, optimizer = problem(301, jnp.bfloat16)
     expected = np.mean(np.asarray(jaxbp.factors(net, params, x, y)[0], np.float64))
-    _, measured = epoch(net, optimizer, 400, start(optimizer, params), x, y, jax.random.key(0))
+    _, measured = EPOCH(StepSpec(net, optimizer, 400), start(optimizer, params), x, y, jax.random.key(0))
     assert measured.loss.dtype == jnp.float32
     np.testing.assert_allclose(measured.loss, [expected], rtol=1e-3)  # 1/301 is 3e-3
 
@@ -227,17 +227,16 @@ def test_an_evaluation_is_a_loop_over_samples(samples: int, loss: str) -> None:
 def test_an_evaluation_in_parts_is_one_in_one_go(monkeypatch: pytest.MonkeyPatch) -> None:
     net, params, x, y, _ = problem(17)
     whole = evaluate(net, params, x, y)
-    monkeypatch.setattr(training, "EVALUATED_AT_ONCE", 5)
+    monkeypatch.setattr(epochs, "EVALUATED_AT_ONCE", 5)
     evaluate.clear_cache()
     assert_close(evaluate(net, params, x, y), whole, 1e-14)
     evaluate.clear_cache()
 
 
 def test_scores_of_labels_and_of_numbers() -> None:
-    evaluation = training.Evaluation(jnp.array([1.0, 3.0]), jnp.array([[0.1, 0.9], [0.8, 0.2]]))
-    assert metrics.scores("test", evaluation, np.array([1, 1]), None) == {"test_loss": 2.0, "test_accuracy": 0.5}
-    steps = Steps(jnp.zeros(2), jnp.array([[9.0], [16.0]]), jnp.array([[0.0], [2.0]]))
-    assert metrics.layers(steps) == {"delta_rms": [np.sqrt(12.5)], "gradient_rms": [1.0]}
+    evaluation = Evaluation(jnp.array([1.0, 3.0]), jnp.array([[0.1, 0.9], [0.8, 0.2]]))
+    assert metrics.scores(evaluation, np.array([1, 1]), None) == metrics.Scores(2.0, accuracy=0.5)
+    assert metrics.root_mean(jnp.array([[9.0], [16.0]])) == [np.sqrt(12.5)]
 
 
 def test_rmse_and_r2_are_those_of_scikit_learn() -> None:
@@ -248,11 +247,11 @@ def test_rmse_and_r2_are_those_of_scikit_learn() -> None:
     rng = np.random.default_rng(0)
     y, scaled = rng.normal(size=(20, 3)) * [1, 10, 100], rng.normal(size=(20, 3))
     targets = Scaling.fit(y)
-    found = metrics.scores("test", training.Evaluation(jnp.zeros(20), jnp.asarray(scaled)), y, targets)
+    found = metrics.scores(Evaluation(jnp.zeros(20), jnp.asarray(scaled)), y, targets)
     guesses = scaled * y.std(axis=0) + y.mean(axis=0)
-    assert found["test_rmse"] == pytest.approx(np.sqrt(np.mean((guesses - y) ** 2)), rel=1e-12)
-    assert found["test_r2"] == pytest.approx(r2_score(y, guesses), rel=1e-12)
-    one = metrics.scores("test", training.Evaluation(jnp.zeros(20), jnp.asarray(scaled[:, :1])), y[:, :1], None)
-    assert one["test_rmse"] == pytest.approx(root_mean_squared_error(y[:, 0], scaled[:, 0]), rel=1e-12)
-    constant = metrics.scores("test", training.Evaluation(jnp.zeros(20), jnp.asarray(scaled)), np.ones((20, 3)), None)
-    assert np.isnan(constant["test_r2"])  # of targets without a spread there is none
+    assert found.rmse == pytest.approx(np.sqrt(np.mean((guesses - y) ** 2)), rel=1e-12)
+    assert found.r2 == pytest.approx(r2_score(y, guesses), rel=1e-12)
+    one = metrics.scores(Evaluation(jnp.zeros(20), jnp.asarray(scaled[:, :1])), y[:, :1], None)
+    assert one.rmse == pytest.approx(root_mean_squared_error(y[:, 0], scaled[:, 0]), rel=1e-12)
+    constant = metrics.scores(Evaluation(jnp.zeros(20), jnp.asarray(scaled)), np.ones((20, 3)), None)
+    assert np.isnan(constant.r2)  # of targets without a spread there is none

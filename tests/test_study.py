@@ -22,15 +22,17 @@ import jaxbp
 from jaxbp import MLP, persample
 from jaxbp.cli import main
 from jaxbp.run import config as configs
-from jaxbp.run.report import plots
 from jaxbp.run.compute import recording
-from jaxbp.run.study.measure import measure as study
-from jaxbp.run.study.measure import plots as study_plots
-from jaxbp.run.compute import epoch as training
-from jaxbp.run.config import OptimizerConfig
+from jaxbp.run.compute.epoch import epoch as one_epoch
 from jaxbp.run.compute.optimizers import build
 from jaxbp.run.compute.recording import Recording
-from jaxbp.run.compute.epoch import State
+from jaxbp.run.compute.step import State, StepSpec
+from jaxbp.run.config import OptimizerConfig
+from jaxbp.run.quantities import studied
+from jaxbp.run.report import metrics, plots
+from jaxbp.run.report.metrics import StepRecord
+from jaxbp.run.study import measure as study
+from jaxbp.run.study import plots as study_plots
 
 DIGITS = """
 [data]
@@ -59,6 +61,7 @@ loss = "squared_error"
 learning_rate = 0.1
 """
 PICTURES = ("norms", "hardest", "easiest", "class_cosine", "noise_scale", "gram_spectrum")
+EPOCH = jax.jit(one_epoch, static_argnums=0, donate_argnums=1)
 AUTODIFF = jax.jit(oracles.value_and_grad, static_argnums=0)
 
 
@@ -120,13 +123,13 @@ def test_records_are_the_quantities_of_the_batches(samples: int, size: int, ever
     params, x, y = oracles.data(net, seed=1, batch=samples, dtype=jnp.float64)
     optimizer = build(OptimizerConfig(learning_rate=0.3), params)
     state = jax.tree.map(jnp.copy, State(params, optimizer.init(params), jnp.array(True)))
-    names = tuple(recording.QUANTITIES)
+    record = Recording(tuple(recording.QUANTITIES), every)
+    spec = StepSpec(net, optimizer, size, recording=record)
     step, steps = 0, -(-samples // size)
     for epoch in (1, 2):
         key = jax.random.key(epoch)
-        state, measured = training.epoch(net, optimizer, size, state, x, y, key, Recording(names, every), step % every)
-        rows = recording.rows(Recording(names, every), measured.recorded, np.asarray(measured.loss), epoch, step)
-        found = {row["step"]: row for row in rows}
+        state, measured = EPOCH(spec, state, x, y, key, step % every)
+        found = {row.step: row.line() for row in metrics.records(record, measured, epoch, step)}
         assert list(found) == [s + 1 for s in range(step, step + steps) if s % every == 0]
         order = np.asarray(jax.random.permutation(key, samples))
         for start in range(0, samples, size):
@@ -173,8 +176,8 @@ def test_steps_that_do_not_record_hold_nan() -> None:
     params, x, y = oracles.data(net, seed=1, batch=6, dtype=jnp.float32)
     optimizer = build(OptimizerConfig(learning_rate=0.3), params)
     state = jax.tree.map(jnp.copy, State(params, optimizer.init(params), jnp.array(True)))
-    every = Recording(("diversity",), 2)
-    _, measured = training.epoch(net, optimizer, 2, state, x, y, jax.random.key(0), every, 1)
+    spec = StepSpec(net, optimizer, 2, recording=Recording(("diversity",), 2))
+    _, measured = EPOCH(spec, state, x, y, jax.random.key(0), 1)
     assert np.isnan(measured.recorded["diversity"]).tolist() == [True, False, True]
 
 
@@ -212,9 +215,9 @@ def test_an_unknown_quantity_in_a_config(capsys: pytest.CaptureFixture[str]) -> 
 
 def test_noise_scales_are_ratios_of_means() -> None:
     values = [(2.0, 1.0), (4.0, -1.0), (6.0, 3.0), (np.nan, 1.0)]
-    rows = [{"noise_scale": {"trace": a, "squared_gradient": b}} for a, b in values]
-    np.testing.assert_allclose(recording.noise_scales(rows, 1), [2, np.nan, 2, np.nan])
-    np.testing.assert_allclose(recording.noise_scales(rows, 3), [np.nan, 4, 5, 3])  # 6/0, 12/3, 10/2 · 2/3 …
+    rows = [StepRecord(1, 1, 0.0, {"noise_scale": {"trace": a, "squared_gradient": b}}) for a, b in values]
+    np.testing.assert_allclose(plots.noise_scales(rows, 1), [2, np.nan, 2, np.nan])
+    np.testing.assert_allclose(plots.noise_scales(rows, 3), [np.nan, 4, 5, 3])  # 6/0, 12/3, 10/2 · 2/3 …
 
 
 # --- a whole data set -------------------------------------------------------------------------------------------------
@@ -248,7 +251,7 @@ def test_the_table_is_what_autodiff_says() -> None:
 @pytest.mark.parametrize("chunk", [7, 5000])
 def test_what_is_measured_of_the_whole_split(chunk: int) -> None:
     s = subject("test")
-    results = study.measure(s, list(study.QUANTITIES), chunk)
+    results = study.measure(s, studied(), chunk)
     gradients = flat_gradients(s.net, s.model.params, *s.data)
     count, squared, mean = (
         len(gradients),
@@ -399,7 +402,7 @@ def test_help_names_every_quantity(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["study", "--help"])
     said = capsys.readouterr().out
-    assert all(f"\n  {name} " in said for name in study.QUANTITIES)
+    assert all(f"\n  {name} " in said for name in studied())
 
 
 @pytest.mark.parametrize("values", [[0.0, 0.0], [2.0], [1e-30, 1e30]])
@@ -417,11 +420,7 @@ def test_spectra_without_a_logarithm(tmp_path: Path, eigenvalues: list[float]) -
 @pytest.mark.parametrize("count", [1, 100])
 def test_noise_scale_picture(tmp_path: Path, count: int) -> None:
     rows = [
-        {
-            "step": i,
-            "batch_loss": None if i == 3 else 1.0,
-            "noise_scale": {"trace": 2.0, "squared_gradient": (-1.0) ** i},
-        }
+        StepRecord(1, i, np.nan if i == 3 else 1.0, {"noise_scale": {"trace": 2.0, "squared_gradient": (-1.0) ** i}})
         for i in range(1, count + 1)
     ]
     plots.noise_scale(rows, tmp_path / "s.png")

@@ -10,7 +10,7 @@ from matplotlib import image
 
 import jaxbp
 from jaxbp.cli import main
-from jaxbp.run.study.measure import trace
+from jaxbp.run.study import trace
 
 CONFIG = """
 [data]

@@ -21,9 +21,8 @@ import numpy as np
 from experiments.bench import timing
 from experiments.bench.rows import Row, Settings, Target
 from experiments.peers import epochs as protocol
-from jaxbp.run import config
-from jaxbp.run import data
-from jaxbp.run import loop
+from jaxbp.run import config, data, loop
+from jaxbp.run.data.dataset import DataConfig
 
 DATA, SIZES, LEARNING_RATE = "mnist", (784, 256, 256, 10), 0.1
 PACKAGES = {"Equinox": "equinox", "scikit-learn": "sklearn"}  # loops that run in jaxbp's own environment
@@ -81,7 +80,7 @@ def _batch(batch: int, loops: dict[str, list[str]], settings: Settings) -> list[
 
 def _case(batch: int, epochs: int) -> protocol.Case:
     """The same scaled arrays for all, so that a peer need not know our data."""
-    dataset = data.load(data.DataConfig(DATA))
+    dataset = data.load(DataConfig(DATA))
     scaling = data.Scaling.fit(dataset.x_train, "global")
     x_train, x_test = (scaling.apply(x, np.float32) for x in (dataset.x_train, dataset.x_test))
     labels = (dataset.y_train, dataset.y_test)
@@ -110,10 +109,8 @@ def _as_peer(path: str) -> None:
         "optimizer": {"name": "sgd", "learning_rate": case.learning_rate},
         "train": {"epochs": case.epochs + 1, "batch_size": case.batch_size},
     }
-    found = [
-        epoch.row for epoch in loop.epochs(loop.prepare(config.validate(tables, source="experiments.bench.epoch")))
-    ]
-    protocol.tell([row["seconds"] for row in found[1:]], found[-1]["test_accuracy"])
+    found = list(loop.epochs(loop.prepare(config.validate(tables, source="experiments.bench.epoch"))))
+    protocol.tell([epoch.timing.seconds for epoch in found[1:]], found[-1].row.test.accuracy)
 
 
 if __name__ == "__main__":

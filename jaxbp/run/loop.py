@@ -18,7 +18,7 @@ from jaxbp.run.compute import optimizers, recording
 from jaxbp.run.compute import step as steps
 from jaxbp.run.compute.epoch import Evaluation, order_key
 from jaxbp.run.compute.mesh import OnMesh
-from jaxbp.run.compute.program import OneDevice, Program, first_state
+from jaxbp.run.compute.program import OneDevice, first_state
 from jaxbp.run.compute.step import State, Steps, StepSpec
 from jaxbp.run.config import Config
 from jaxbp.run.errors import Diverged, Stopped
@@ -30,6 +30,8 @@ from jaxbp.run.report.metrics import EpochRow, Row, Timing
 from jaxbp.run.report.progress import progress, summary
 from jaxbp.run.store import folder as folders
 from jaxbp.run.store.folder import How, RunFolder
+
+Program = OneDevice | OnMesh
 
 
 class Setup(NamedTuple):
@@ -90,8 +92,13 @@ def prepare(config: Config, members: int = 1) -> Setup:
 
     members: of a sweep, which train at the same time.
     """
-    kind: type[Program] = OnMesh if meshes.wanted(config.mesh) else OneDevice  # nobody asks again
-    problem = problems.pose(config, kind.in_place)
+    kind = OnMesh if meshes.wanted(config.mesh) else OneDevice  # nobody asks again
+    return assemble(problems.pose(config, kind.in_place), kind, members)
+
+
+def assemble(problem: Problem, kind: type[Program] = OneDevice, members: int = 1) -> Setup:
+    """The step and the program that a problem is learned with; UserError for what its config does not fit."""
+    config = problem.config
     recording.check(config.study.quantities)
     steps.check(config, len(problem.dataset.x_train))
     kind.check(config, problem)
@@ -118,12 +125,15 @@ def epochs(setup: Setup, begin: Begin | None = None) -> Iterator[Epoch]:
         started, done = time.perf_counter(), (epoch - 1) * count
         phase = done % problem.config.study.every  # an int32, however long the run
         measured = program.epoch(jax.random.fold_in(key, epoch), phase)
+        alive = bool(measured.alive[-1])
         seconds = time.perf_counter() - started
-        records: list[Row] = [*metrics.records(spec.recording, measured.steps, epoch, done)]
-        if (fault := metrics.divergence(measured.steps, measured.evaluations, epoch)) is not None:
+        evaluations = {name: program.evaluate(program.params, name) for name in ("train", "test") if alive}
+        records: list[Row] = [*metrics.records(spec.recording, measured, epoch, done)]
+        if (fault := metrics.divergence(measured, evaluations, epoch)) is not None:
             raise Diverged(fault, records)
-        row = epoch_row(setup, measured.evaluations, measured.steps, epoch)
-        yield Epoch([*records, row], Timing(epoch, seconds, samples / seconds), measured.evaluations)
+        program.keep()
+        row = epoch_row(setup, evaluations, measured, epoch)
+        yield Epoch([*records, row], Timing(epoch, seconds, samples / seconds), evaluations)
 
 
 def _train(setup: Setup, folder: RunFolder, console: Console) -> None:
@@ -180,15 +190,14 @@ def _write_results(setup: Setup, folder: RunFolder, last: Epoch | None) -> None:
     problem, program = setup.problem, setup.program
     model = problem.model(program.fetch(program.whole))
     folder.save(model)
-    if not problem.config.train.plots:
+    if not problem.config.train.plots or not processes.shared(lambda: len(folder.epochs)):
         return
-    evaluation = last.evaluations["test"] if last else program.evaluate("test")
+    evaluation = last.evaluations["test"] if last else program.evaluate(program.whole, "test")
 
     def draw(path: Path) -> None:
         from jaxbp.run.report import pictures  # matplotlib takes its time
 
-        if folder.epochs:
-            pictures.draw(problem, model, folder.epochs, folder.records, evaluation, path)
+        pictures.draw(problem, model, folder.epochs, folder.records, evaluation, path)
 
     folder.draw(draw)
 

@@ -24,7 +24,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxbp.mlp import MLP, Affine, Array, Params, init
 from jaxbp.run.compute.epoch import EVALUATED_AT_ONCE, Evaluation, drawn, evaluated, scan
-from jaxbp.run.compute.program import Measured, accepted, first_state
+from jaxbp.run.compute.program import first_state
 from jaxbp.run.compute.step import State, Steps, StepSpec
 from jaxbp.run.config import Config, MeshConfig
 from jaxbp.run.errors import UserError
@@ -47,7 +47,7 @@ class Laid(NamedTuple):
 
 
 class OnMesh:
-    """A run on the mesh of its config, see `program.Program`."""
+    """A run on the mesh of its config, with the methods of `program.OneDevice`."""
 
     in_place: ClassVar[bool] = True
     whole: Params
@@ -74,27 +74,34 @@ class OnMesh:
         net = self._problem.net
         make = functools.partial(first_state, self._problem, self._spec)
         self._state = spread(self._mesh, net, make) if saved is None else self._place(saved)
-        self.whole = self._state.params
+        self.keep()
         order, _ = drawn(jax.random.key(0), len(self._problem.dataset.x_train), self._spec.batch_size)
         self._compiled = compile_epoch(self._mesh, self._spec, self._state, self._row_shapes(order.shape))
 
-    def epoch(self, key: Array, done: int) -> Measured:
-        """Trains for an epoch and evaluates; `whole` changes only when all of it was finite."""
-        self.whole = jax.tree.map(jnp.copy, self._state.params)  # the epoch takes the state away
+    def epoch(self, key: Array, done: int) -> Steps:
+        """Trains for an epoch in the order drawn from the key, `done` steps after the first one."""
+        self.whole = jax.tree.map(jnp.copy, self.whole)  # the epoch takes the state away
         samples = len(self._problem.dataset.x_train)
         rows = self._lay("train", *drawn(key, samples, self._spec.batch_size)).rows
-        done = put(np.asarray(done, jnp.arange(0).dtype), NamedSharding(self._mesh, P()))
-        self._state, steps = self._compiled(self._state, rows, done)
-        if not bool(self._state.alive):
-            return Measured(steps, {})
-        return accepted(self, self._state.params, steps)
+        before = put(np.asarray(done, jnp.arange(0).dtype), NamedSharding(self._mesh, P()))
+        self._state, steps = self._compiled(self._state, rows, before)
+        return steps
 
-    def evaluate(self, split: str) -> Evaluation:
+    def keep(self) -> None:
+        """Says that the epoch was a whole one: `whole` are its parameters."""
+        self.whole = self._state.params
+
+    @property
+    def params(self) -> Params:
+        """The parameters after the last epoch."""
+        return self._state.params
+
+    def evaluate(self, params: Params, split: str) -> Evaluation:
         """Loss and output of every sample of a set, in the order of the set, on the host of every process."""
         if split not in self._laid:
             self._lay(split, *in_order(len(self._problem.raw(split)[0]), self._mesh.shape["data"]))
         order, rows = self._laid[split]
-        found = _evaluation(self._problem.scored, NamedSharding(self._mesh, P()))(self.whole, rows.x, rows.y)
+        found = _evaluation(self._problem.scored, NamedSharding(self._mesh, P()))(params, rows.x, rows.y)
         _, first = np.unique(order.ravel(), return_index=True)  # the first copy of each row
         return jax.tree.map(lambda leaf: np.asarray(leaf).reshape(order.size, *leaf.shape[2:])[first], found)
 

@@ -1,5 +1,6 @@
 """Checkpoints, parts of a batch and bfloat16 in the compiled epoch, against the plain one; what they do not go with."""
 
+import dataclasses
 import functools
 from pathlib import Path
 from typing import Any
@@ -13,35 +14,42 @@ from oracles import assert_close, assert_same_bits
 import jaxbp
 from jaxbp import MLP, memory
 from jaxbp.run import loop
-from jaxbp.run.compute import epoch as training
-from jaxbp.run.compute import step as tricks
+from jaxbp.run.compute import step as steps
+from jaxbp.run.compute.epoch import epoch
+from jaxbp.run.compute.optimizers import build
+from jaxbp.run.compute.step import State, StepSpec, batch_gradient
 from jaxbp.run.config import OptimizerConfig, read
 from jaxbp.run.errors import UserError
-from jaxbp.run.compute.optimizers import build
-from jaxbp.run.compute.epoch import State, epoch
-from jaxbp.run.compute.step import Tricks
 
 NET = MLP((4, 7, 5, 6, 3), "tanh")
+PARAMS = jaxbp.init(NET, jax.random.key(0))
+PLAIN = StepSpec(NET, build(OptimizerConfig(learning_rate=0.3), PARAMS), 8)
+EPOCH = jax.jit(epoch, static_argnums=0)
 
 
 @functools.cache
-def trained(found: Tricks, dtype: Any = jnp.float64) -> Any:
+def trained(spec: StepSpec, dtype: Any = jnp.float64) -> Any:
     """Two steps of 8 samples and one of the 5 that are left."""
     params, x, y = oracles.data(NET, seed=1, batch=21, dtype=dtype)
-    optimizer = build(OptimizerConfig(learning_rate=0.3), params)
-    state = jax.tree.map(jnp.copy, State(params, optimizer.init(params), jnp.array(True)))
-    state, steps = epoch(NET, optimizer, 8, state, x, y, jax.random.key(0), tricks=found)
+    state, steps = EPOCH(spec, start(params), x, y, jax.random.key(0))
     return state.params, steps
 
 
+def start(params: Any) -> State:
+    return State(params, PLAIN.optimizer.init(params), jnp.array(True))
+
+
+def spec(**changes: Any) -> StepSpec:
+    return dataclasses.replace(PLAIN, **changes)
+
+
 def test_an_epoch_with_checkpoints_has_the_same_bits() -> None:
-    plain = trained(Tricks())
-    assert_same_bits(trained(Tricks(((2, 1), 1))), plain)
+    assert_same_bits(trained(spec(schedule=((2, 1), 1))), trained(PLAIN))
 
 
 def test_an_epoch_in_micro_batches_has_the_same_numbers() -> None:
     """To rounding: the sum over the samples is cut into four. The last batch has a part of padding alone."""
-    (params, steps), (plain, plain_steps) = trained(Tricks((2, 2), micro_batches=4)), trained(Tricks())
+    (params, steps), (plain, plain_steps) = trained(spec(schedule=(2, 2), micro_batches=4)), trained(PLAIN)
     assert_close((params, steps.loss), (plain, plain_steps.loss), 1e-14)
     assert_close((steps.delta, steps.gradient), (plain_steps.delta, plain_steps.gradient), 1e-6)  # float32
 
@@ -51,8 +59,8 @@ def test_bfloat16_adds_its_micro_batches_up_in_float32() -> None:
     params, x, y = oracles.data(NET, seed=2, batch=64, dtype=jnp.bfloat16)
     weights = jnp.ones(64, jnp.bfloat16)
     count = jnp.float32(64)
-    of_batch = jax.jit(tricks.of_batch, static_argnums=(0, 6, 7))
-    got, want = (of_batch(NET, params, x, y, weights, count, Tricks(None, parts), False) for parts in (64, 1))
+    found = jax.jit(batch_gradient, static_argnums=0)
+    got, want = (found(spec(micro_batches=parts), params, x, y, weights, count) for parts in (64, 1))
     assert_close(got.gradient, want.gradient, 2 * 2.0**-8)  # rounded once here, and each 1/64 part there
 
 
@@ -61,32 +69,32 @@ def test_mixed_is_the_bfloat16_network_with_a_float32_update() -> None:
     low = jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
     grads = jax.jit(lambda *data: jaxbp.gradient(jaxbp.factors(NET, *data)[1]))(low, x, y)
     expected = jaxbp.update(params, jax.tree.map(lambda g: g.astype(jnp.float32), grads), 0.3)
-    optimizer = build(OptimizerConfig(learning_rate=0.3), params)
-    state = jax.tree.map(jnp.copy, State(params, optimizer.init(params), jnp.array(True)))
-    state, _ = epoch(NET, optimizer, 8, state, x, y, jax.random.key(0), tricks=Tricks(mixed=True))
+    state, _ = EPOCH(spec(mixed=True), start(params), x, y, jax.random.key(0))
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(state.params))
     # The epoch has the samples in another order: sums of 8 in float32, then a rounding to bfloat16.
     assert_close(state.params, expected, 0.3 * 2.0**-8)
-    assert max(oracles.leaf_errors(state.params, trained(Tricks(), jnp.float32)[0])) > 1e-4
+    assert max(oracles.leaf_errors(state.params, trained(PLAIN, jnp.float32)[0])) > 1e-4
 
 
-def scratch(found: Tricks) -> int:
+def scratch(**changes: Any) -> int:
     """Bytes of a compiled epoch beside its arguments and results."""
     net = MLP((32,) * 26, "tanh", loss="squared_error")
     params = jaxbp.init(net, jax.random.key(0))
     optimizer = build(OptimizerConfig(learning_rate=0.1), params)
     state = State(params, optimizer.init(params), jnp.array(True))
     x = jnp.ones((512, 32), jnp.float32)
-    program = training.epoch.lower(net, optimizer, 256, state, x, x, jax.random.key(0), tricks=found).compile()
+    found = StepSpec(net, optimizer, 256, **changes)
+    jitted = jax.jit(epoch, static_argnums=0, donate_argnums=1)
+    program = jitted.lower(found, state, x, x, jax.random.key(0)).compile()
     return int(program.memory_analysis().temp_size_in_bytes)
 
 
 def test_an_epoch_takes_less_memory() -> None:
     """25 layers, of which √L holds 9; a gradient of their weights, 100 kB, is there as well."""
-    plain, gradients, inputs = scratch(Tricks()), 25 * 33 * 32 * 4, 256 * 32 * 4
+    plain, gradients, inputs = scratch(), 25 * 33 * 32 * 4, 256 * 32 * 4
     assert plain > 25 * inputs
-    assert scratch(Tricks(memory.segments(25))) < (9 + 4) * inputs + 2 * gradients < plain / 1.4
-    assert scratch(Tricks(micro_batches=8)) < plain / 8 + 2 * inputs + 3 * gradients < plain / 1.4
+    assert scratch(schedule=memory.segments(25)) < (9 + 4) * inputs + 2 * gradients < plain / 1.4
+    assert scratch(micro_batches=8) < plain / 8 + 2 * inputs + 3 * gradients < plain / 1.4
 
 
 DIGITS = """
@@ -129,10 +137,13 @@ def test_mixed_needs_float32(tmp_path: Path) -> None:
         loop.prepare(read(path, ["--train.precision", "mixed", "--model.dtype", "bfloat16"]))
 
 
-def test_a_config_becomes_its_tricks(tmp_path: Path) -> None:
+def test_a_config_becomes_its_step(tmp_path: Path) -> None:
     path = tmp_path / "c.toml"
     path.write_text(DIGITS + 'memory = {slots = 2}\nmicro_batches = 4\nprecision = "mixed"')
-    assert tricks.tricks(read(path).train, NET) == Tricks(memory.revolve(4, 2), 4, True)
-    assert tricks.tricks(read(path, ["--train.memory", "sqrt"]).train, NET) == Tricks((2, 2), 4, True)
     plain = ["--train.memory", "store-all", "--train.micro-batches", "1", "--train.precision", "full"]
-    assert tricks.tricks(read(path, plain).train, NET) == Tricks()
+    slots, root, none = (
+        steps.spec(read(path, more), NET, PLAIN.optimizer) for more in ((), ["--train.memory", "sqrt"], plain)
+    )
+    expected = spec(batch_size=128, schedule=memory.revolve(4, 2), micro_batches=4, mixed=True)
+    assert slots == expected and root == dataclasses.replace(expected, schedule=(2, 2))
+    assert none == spec(batch_size=128)
