@@ -36,7 +36,7 @@ from experiments import mean_field, recipe, report
 from experiments.backward_cost import sizes_of
 from jaxbp.names import lookup
 from jaxbp.run import data
-from jaxbp.run.data.dataset import STRICT
+from jaxbp.run.data.dataset import STRICT, DataConfig
 from jaxbp.run.errors import UserError
 
 NAME = "vanishing_gradients"
@@ -110,7 +110,7 @@ def bands(config: Bands) -> dict[str, Any]:
     Raises:
       UserError: MNIST is neither here nor to be downloaded.
     """
-    mnist = data.load(data.DataConfig("mnist"))
+    mnist = data.load(DataConfig("mnist"))
     x = jnp.asarray(mnist.x_train[: config.images], jnp.float64) / 256  # as in the book
     y = jnp.asarray(mnist.y_train[: config.images])
     found = {}

@@ -17,6 +17,7 @@ from matplotlib import image
 import jaxbp
 from jaxbp.run import data
 from jaxbp.run.data import idx
+from jaxbp.run.data.dataset import DataConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `pytest`, unlike `python -m pytest`, does not
 from experiments import activation_memory, backward_cost, chain_rule, mean_field, recipe, report, vanishing_gradients
@@ -109,7 +110,7 @@ def test_the_spread_of_a_tanh_networks_singular_values(weights: Any) -> None:
 
 @needs_mnist
 def test_the_medians_of_a_few_seeds_lie_in_the_published_bands() -> None:
-    mnist = data.load(data.DataConfig("mnist"))
+    mnist = data.load(DataConfig("mnist"))
     x, y = jnp.asarray(mnist.x_train[:200], jnp.float64) / 256, jnp.asarray(mnist.y_train[:200])
     config = vanishing_gradients.Bands(width=30, hidden_layers=(3,), images=200, seeds=20)
     published = report.published("vanishing_gradients")

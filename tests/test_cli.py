@@ -22,6 +22,7 @@ from matplotlib import image
 from jaxbp.cli import main
 from jaxbp.run import loop
 from jaxbp.run.compute.epoch import epoch
+from jaxbp.run.compute.program import first_state
 from jaxbp.run.config import read
 from jaxbp.run.data import idx
 from jaxbp.run.data import load as load_data

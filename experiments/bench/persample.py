@@ -41,6 +41,7 @@ from experiments.bench.timing import interleaved
 from experiments.peers import protocol
 from jaxbp import Factors, Params, persample
 from jaxbp.run import data
+from jaxbp.run.data.dataset import DataConfig
 from jaxbp.run.errors import UserError
 
 NETWORKS = {  # sizes, batch
@@ -271,7 +272,7 @@ def as_peer(case: protocol.Case) -> dict[str, protocol.Quantity]:
 def measure_grand() -> dict[str, float] | None:
     """Seconds of ‖gₙ‖ over MNIST's training set, with the compilation and without; None, said in a line, without it."""
     try:
-        dataset = data.load(data.DataConfig("mnist"))
+        dataset = data.load(DataConfig("mnist"))
     except UserError as error:
         print(f"GraNd is left out: {str(error).splitlines()[0]}")
         return None

@@ -191,7 +191,7 @@ def records(recording: Recording | None, steps: Steps, epoch: int, done: int) ->
     return [row(i) for i in range(-done % recording.every, min(lived, len(loss)), recording.every)]
 
 
-def root_mean(squares: jax.Array) -> list[float]:
+def root_mean(squares: jax.Array | np.ndarray) -> list[float]:
     """The root of the mean over an epoch's steps of mean squares by layer, (S, L)."""
     found: list[float] = np.sqrt(np.mean(np.asarray(squares), axis=0)).tolist()
     return found
