@@ -28,6 +28,8 @@ from jaxbp.run.data import idx
 from jaxbp.run.data import load as load_data
 from jaxbp.run.data.dataset import DataConfig
 from jaxbp.run.errors import Diverged, UserError
+from jaxbp.run.report import metrics
+from jaxbp.run.report.metrics import StepRecord
 from jaxbp.run.store.folder import append
 from jaxbp.run.store.model import load
 
@@ -336,9 +338,17 @@ def test_a_run_that_diverges_later_keeps_what_it_had(fails: Callable[..., str]) 
     )
     steps = (*steps, "--optimizer.schedule-arguments", "init_value", "0.01", "end_value", "1e25")
     steps = (*steps, "transition_steps", "1", "transition_begin", "2", "--model.loss", "squared_error")
-    fails("run", "x.toml", *steps, "--train.epochs", "9", status=3, match=r"diverged: .* at epoch [56], step 1 of 1")
+    fails(
+        "run",
+        "x.toml",
+        *steps,
+        "--train.epochs",
+        "9",
+        status=3,
+        match=r"diverged: .* (at epoch [456], step 1|after epoch [45])",
+    )
     rows = strict_rows("runs/x")
-    assert len(rows) in (4, 5) and [row["epoch"] for row in rows] == list(range(1, len(rows) + 1))
+    assert len(rows) in (3, 4, 5) and [row["epoch"] for row in rows] == list(range(1, len(rows) + 1))
     assert rows[0]["test_loss"] < 10
     params = safetensors.numpy.load(trained("runs/x"))
     assert all(np.isfinite(array).all() for array in params.values())
@@ -347,8 +357,13 @@ def test_a_run_that_diverges_later_keeps_what_it_had(fails: Callable[..., str]) 
 
 
 def test_numbers_that_json_lacks_become_null(folder: Path) -> None:
-    append(folder, {"a": float("nan"), "b": [1.0, float("inf")], "c": {"d": -float("inf")}, "e": 1})
-    assert strict_rows(folder) == [{"a": None, "b": [1.0, None], "c": {"d": None}, "e": 1}]
+    found = {"a": float("nan"), "b": [1.0, float("inf")], "c": {"d": -float("inf")}, "e": 1}
+    append(folder / "metrics.jsonl", [StepRecord(1, 2, float("inf"), found)])
+    (line,) = strict_rows(folder)
+    written = {"a": None, "b": [1.0, None], "c": {"d": None}, "e": 1}
+    assert line == {"epoch": 1, "step": 2, "batch_loss": None} | written
+    again = metrics.read(line)
+    assert isinstance(again, StepRecord) and np.isnan([again.batch_loss, again.quantities["a"]]).all()
 
 
 def test_every_ending_has_its_status(fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -399,8 +414,8 @@ def test_predict(fails: Callable[..., str], capsys: pytest.CaptureFixture[str]) 
         "short": r"short.npz: x has shape \(5, 3\), expected \(N, 4\)",
         "nan": "nan.npz: row 2 of x is not finite",
         "text": "text.npz: x has dtype <U1, expected numbers",
-        "z": "z.npz: not an .npz file with an array x",
-        "damaged": "damaged.npz: not an .npz file with an array x",
+        "z": "z.npz: no array 'x'; there are: z",
+        "damaged": "damaged.npz: not an .npz file",
         "no": "no.npz: no such file",
     }.items():
         fails("predict", "iris", "--data", f"{name}.npz", match=match)
@@ -496,7 +511,9 @@ def test_a_terminal_gets_a_bar_and_float64_its_mode() -> None:
     assert process.wait(timeout=30) == 0
     text = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", shown.decode())
     assert "\x1b[" in shown.decode()
-    assert re.search(r"epoch 2/2 ━{20} 0:00:\d\d left 0:00:00 test accuracy [\d.]+ %\s", text)  # whole, in 80 columns
+    assert re.search(
+        r"epoch 2/2 ━{10} 0:00:\d\d left 0:00:00 loss [\d.]+ test accuracy [\d.]+ %\s", text
+    )  # in 80 columns
     assert not re.search(r"epoch 1/2  train loss", text)  # no line an epoch beside the bar
     row, data = strict_rows("runs/f64")[-1], load_data(DataConfig("iris"))
     errors = load("runs/f64").predict(data.x_test) - np.eye(3)[data.y_test]

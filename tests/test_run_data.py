@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from jaxbp.run import data
-from jaxbp.run.data import Scaling, describe, idx, import_files, load
+from jaxbp.run.data import Scaling, describe, idx, import_files, load, scaling
 from jaxbp.run.data.dataset import DataConfig
 from jaxbp.run.errors import UserError
 
@@ -676,7 +676,7 @@ def test_global_scaling_and_none() -> None:
 def test_scaling_in_chunks_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     values = RNG.normal(3, 2, (101, 5))
     whole = Scaling.fit(values)
-    monkeypatch.setattr(data, "CHUNK", 37)
+    monkeypatch.setattr(scaling, "CHUNK", 37)
     parts = Scaling.fit(values)
     np.testing.assert_allclose(parts.scale, whole.scale, rtol=1e-14)
     np.testing.assert_array_equal(whole.apply(values), (values - whole.mean) / whole.scale)

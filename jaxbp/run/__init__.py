@@ -1,8 +1,42 @@
-"""What `jaxbp run` needs: config, data, training loop, metrics, plots; it takes the packages of jaxbp[run].
+"""The whole of `jaxbp run CONFIG` on one page.
 
-import jaxbp.run
-model = jaxbp.run.load("runs/digits")
-output = model.predict(x)
+A run goes through these rooms, in this order. Each room is a folder here; a file is one concern.
+
+    config.py         a TOML file and the overrides of the command line → one frozen, checked `Config`
+    data/             the samples that it names, split into training and test set → `Dataset`, `Scaling`
+    problem.py        data, network and scaling, checked against each other → `Problem`; studies and traces begin here
+    compute/          how it is learned: `optimizers`; `step`, described by one static `StepSpec`; `epoch`, a compiled
+                      scan of steps; the program that owns the state, `program.OneDevice` or `mesh.OnMesh`
+    loop.py           prepare → train, epoch by epoch → write the results
+    store/            what is kept: `folder.RunFolder`, with its lock; `checkpoint`; the trained `model`; `files`
+    report/           what is said: the rows of metrics.jsonl, `metrics`; `progress`; TensorBoard `events`; `plots`
+    host/             where it runs: the other `processes`, `launch`; `signals`; `memory`
+    study/ sweep/     `jaxbp study` and `jaxbp trace`; a run for many seeds and learning rates in one program
+    predict.py        a trained network on new data
+
+From a batch down. `loop.epochs` asks the program for an epoch. The program calls one compiled function, `epoch.epoch`:
+it draws the order of the samples from a key and scans `step.step` over the batches. A step takes the mean gradient of
+its batch from `jaxbp.memory`, which runs `jaxbp.mlp`'s forward and backward pass, then updates the parameters. What the
+steps measured comes back as arrays (`Steps`), what the epoch reached as an `Evaluation` of both sets; `report.metrics`
+makes the rows of them. Parameters stay on the device until they are saved.
+
+Four things are decided once:
+
+- one device or a mesh: by the class of program that `loop.prepare` takes;
+- which process writes: in `RunFolder`, whose methods all processes call and the first one carries out;
+- what a step is: in `StepSpec`, the one static argument of everything compiled;
+- what a row of metrics.jsonl is: in the types of `report/metrics.py`.
+
+The folder of a run holds config.toml (resolved), provenance.json, metrics.jsonl (the source of truth: a line an epoch,
+before it a line a recorded step), timings.jsonl, params.safetensors, checkpoints/ and the pictures. The file
+.unfinished is there, and locked, while the run trains.
+
+How it ends: `loop.run` returns the folder, or raises one of `errors.py`: `UserError` (exit status 2), `Diverged` (3),
+`Lost` (4), `Stopped` (128 + the signal). What was measured is on disk in each case.
+
+    import jaxbp.run
+    model = jaxbp.run.load("runs/digits")
+    output = model.predict(x)
 """
 
 from jaxbp.run.store.model import Model, load

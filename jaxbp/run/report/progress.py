@@ -21,7 +21,7 @@ def progress(console: Console, epochs: int, begun: int = 0) -> Iterator[Show]:
         yield lambda scores, timing: console.out(line(scores, timing, epochs), highlight=False)
         return
     columns = (
-        *(TextColumn("epoch"), MofNCompleteColumn(), BarColumn(20), TimeElapsedColumn(), TextColumn("left")),
+        *(TextColumn("epoch"), MofNCompleteColumn(), BarColumn(10), TimeElapsedColumn(), TextColumn("left")),
         *(TimeRemainingColumn(), TextColumn("{task.description}")),
     )
     with Progress(*columns, console=console) as bar:

@@ -162,6 +162,8 @@ def _taken(stack: contextlib.ExitStack, config: Config, name: str, data: str, ho
 
 def append(path: Path, rows: list[Row] | list[Timing] | list[MemberRow]) -> None:
     """More lines of a file, on disk on return. On an error, such as a full disk, the file is left as it was."""
+    if not rows:
+        return
     lines = "".join(json.dumps(metrics.plain(row.line()), allow_nan=False) + "\n" for row in rows).encode()
     with open(path, "ab", buffering=0) as file:
         length = file.tell()
