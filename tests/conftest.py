@@ -2,6 +2,10 @@
 
 Environment variables come first: XLA reads them once, when JAX is first used. What XLA compiles is kept for the session
 in a temporary folder: many tests, both workers of pytest-xdist and the processes that tests start compile the same.
+
+Two markers sort the tests. `slow`: only `make test-all` runs it. `production`: it is about what XLA makes of a program
+as users compile it, its bits, its bytes, its last digits. A session that leaves these out (`-m "not production"`)
+compiles in half the time, with fewer optimisations; every other session compiles as users do.
 """
 
 import atexit
@@ -19,9 +23,12 @@ os.environ["MPLBACKEND"] = "agg"
 
 import hypothesis
 import jax
+import pytest
 from jaxtyping import install_import_hook
 
 install_import_hook("jaxbp", "beartype.beartype")  # type annotations of the library are checked at every call
+
+from jaxbp.checker.trial import QUICK
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -30,3 +37,10 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # Compilation makes a first example slow, so no deadline; the same examples every time, so that a failure is repeatable.
 hypothesis.settings.register_profile("jaxbp", deadline=None, derandomize=True, max_examples=30)
 hypothesis.settings.load_profile("jaxbp")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """XLA's options for the whole session; they cannot be changed once it has compiled something."""
+    if "not production" in config.option.markexpr:
+        options = QUICK["compiler_options"].items()
+        os.environ["XLA_FLAGS"] += "".join(f" --{name}={str(value).lower()}" for name, value in options)
