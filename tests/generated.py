@@ -37,12 +37,22 @@ DTYPES = {"f32": jnp.float32, "bf16": jnp.bfloat16, "f64": jnp.float64}
 
 
 def normal(rng: np.random.Generator, dtype: Any, *shape: int, scale: float = 1.0) -> Array:
-    return jnp.asarray(scale * rng.standard_normal(shape), dtype)
+    return converted(scale * rng.standard_normal(shape), dtype)
+
+
+def converted(a: Any, dtype: Any) -> Array:
+    """By NumPy, and put on the device as it is: JAX would compile a conversion for each shape."""
+    return jax.device_put(np.asarray(a).astype(dtype))
+
+
+def wide_dtype(dtype: Any) -> Any:
+    """f32 at least: a loss is not computed in bf16."""
+    return jnp.float32 if dtype == jnp.bfloat16 else dtype
 
 
 def wide(x: Array) -> Array:
-    """x in f32 at least: a loss is not computed in bf16."""
-    return x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x
+    """x in f32 at least."""
+    return x.astype(wide_dtype(x.dtype))
 
 
 # Networks: plain references -----------------------------------------------------------------------------------------
@@ -165,8 +175,8 @@ def _data(structure: Structure, rng: np.random.Generator) -> tuple[Any, Array, A
     net, dtype = structure.net, DTYPES[structure.dtype]
     params, x, _ = oracles.data(net, int(rng.integers(2**31)), structure.batch, jnp.float64)
     y = oracles.targets(net.loss, rng, (structure.batch, net.sizes[-1]), np.float64, structure.labels)
-    y = y.astype(jnp.int32) if y.ndim == 1 else y.astype(wide(jnp.zeros((), dtype)).dtype)
-    return jax.tree.map(lambda a: a.astype(dtype), params), x.astype(dtype), y
+    y = converted(y, jnp.int32 if y.ndim == 1 else wide_dtype(dtype))
+    return jax.tree.map(lambda a: converted(a, dtype), params), converted(x, dtype), y
 
 
 @functools.cache
@@ -204,7 +214,7 @@ def _weighted(net: jaxbp.MLP) -> tuple[Callable[..., Array], Callable[..., Any]]
 def _as_weighted(structure: Structure, rng: np.random.Generator) -> tuple[Any, tuple[Any, ...], Options]:
     loss, by_hand = _weighted(structure.net)
     params, x, y = _data(structure, rng)
-    weights = jnp.asarray(rng.permutation([1.0, *rng.choice([0.0, 0.5, 1.0], structure.batch - 1)]), wide(x).dtype)
+    weights = converted(rng.permutation([1.0, *rng.choice([0.0, 0.5, 1.0], structure.batch - 1)]), wide_dtype(x.dtype))
     return loss, (params, x, y, weights), {"value_and_grad": by_hand}
 
 
@@ -403,14 +413,16 @@ def _as_variant(structure: Structure, rng: np.random.Generator) -> tuple[Any, tu
     name, (i, h, o), dtype, batch = structure.style, structure.net.sizes, DTYPES[structure.dtype], structure.batch
     loss, by_hand = VARIANTS[name]
     params = _variant_params(name, i, h, o, functools.partial(normal, rng, dtype, scale=0.7))
-    x, y = normal(rng, dtype, batch, i), normal(rng, wide(jnp.zeros((), dtype)).dtype, batch, o)
+    x, y = normal(rng, dtype, batch, i), normal(rng, wide_dtype(dtype), batch, o)
     mask = rng.permutation([1.0, *rng.integers(2, size=batch - 1)])
+    dirichlet, keep = rng.dirichlet(np.ones(o), batch), rng.random((batch, h)) < 0.8
+    keep[0] = True
     data = {
-        "decayed": (x, jnp.asarray(rng.dirichlet(np.ones(o), batch), y.dtype)),
-        "masked": (x, y, jnp.asarray(mask, y.dtype)),
-        "dropped": (x, y, jnp.asarray(rng.random((batch, h)) < 0.8, dtype).at[0].set(1)),
+        "decayed": (x, converted(dirichlet, y.dtype)),
+        "masked": (x, y, converted(mask, y.dtype)),
+        "dropped": (x, y, converted(keep, dtype)),
         "tied": (x,),
-        "flat": (x, jnp.asarray(rng.integers(2, size=batch), y.dtype)),
+        "flat": (x, converted(rng.integers(2, size=batch), y.dtype)),
     }
     options = {"gradient": by_hand} if structure.number % 2 else {"value_and_grad": _valued(loss, by_hand)}
     return loss, (params, *data.get(name, (x, y))), options
@@ -468,12 +480,16 @@ def _network_name(structure: Structure, number: int) -> str:
 STRUCTURES = 100
 
 
+def network(number: int, seed: int) -> Subject:
+    """The correct network of this number; the 100 structures take turns."""
+    structure = _structure(number % STRUCTURES, seed)
+    fun, args, options = STYLES[structure.style](structure, np.random.default_rng((seed, number, 1)))
+    return Subject(_network_name(structure, number), fun, args, options)
+
+
 def networks(count: int, seed: int) -> Iterator[Subject]:
-    """`count` correct networks of at most 100 structures, which take turns."""
-    for number in range(count):
-        structure = _structure(number % STRUCTURES, seed)
-        fun, args, options = STYLES[structure.style](structure, np.random.default_rng((seed, number, 1)))
-        yield Subject(_network_name(structure, number), fun, args, options)
+    """The first `count` networks."""
+    return (network(number, seed) for number in range(count))
 
 
 # Rules: jax.custom_vjp functions -------------------------------------------------------------------------------------
@@ -688,7 +704,7 @@ INTEGERS |= {"segments": _SEGMENTS, "choose": _CHOOSE}
 
 def integers(number: int, draw: Draw, rng: np.random.Generator) -> Built:
     name = list(INTEGERS)[number % len(INTEGERS)]
-    return INTEGERS[name], (draw(4, 5), jnp.asarray(rng.integers(4, size=4), jnp.int32)), {}
+    return INTEGERS[name], (draw(4, 5), converted(rng.integers(4, size=4), jnp.int32)), {}
 
 
 _DICT = rule(
@@ -887,13 +903,16 @@ _WEIGHTS = (4, 3, 4, 3, 2, 4, 3, 2, 1, 1, 1, 1, 1, 1, 1)  # how often a family c
 _ROUND = [family for family, weight in zip(FAMILIES, _WEIGHTS, strict=True) for _ in range(weight)]
 
 
+def custom_vjp(number: int, seed: int) -> Subject:
+    """The correct custom_vjp function of this number; the families take turns."""
+    rng = np.random.default_rng((seed, number, 2))
+    families = [_ROUND[n * 13 % len(_ROUND)] for n in range(number + 1)]  # 13 is prime to 32: every family early
+    family, seen = families[-1], families[:-1].count(families[-1])
+    dtype = str(rng.choice(list(DTYPES), p=[0.5, 0.25, 0.25]))
+    fun, args, options = FAMILIES[family](seen, functools.partial(normal, rng, DTYPES[dtype]), rng)
+    return Subject(f"{family}/{dtype}/{number}", fun, args, options)
+
+
 def rules(count: int, seed: int) -> Iterator[Subject]:
-    """`count` correct custom_vjp functions; the families take turns."""
-    seen = dict.fromkeys(FAMILIES, 0)
-    for number in range(count):
-        rng = np.random.default_rng((seed, number, 2))
-        family = _ROUND[number * 13 % len(_ROUND)]  # 13 is prime to 32: every family early
-        dtype = str(rng.choice(list(DTYPES), p=[0.5, 0.25, 0.25]))
-        fun, args, options = FAMILIES[family](seen[family], functools.partial(normal, rng, DTYPES[dtype]), rng)
-        seen[family] += 1
-        yield Subject(f"{family}/{dtype}/{number}", fun, args, options)
+    """The first `count` custom_vjp functions."""
+    return (custom_vjp(number, seed) for number in range(count))

@@ -70,32 +70,32 @@ LOSSES: dict[str, Callable[[Array, Array], Array]] = {
 def targets(loss: str, rng: np.random.Generator, shape: tuple[int, int], dtype: Any, labels: bool = True) -> Array:
     """Targets (N, C) or (N,) that the loss is meant for: labels, probabilities in (0, 1), counts or numbers."""
     if loss == "hinge" or (loss == "softmax_cross_entropy" and labels):
-        return jnp.asarray(rng.integers(shape[1], size=shape[0]))
+        return jax.device_put(rng.integers(shape[1], size=shape[0]))
     if loss in ("softmax_cross_entropy", "kl_divergence"):
         y = rng.dirichlet(np.ones(shape[1]), size=shape[0])
     elif loss == "sigmoid_cross_entropy":
         y = rng.random(shape)
     else:
         y = rng.poisson(2.0, shape) if loss == "poisson" else rng.standard_normal(shape)
-    return jnp.asarray(y.astype(dtype))
+    return jax.device_put(y.astype(dtype))
 
 
 def data(net: Any, seed: int, batch: int, dtype: Any = jnp.float64, spread: float = 1.5) -> tuple[Params, Array, Array]:
     """Random parameters, biases included (so that no s is exactly 0), inputs, targets. `spread` reaches the kinks.
 
-    Drawn by NumPy: a draw by JAX would be compiled for each shape.
+    Drawn by NumPy, and put on the device as they are: JAX would compile a draw, and jnp.asarray, for each shape.
     """
     rng = np.random.default_rng(seed)
 
     def normal(*shape: int) -> Array:
-        return jnp.asarray(rng.standard_normal(shape).astype(dtype))
+        return jax.device_put(rng.standard_normal(shape).astype(dtype))
 
     def affine(inputs: int, outputs: int) -> Affine:
         w = rng.standard_normal((outputs, inputs)) * inputs**-0.5
-        return Affine(jnp.asarray(w.astype(dtype)), normal(outputs))
+        return Affine(jax.device_put(w.astype(dtype)), normal(outputs))
 
     params = tuple(affine(*widths) for widths in zip(net.sizes, net.sizes[1:], strict=False))
-    x = jnp.asarray((spread * rng.standard_normal((batch, net.sizes[0]))).astype(dtype))
+    x = jax.device_put((spread * rng.standard_normal((batch, net.sizes[0]))).astype(dtype))
     return params, x, targets(net.loss, rng, (batch, net.sizes[-1]), dtype)
 
 

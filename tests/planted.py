@@ -294,7 +294,7 @@ RECTANGULAR = (((5, 4, 4, 3), 6), ((7, 9, 9, 4), 16), ((20, 32, 32, 10), 32))  #
 
 def f32(a: Any) -> Array:
     """Data are float32, so that they are the same numbers in float32 and in float64."""
-    return jnp.asarray(np.asarray(a), jnp.float32)
+    return jax.device_put(np.asarray(a).astype(np.float32))
 
 
 def labels(rng: np.random.Generator, sizes: tuple[int, ...], rows: int) -> tuple[Params, Batch]:
@@ -303,8 +303,8 @@ def labels(rng: np.random.Generator, sizes: tuple[int, ...], rows: int) -> tuple
         Layer(f32(rng.normal(size=(o, i)) / i**0.5), f32(0.3 * rng.normal(size=o))) for i, o in pairwise(sizes)
     )
     y = np.eye(sizes[-1])[rng.integers(sizes[-1], size=rows)]
-    keep = tuple(jnp.ones((rows, width), bool) for width in sizes[1:-1])
-    return params, Batch(f32(rng.normal(size=(rows, sizes[0]))), f32(y), keep, jnp.ones(rows, bool))
+    keep = tuple(jax.device_put(np.ones((rows, width), bool)) for width in sizes[1:-1])
+    return params, Batch(f32(rng.normal(size=(rows, sizes[0]))), f32(y), keep, jax.device_put(np.ones(rows, bool)))
 
 
 def confident(rng: np.random.Generator, sizes: tuple[int, ...], rows: int) -> tuple[Params, Batch]:
@@ -330,7 +330,7 @@ def outlier(rng: np.random.Generator, sizes: tuple[int, ...], rows: int) -> tupl
 def half_kept(rng: np.random.Generator, sizes: tuple[int, ...], rows: int) -> tuple[Params, Batch]:
     """Dropout of about one half."""
     params, batch = labels(rng, sizes, rows)
-    return params, batch._replace(keep=tuple(jnp.asarray(rng.random(k.shape) < 0.5) for k in batch.keep))
+    return params, batch._replace(keep=tuple(jax.device_put(rng.random(k.shape) < 0.5) for k in batch.keep))
 
 
 def masked_rows(rng: np.random.Generator, sizes: tuple[int, ...], rows: int) -> tuple[Params, Batch]:
@@ -581,7 +581,7 @@ def embedding_data(rng: np.random.Generator, shape: int) -> tuple[Array, Array]:
     rows, inputs, outputs = MATRICES[shape]
     ids = rng.integers(outputs, size=rows)
     ids[1] = ids[0]
-    return f32(rng.normal(size=(outputs, inputs))), jnp.asarray(ids, jnp.int32)
+    return f32(rng.normal(size=(outputs, inputs))), jax.device_put(ids.astype(np.int32))
 
 
 def saved(fun: Callable[..., Any]) -> Forward:
