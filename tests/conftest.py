@@ -28,8 +28,6 @@ from jaxtyping import install_import_hook
 
 install_import_hook("jaxbp", "beartype.beartype")  # type annotations of the library are checked at every call
 
-from jaxbp.checker.trial import QUICK
-
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -42,5 +40,7 @@ hypothesis.settings.load_profile("jaxbp")
 def pytest_configure(config: pytest.Config) -> None:
     """XLA's options for the whole session; they cannot be changed once it has compiled something."""
     if "not production" in config.option.markexpr:
+        from jaxbp.checker.trial import QUICK
+
         options = QUICK["compiler_options"].items()
         os.environ["XLA_FLAGS"] += "".join(f" --{name}={str(value).lower()}" for name, value in options)

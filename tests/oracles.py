@@ -410,9 +410,6 @@ def lattice(dtype: Any, size: int) -> np.ndarray:
 
 # Comparison ---------------------------------------------------------------------------------------------------------
 
-worst: dict[str, tuple[float, str]] = {}
-"""The largest relative error of a leaf that any comparison saw, by dtype; `test_worst_errors` prints it."""
-
 
 def leaf_errors(got: Any, want: Any) -> list[float]:
     """max|a − b| / max|b| of every leaf, in f64; a NaN is an infinite error, a 0 wanted must be 0."""
@@ -427,14 +424,9 @@ def leaf_errors(got: Any, want: Any) -> list[float]:
     return [error(a, b) for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True)]
 
 
-def record(dtype: str, error: float, what: str) -> None:
-    worst[dtype] = max(worst.get(dtype, (0.0, "")), (error, what))
-
-
 def assert_close(got: Any, want: Any, tolerance: float, what: str = "") -> None:
-    """Every leaf within `tolerance`, relative to the leaf's largest element; the worst leaf is recorded."""
+    """Every leaf within `tolerance`, relative to the leaf's largest element."""
     errors = leaf_errors(got, want)
-    record(str(jax.tree.leaves(got)[0].dtype), max(errors), what)
     assert max(errors) <= tolerance, (
         f"{what}: leaf {int(np.argmax(errors))} is off by {max(errors):.2e} > {tolerance:.2e}"
     )

@@ -2,7 +2,6 @@
 
 import doctest
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -15,12 +14,12 @@ import pytest
 from matplotlib import image
 
 import jaxbp
+from experiments import activation_memory, backward_cost, chain_rule, mean_field, recipe, report, vanishing_gradients
 from jaxbp.run import data
 from jaxbp.run.data import idx
 from jaxbp.run.data.dataset import DataConfig
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `pytest`, unlike `python -m pytest`, does not
-from experiments import activation_memory, backward_cost, chain_rule, mean_field, recipe, report, vanishing_gradients
+pytestmark = pytest.mark.slow
 
 STUDIES = (activation_memory, backward_cost, chain_rule, vanishing_gradients)
 needs_mnist = pytest.mark.skipif(not idx.is_local("mnist"), reason="MNIST is not on this machine")

@@ -1,7 +1,6 @@
 """The studies in experiments/: what they select and rank, against cases done by hand, and each of them on digits."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 from matplotlib import image
 
+from experiments import mislabelled, noise_scale, pruning
 from jaxbp.run import config as configs
 from jaxbp.run import loop
 from jaxbp.run.compute.epoch import evaluate
@@ -19,8 +19,7 @@ from jaxbp.run.config import Config
 from jaxbp.run.loop import Setup
 from jaxbp.run.report.metrics import StepRecord
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `pytest`, unlike `python -m pytest`, does not
-from experiments import mislabelled, noise_scale, pruning
+pytestmark = pytest.mark.slow
 
 DIGITS = """
 [data]

@@ -5,7 +5,6 @@ import itertools
 import json
 import random
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,14 +16,14 @@ import pytest
 from jax.example_libraries import optimizers, stax
 from matplotlib import image
 
+from experiments import jax_mnist_classifier as example
+from experiments import nielsen, nielsen_overfitting, nielsen_weight_initialization, recipe, report
+from experiments.nielsen import Images, Run, Script
 from jaxbp import MLP
 from jaxbp.run.data import idx
 from jaxbp.run.errors import UserError
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `pytest`, unlike `python -m pytest`, does not
-from experiments import jax_mnist_classifier as example
-from experiments import nielsen, nielsen_overfitting, nielsen_weight_initialization, recipe, report
-from experiments.nielsen import Images, Run, Script
+pytestmark = pytest.mark.slow
 
 needs_mnist = pytest.mark.skipif(not idx.is_local("mnist"), reason="MNIST is not on this machine")
 

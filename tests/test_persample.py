@@ -207,6 +207,7 @@ def test_the_twins_cover_every_public_quantity():
     assert named == set(persample.__all__) - types - elsewhere
 
 
+@pytest.mark.slow
 @settings(max_examples=6)
 @given(
     sizes=st.lists(st.integers(1, 9), min_size=2, max_size=4).map(tuple),
@@ -606,6 +607,7 @@ def test_gram_matrix_in_blocks(chunk_size):
     assert_close(persample.gram_matrix(NET, params, x, y, chunk_size, other), between, 1e-13, "between")
 
 
+@pytest.mark.production
 def test_chunked_memory_does_not_grow_with_the_data_set():
     """Scratch of the compiled programs at ten times the data. The Gram matrix holds one strip of columns."""
     net = MLP((64, 256, 128, 10))

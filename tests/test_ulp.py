@@ -1,22 +1,18 @@
 """σ, σ′, ℓ and ∂ℓ/∂x in units of the last place, over the whole range of a dtype; the ruler itself."""
 
-import sys
-from pathlib import Path
-
 import jax.numpy as jnp
 import mpmath
 import numpy as np
 import oracles
 import pytest
 from mpmath import mpf
+from tiers import one_in
 
+from experiments import ulp_table
 from jaxbp.activations import ACTIVATIONS
 from jaxbp.losses import LOSSES
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `pytest`, unlike `python -m pytest`, does not
-from experiments import ulp_table
-
-WIDE = [jnp.float32, jnp.float64]
+WIDE = one_in(2, [jnp.float32, jnp.float64])
 POINTS = 60
 TINY, SPACING = float(np.finfo(np.float32).tiny), 2.0**-23
 
@@ -37,6 +33,7 @@ def size_of_terms(name: str, s: np.ndarray) -> np.ndarray:
     return np.where((name in STEEPNESS) & (s > -2) & (s < 0), 0.25, 0.0)
 
 
+@pytest.mark.production
 @pytest.mark.parametrize("dtype", WIDE)
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_activation_is_the_truth_to_a_few_ulps(name, dtype):
@@ -51,6 +48,7 @@ def test_activation_is_the_truth_to_a_few_ulps(name, dtype):
     assert np.all(np.array(ulp_table.errors(name, slope, s, 1, size_of_terms(name, points))) <= 8 + 2 * steep)
 
 
+@pytest.mark.production
 @pytest.mark.parametrize("dtype", WIDE)
 @pytest.mark.parametrize("name", LOSSES)
 def test_loss_is_the_truth_to_a_few_ulps_of_its_largest_term(name, dtype):
