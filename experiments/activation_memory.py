@@ -15,7 +15,7 @@ takes its place.
 Sources: F. Fleuret, Deep Learning (EE-559 / 14x050), lecture 3.6; T. Chen et al., Training deep nets with sublinear
 memory cost, 2016; A. Griewank and A. Walther, Algorithm 799: Revolve, 2000.
 
-Command: python -m experiments.activation_memory [--config configs/activation_memory.toml] [--out FOLDER]
+Command: python -m experiments.activation_memory [--config CONFIG] [--out FOLDER]
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ from jaxbp.run.data.dataset import STRICT
 from jaxbp.run.errors import UserError
 
 NAME = "activation_memory"
-CONFIG = Path(__file__).parent.parent / "configs" / f"{NAME}.toml"
+CONFIG = Path(__file__).parent / "configs" / f"{NAME}.toml"
 MIB = 2**20
 LABELS = {"store_all": "store all", "segments": "√L segments", "revolve": "binomial"}
 
@@ -44,7 +44,7 @@ LABELS = {"store_all": "store all", "segments": "√L segments", "revolve": "bin
 @pydantic.with_config(STRICT)
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """configs/activation_memory.toml."""
+    """experiments/configs/activation_memory.toml."""
 
     width: pydantic.PositiveInt
     batch_size: pydantic.PositiveInt

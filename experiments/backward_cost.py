@@ -15,7 +15,7 @@ Times are medians over rounds of the ratio within a round, the three programs ca
 
 Source: F. Fleuret, Deep Learning (EE-559 / 14x050), lecture 3.6.
 
-Command: python -m experiments.backward_cost [--config configs/backward_cost.toml] [--out FOLDER]
+Command: python -m experiments.backward_cost [--config CONFIG] [--out FOLDER]
 """
 
 import dataclasses
@@ -39,13 +39,13 @@ from jaxbp.run.data.dataset import STRICT
 from jaxbp.run.errors import UserError
 
 NAME = "backward_cost"
-CONFIG = Path(__file__).parent.parent / "configs" / f"{NAME}.toml"
+CONFIG = Path(__file__).parent / "configs" / f"{NAME}.toml"
 
 
 @pydantic.with_config(STRICT)
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """configs/backward_cost.toml."""
+    """experiments/configs/backward_cost.toml."""
 
     networks: tuple[str, ...]
     hidden: str

@@ -18,7 +18,7 @@ All in float64. Singular values below ε n s_max are rounding, and left out.
 Sources: A. Saxe et al., Exact solutions to the nonlinear dynamics of learning in deep linear neural networks, 2013;
 J. Pennington et al., Resurrecting the sigmoid in deep learning through dynamical isometry, 2017.
 
-Command: python -m experiments.chain_rule [--config configs/chain_rule.toml] [--out FOLDER]
+Command: python -m experiments.chain_rule [--config CONFIG] [--out FOLDER]
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ from experiments import mean_field, recipe, report
 from jaxbp.run.data.dataset import STRICT
 
 NAME = "chain_rule"
-CONFIG = Path(__file__).parent.parent / "configs" / f"{NAME}.toml"
+CONFIG = Path(__file__).parent / "configs" / f"{NAME}.toml"
 QUANTILES = {"largest": 1.0, "75 %": 0.75, "median": 0.5, "25 %": 0.25}
 HIDDEN = ("identity", "tanh")
 Weights = Literal["orthogonal", "gaussian"]
@@ -50,7 +50,7 @@ TITLES = {"identity": "linear", "tanh": "tanh", "orthogonal": "orthogonal", "gau
 @pydantic.with_config(STRICT)
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """configs/chain_rule.toml."""
+    """experiments/configs/chain_rule.toml."""
 
     width: pydantic.PositiveInt
     depths: tuple[pydantic.PositiveInt, ...]

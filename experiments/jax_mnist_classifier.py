@@ -6,7 +6,7 @@ by up to 1e-4 from each other: float32 sums are rounded in another order on each
 
 Source: jax-ml/jax, examples/mnist_classifier.py.
 
-Command: python -m experiments.jax_mnist_classifier [--config configs/jax_mnist_classifier.toml] [--out FOLDER]
+Command: python -m experiments.jax_mnist_classifier [--config CONFIG] [--out FOLDER]
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ from jaxbp.run.config import Count, NonNegative, Positive, Seed
 from jaxbp.run.data.dataset import STRICT, DataConfig
 from jaxbp.run.errors import UserError
 
-CONFIG = Path(__file__).parent.parent / "configs" / "jax_mnist_classifier.toml"
+CONFIG = Path(__file__).parent / "configs" / "jax_mnist_classifier.toml"
 NAME = "jax_mnist_classifier"
 COLUMNS = {"nvidia": "NVIDIA", "amd": "AMD"}
 TOLERANCE = 1e-3

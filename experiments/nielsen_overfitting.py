@@ -6,7 +6,7 @@ a wrong constant they would not be.
 
 Source: M. Nielsen, Neural Networks and Deep Learning, chapter 3; overfitting.json of its repository, 2014.
 
-Command: python -m experiments.nielsen_overfitting [--config configs/nielsen_overfitting.toml]
+Command: python -m experiments.nielsen_overfitting [--config CONFIG]
          [--wrong-learning-rate 0.5001] [--out FOLDER]
 """
 
@@ -22,7 +22,7 @@ from experiments import nielsen, report
 from experiments.nielsen import Script
 from jaxbp.run.errors import UserError
 
-CONFIG = Path(__file__).parent.parent / "configs" / "nielsen_overfitting.toml"
+CONFIG = Path(__file__).parent / "configs" / "nielsen_overfitting.toml"
 NAME = "nielsen_overfitting"
 COSTS, COUNTS = ("test_cost", "training_cost"), ("test_correct", "training_correct")
 TOLERANCE = 1e-12

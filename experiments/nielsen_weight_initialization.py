@@ -6,7 +6,7 @@ rate, shows how many would be with a wrong constant.
 
 Source: M. Nielsen, Neural Networks and Deep Learning, chapter 3; weight_initialization_30.json of its repository.
 
-Command: python -m experiments.nielsen_weight_initialization [--config configs/nielsen_weight_initialization.toml]
+Command: python -m experiments.nielsen_weight_initialization [--config CONFIG]
          [--wrong-learning-rate 0.1001] [--out FOLDER]
 """
 
@@ -24,7 +24,7 @@ from experiments import nielsen, report
 from experiments.nielsen import Script
 from jaxbp.run.errors import UserError
 
-CONFIG = Path(__file__).parent.parent / "configs" / "nielsen_weight_initialization.toml"
+CONFIG = Path(__file__).parent / "configs" / "nielsen_weight_initialization.toml"
 NAME = "nielsen_weight_initialization"
 RUNS = {"default": "standard deviation 1/√in", "large": "standard deviation 1"}
 MONITORED = "validation_correct"

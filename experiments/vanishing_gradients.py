@@ -13,7 +13,7 @@ networks. In float64: a δ of 10⁻⁸⁰ would be 0 in float32.
 Sources: M. Nielsen, Neural Networks and Deep Learning, chapter 5; S. Schoenholz et al., Deep information propagation,
 2017, §4.
 
-Command: python -m experiments.vanishing_gradients [--config configs/vanishing_gradients.toml] [--out FOLDER]
+Command: python -m experiments.vanishing_gradients [--config CONFIG] [--out FOLDER]
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ from jaxbp.run.data.dataset import STRICT, DataConfig
 from jaxbp.run.errors import UserError
 
 NAME = "vanishing_gradients"
-CONFIG = Path(__file__).parent.parent / "configs" / f"{NAME}.toml"
+CONFIG = Path(__file__).parent / "configs" / f"{NAME}.toml"
 PERCENTILES = (5, 50, 95)
 COLOURS = {"normal": "tab:red", "glorot": "tab:blue", "he": "tab:green"}
 DEFAULT = {  # Nielsen's default initialiser
@@ -81,7 +81,7 @@ class MeanField:
 @pydantic.with_config(STRICT)
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """configs/vanishing_gradients.toml."""
+    """experiments/configs/vanishing_gradients.toml."""
 
     bands: Bands
     mean_field: MeanField
