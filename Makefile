@@ -1,4 +1,6 @@
 # make run · make test · make test-all · make check · make bench · make gallery. Each makes the virtual environment in .venv first, if need be.
+# make run · make test · make check · make bench · make gallery · make docs. Each makes the virtual environment in .venv
+# first, if need be.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -8,6 +10,7 @@ GALLERY := nielsen_overfitting nielsen_weight_initialization jax_mnist_classifie
 	vanishing_gradients backward_cost activation_memory
 
 .PHONY: run test test-all check bench gallery constraints clean
+.PHONY: run test check bench gallery docs constraints clean
 
 run: .venv/installed
 	$(BIN)/jaxbp run configs/digits.toml
@@ -33,6 +36,10 @@ bench: .venv/installed
 # The first study that cannot run ends it, with its one line that says why.
 gallery: .venv/installed
 	@set -e; for study in $(GALLERY); do echo "python -m experiments.$$study"; $(BIN)/python -m experiments.$$study; done
+
+# The pages: open .venv/docs/README.html. Whatever Sphinx warns of, a broken link for one, ends it.
+docs: .venv/installed
+	$(BIN)/sphinx-build -E -W -q -c .ci/docs . .venv/docs
 
 constraints: .venv/installed
 	$(BIN)/uv pip compile --universal --no-header --no-annotate --upgrade --extra dev -o constraints.txt pyproject.toml

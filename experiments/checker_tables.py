@@ -109,7 +109,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with report.study("checker_tables", parser, arguments) as study:
         table = study.options.table
         with (study.options.out / f"checker_{table.replace('-', '_')}.md").open("w", encoding="utf-8") as file:
-            for line in chain([f"jax {jax.__version__}, {jax.default_backend()}\n"], TABLES[table]()):
+            head = f"# The checker: {table.replace('-', ' ')}\n\n{TABLES[table].__doc__}"
+            for line in chain([head, f"JAX {jax.__version__}, {jax.default_backend()}.\n"], TABLES[table]()):
                 print(line, file=file, flush=True)
                 print(line, flush=True)
 

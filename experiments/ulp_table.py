@@ -202,7 +202,7 @@ def cell(scored: Score, raw: Score | None = None, where: bool = True) -> str:
 def markdown(activations: dict[str, dict[str, Score]], losses: dict[str, dict[str, Score]], dtype: str) -> str:
     notes = [name for name in NOTES if name in activations | losses]
     mark = {name: f" [{notes.index(name) + 1}]" for name in notes}
-    lines = [f"Worst error in ULP, {dtype}. Activations:", ""]
+    lines = [f"# Rounding of every σ and ℓ\n\nWorst error in ULP, {dtype}. Activations:", ""]
     lines += ["| activation | σ | σ′ | jax.nn σ | jax.nn σ′ |", "| --- | --- | --- | --- | --- |"]
     columns = ("value", "derivative", "jax.nn value", "jax.nn derivative")
     for name, scores in activations.items():

@@ -29,12 +29,19 @@ experiments/README
 ```
 ```{toctree}
 :hidden:
+:caption: Measurements
+:glob:
+experiments/results/*
+```
+```{toctree}
+:hidden:
 :caption: Reference
 :maxdepth: 1
 .ci/docs/api
 .ci/docs/persample
 .ci/docs/checker
 .ci/docs/run
+.ci/docs/config
 ```
 """
 
