@@ -2,9 +2,13 @@
 
 All are elementwise, x = σ(s). Conventions, the same for every one of them:
 
-* at a kink σ′ is the slope on the left, so relu′(0) = 0 and leaky_relu′(0) = 0.01;
-* NaN goes through, in the value and in the derivative (where σ′ is a constant it stays that constant);
-* at ±inf and where an intermediate would overflow, value and derivative are the limits the mathematics gives.
+* At a kink σ′ is the slope on the left, so relu′(0) = 0 and leaky_relu′(0) = 0.01.
+* A NaN gives NaN, in the value and in the derivative. Where σ′ is a constant it stays that constant.
+* At ±inf, and where an intermediate result would overflow, value and derivative are the mathematical limits.
+
+>>> print(*ACTIVATIONS)
+identity relu leaky_relu relu6 elu celu selu gelu gelu_tanh silu mish sigmoid log_sigmoid tanh
+soft_sign softplus hard_tanh hard_sigmoid hard_silu squareplus
 """
 
 import dataclasses
@@ -23,8 +27,8 @@ Array = jax.Array
 class Activation:
     """σ and σ′.
 
-    A rule may use s or x = σ(s), whichever is cheaper. One that never reads s says ``needs_s=False``: `apply` then does
-    not keep s alive between forward and backward (it passes None), so that a layer holds one array, its output.
+    σ′ may be computed from s or from x = σ(s), whichever is cheaper. If it never reads s, say ``needs_s=False``. Then
+    `apply` passes None for s and does not keep s between forward and backward: a layer holds one array, its output.
 
     Args:
       name: shown by `repr` and in error messages.

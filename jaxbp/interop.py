@@ -11,11 +11,17 @@ from jaxbp.shapes import check_params, check_shape
 def apply(net: MLP, params: Params, x: ArrayLike) -> Array:
     """f(x; w, b) for a batch, differentiable with respect to params and x by the hand-derived backward pass.
 
-    It composes with jit, vmap, grad, grad of grad, scan, Optax and Flax or Equinox modules. ∂/∂(w, b) of the caller's
-    loss is Σₙ over the batch: a factor 1/N, if there is one, comes with the caller's loss.
+    It composes with jit, vmap, grad, grad of grad, scan, Optax and modules of Flax and Equinox. The gradient is the sum
+    over the batch. A factor 1/N is in it only if the caller's loss is a mean.
 
-    `jax.custom_vjp` has no forward mode: `jax.jvp` and `jax.jacfwd` of `apply` raise a TypeError in JAX. `forward`,
-    which is plain JAX, keeps it.
+    The parameters are a field of an Equinox module as they are, and ``self.param("mlp", lambda key: init(net, key))``
+    makes them in Flax Linen. Flax NNX wants a variable around each array::
+
+        self.params = nnx.data([(nnx.Param(w), nnx.Param(b)) for w, b in init(net, key)])     # in __init__
+        return apply(net, tuple(Affine(w[...], b[...]) for w, b in self.params), x)           # in __call__
+
+    Forward mode does not go through `jax.custom_vjp`: `jax.jvp` and `jax.jacfwd` of `apply` raise a TypeError. Use them
+    on `forward`, which is plain JAX.
 
     Args:
       net, params: the network and its parameters; the loss of the network plays no part.

@@ -1,7 +1,10 @@
 """Losses: each ℓ with its hand-derived ∂ℓ/∂x on the next lines.
 
 A loss belongs to one sample: x = x⁽ᴸ⁾ is the network's output, (C,), y its target. It sums over the C outputs and is
-never divided by the number of samples. At a kink ∂ℓ/∂x is the slope on the left, as for activations; NaN goes through.
+never divided by the number of samples. At a kink ∂ℓ/∂x is the slope on the left, as for activations. A NaN gives NaN.
+
+>>> print(*LOSSES)
+squared_error absolute_error huber log_cosh softmax_cross_entropy sigmoid_cross_entropy hinge kl_divergence poisson
 """
 
 import dataclasses

@@ -1,19 +1,20 @@
 """The lecture's "without tricks, we have to keep in memory all the activations", and the trick: compute them again.
 
-A run of consecutive layers is itself a network: its input is some x⁽ˡ⁾, and the ∂ℓ/∂x at its end comes from the layers
-above. So a pass with checkpoints is `forward` and `backward` on runs. A `Schedule` says which:
+Here a *run* is some consecutive layers. It is itself a network: its input is some x⁽ˡ⁾, and the ∂ℓ/∂x at its end comes
+from the layers above. So a pass with checkpoints is `forward` and `backward` on runs. A `Schedule` says which:
 
-- a number n is a run of n layers that is stored whole: forward with a tape, then backward;
-- a tuple is the runs that a longer one consists of. The forward pass keeps x⁽ˡ⁾ where a run begins, a checkpoint, and
-  forgets the rest. The backward pass takes the last run first, each from its checkpoint.
+- A number n is a run of n layers that is stored whole: forward with a tape, then backward.
+- A tuple is a longer run that consists of shorter ones. The forward pass keeps x⁽ˡ⁾ where each of them begins, its
+  checkpoint, and forgets the rest. The backward pass takes the last one first, and computes each again from there.
 
-``100`` stores all of a hundred layers, ``(10,) * 10`` has a checkpoint every ten. The x⁽ˡ⁻¹⁾ and δ⁽ˡ⁾ of all layers
-never live at once, so what follows from them is formed run by run, as δ⁽ˡ⁾ appears.
+``100`` stores all of a hundred layers. ``(10,) * 10`` has a checkpoint every ten. The x⁽ˡ⁻¹⁾ and δ⁽ˡ⁾ of all layers
+never exist at the same time, so gradients are formed run by run, as δ⁽ˡ⁾ appears.
 
-XLA would undo it: it finds x⁽ˡ⁾ computed twice and keeps the first one. On CPUs, in JAX 0.10, `optimization_barrier` is
-gone before that happens, so that `jax.checkpoint` saves nothing there. What a `jax.lax.cond` computes is never merged
-with what is computed outside of it; so a run is passed backward inside one, whose predicate is true for all data, which
-XLA does not know. Under a `jax.vmap` over parameters a cond becomes a select: the same numbers, nothing saved.
+XLA would undo this: it sees that x⁽ˡ⁾ is computed twice, and keeps the first one. `jax.checkpoint` puts an
+`optimization_barrier` between the two; on CPUs, in JAX 0.10, XLA removes the barrier too early, and nothing is saved.
+XLA never merges what is inside a `jax.lax.cond` with what is outside. So the second forward pass is inside one. Its
+predicate is always true, but XLA cannot know that. Under a `jax.vmap` over parameters a cond becomes a select: the
+numbers are the same, and nothing is saved.
 
 Sources: T. Chen et al., *Training deep nets with sublinear memory cost*, 2016, §4; A. Griewank and A. Walther,
 *Algorithm 799: Revolve*, ACM Transactions on Mathematical Software 26, 2000, §2.
@@ -61,8 +62,8 @@ Above = Callable[[MLP, Params, Array], tuple[Any, Factors]]
 def segments(layers: int, length: int | None = None) -> Schedule:
     """A checkpoint every `length` layers, √L (rounded up) by default.
 
-    Holds ⌈L / length⌉ checkpoints and the inputs of one run: at √L the fewest, 2√L − 1. Computes all runs but the last
-    one twice: 2L − length forward evaluations of a layer, where length divides L.
+    It holds ⌈L / length⌉ checkpoints and the inputs of one run. These are fewest at √L, namely 2√L − 1. All runs but
+    the last one are computed twice: 2L − length forward evaluations of a layer, where length divides L.
 
     Args:
       layers: L.
@@ -87,14 +88,15 @@ def segments(layers: int, length: int | None = None) -> Schedule:
 def revolve(layers: int, slots: int) -> Schedule:
     """The binomial schedule: the fewest forward evaluations of layers with a fixed number of checkpoints.
 
-    C(s + t, s) layers need at most t evaluations of each. The recursion is Griewank and Walther's, over the first run:
+    C(s + t, s) layers need at most t evaluations of each. The recursion is Griewank and Walther's, over the length m of
+    the first run: m evaluations to the next checkpoint, then both parts::
 
         T(L, s) = minₘ m + T(m, s) + T(L − m, s − 1)
 
-    m evaluations to the next checkpoint, then both parts. They end it at one layer, whose step with a tape is not
-    counted, and get t(L, s) = t L − C(s + t, s + 1); with that step for each layer, t(L, s) + L. Here the tape of a
-    layer is no more than its input, and it ends at T(L, s) = L for L ≤ s + 1: what the slots can hold is stored whole.
-    L = 100 and s = 8 take 263 evaluations, theirs takes 345; storing all takes 100.
+    It ends differently here. They end at one layer, whose step with a tape is not counted, and get t(L, s) =
+    t L − C(s + t, s + 1); with that step for each layer it is t(L, s) + L. Here the tape of a layer is no larger than
+    its input. So what the slots can hold is stored whole: T(L, s) = L for L ≤ s + 1. With L = 100 and s = 8 this takes
+    263 evaluations and theirs 345; storing all takes 100.
 
     Args:
       layers: L.
@@ -142,8 +144,8 @@ def evaluations(schedule: Schedule) -> int:
 def inputs_held(schedule: Schedule) -> int:
     """The largest number of layer inputs x⁽ˡ⁻¹⁾ that are kept at the same time, x⁽⁰⁾ included.
 
-    Each is (N, n₍ₗ₋₁₎); in a run that is stored whole, an activation whose σ′ needs s⁽ˡ⁾ keeps that too. The program
-    holds some two arrays more for each level of the schedule, the ∂ℓ/∂x and δ at the end of the run at work.
+    Each is (N, n₍ₗ₋₁₎). In a run that is stored whole, an activation whose σ′ needs s⁽ˡ⁾ keeps that too. For each level
+    of the schedule the program holds about two arrays more: ∂ℓ/∂x and δ at the end of the run at work.
 
     Example:
       >>> inputs_held(10), inputs_held((4, 4, 2)), inputs_held(revolve(10, slots=2))
@@ -203,9 +205,10 @@ def value_and_grad(
 ) -> tuple[Array, Params]:
     """`jaxbp.value_and_grad` in less memory: Σₙ weightsₙ ℓₙ / N over a batch and its hand-derived gradient.
 
-    The same products of the same numbers as storing all, and the same bits with two exceptions. In large batches XLA
-    sums the δ of the last layer of a run, its ∂ℓ/∂b, in another order: N ε at most. And it may contract the formula of
-    a σ or σ′ (gelu_tanh, silu) to fused multiply-adds in one program only: an ulp, passed on from there.
+    It multiplies the same numbers as storing all, and gives the same bits with two exceptions. In large batches XLA
+    sums the δ of the last layer of a run, its ∂ℓ/∂b, in another order; that changes it by N ε at most. And XLA may turn
+    the formula of a σ or σ′ (gelu_tanh, silu) into fused multiply-adds in one of the two programs only; that changes it
+    by an ulp, which is passed on from there.
 
     Args:
       net, params, x, y, weights, normalize_by: as for `jaxbp.value_and_grad`.
