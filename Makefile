@@ -1,6 +1,5 @@
-# make run · make test · make test-all · make check · make bench · make gallery. Each makes the virtual environment in .venv first, if need be.
-# make run · make test · make check · make bench · make gallery · make docs. Each makes the virtual environment in .venv
-# first, if need be.
+# make run · make test · make test-all · make check · make bench · make gallery · make docs. Each makes the virtual
+# environment in .venv first, if need be.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -9,8 +8,7 @@ BIN := .venv/bin
 GALLERY := nielsen_overfitting nielsen_weight_initialization jax_mnist_classifier mislabelled noise_scale pruning \
 	vanishing_gradients backward_cost activation_memory
 
-.PHONY: run test test-all check bench gallery constraints clean
-.PHONY: run test check bench gallery docs constraints clean
+.PHONY: run test test-all check bench gallery docs constraints clean
 
 run: .venv/installed
 	$(BIN)/jaxbp run configs/digits.toml

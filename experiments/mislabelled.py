@@ -110,7 +110,7 @@ def train(config: Config, share: float, seeds: Sequence[int]) -> Trained:
     for seed, setup in zip(seeds, seeded(config, seeds), strict=True):
         dataset = setup.problem.dataset
         labels, flipped = flip_labels(dataset.y_train, len(dataset.classes or ()), share, seed=0)
-        noisy = setup.problem._replace(dataset=dataset._replace(y_train=labels))
+        noisy = dataclasses.replace(setup.problem, dataset=dataset._replace(y_train=labels))
         scores, accuracy = scores_over_training(loop.assemble(noisy))
         print(f"seed {seed}: test accuracy {100 * accuracy:.2f} %", flush=True)
         networks.append(scores)

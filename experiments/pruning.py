@@ -52,7 +52,8 @@ def trained_on(setup: Setup, kept: np.ndarray) -> list[dict[str, Any]]:
     problem, train, dataset = setup.problem, setup.problem.config.train, setup.problem.dataset
     steps, all_steps = (-(-samples // train.batch_size) for samples in (len(kept), len(dataset.x_train)))
     epochs = max(1, round(train.epochs * all_steps / steps))
-    fewer = problem._replace(
+    fewer = dataclasses.replace(
+        problem,
         config=dataclasses.replace(problem.config, train=dataclasses.replace(train, epochs=epochs)),
         dataset=dataset._replace(x_train=dataset.x_train[kept], y_train=dataset.y_train[kept]),
     )

@@ -10,6 +10,7 @@ Source: F. Fleuret, *Deep Learning* (EE-559 / 14x050), lecture 3.6, "Back-propag
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple, TypeVar
 
@@ -62,7 +63,7 @@ class MLP:
         losses.get(self.loss)  # raises for a name that is unknown, and so does the next line
         self.activations  # noqa: B018
 
-    @property
+    @functools.cached_property
     def activations(self) -> tuple[Activation, ...]:
         """σ of each of the L layers."""
         layers = len(self.sizes) - 1

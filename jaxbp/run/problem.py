@@ -1,6 +1,7 @@
 """What is to be learned: data, network and scaling, without an optimiser. Runs, studies and traces begin here."""
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import jax
@@ -27,7 +28,8 @@ class Split(NamedTuple):
     y: Array
 
 
-class Problem(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class Problem:
     """A data set, the network that is to learn it, and the scaling of inputs and (of a regression) targets."""
 
     config: Config
@@ -36,7 +38,7 @@ class Problem(NamedTuple):
     inputs: Scaling
     targets: Scaling | None
 
-    @property
+    @functools.cached_property
     def scored(self) -> MLP:
         """The network with the loss that is reported: without label smoothing."""
         return dataclasses.replace(self.net, loss=self.config.model.loss)

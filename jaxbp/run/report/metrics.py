@@ -197,11 +197,6 @@ def root_mean(squares: jax.Array | np.ndarray) -> list[float]:
     return found
 
 
-def shown(name: str, value: float) -> str:
-    """A score in the digits one reads: accuracies in per cent."""
-    return f"{100 * value:.2f} %" if name.endswith("accuracy") else f"{value:.4g}"
-
-
 def _with_nan(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _with_nan(item) for key, item in value.items()}

@@ -7,8 +7,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from jaxbp.run.report import metrics
-from jaxbp.run.report.metrics import EpochRow, Timing
+from jaxbp.run.report.metrics import LARGER_IS_BETTER, EpochRow, Timing
 
 Show = Callable[[Mapping[str, float], Timing], None]
 """Shows the scores of an epoch, by their names in metrics.jsonl, and its time."""
@@ -29,15 +28,20 @@ def progress(console: Console, epochs: int, begun: int = 0) -> Iterator[Show]:
 
         def show(scores: Mapping[str, float], timing: Timing) -> None:
             name = "test_accuracy" if "test_accuracy" in scores else "test_rmse"  # more would not fit into 80 columns
-            shown = f"loss {scores['train_loss']:.4g} {name.replace('_', ' ')} {metrics.shown(name, scores[name])}"
+            shown = f"loss {scores['train_loss']:.4g} {name.replace('_', ' ')} {shown_score(name, scores[name])}"
             bar.update(task, completed=timing.epoch, description=shown)
 
         yield show
 
 
+def shown_score(name: str, value: float) -> str:
+    """A score in the digits one reads: accuracies in per cent."""
+    return f"{100 * value:.2f} %" if name.endswith("accuracy") else f"{value:.4g}"
+
+
 def line(scores: Mapping[str, float], timing: Timing, epochs: int) -> str:
     """An epoch in one line for a person."""
-    shown = "  ".join(f"{name.replace('_', ' ')} {metrics.shown(name, value)}" for name, value in scores.items())
+    shown = "  ".join(f"{name.replace('_', ' ')} {shown_score(name, value)}" for name, value in scores.items())
     return f"epoch {timing.epoch}/{epochs}  {shown}  {timing.samples_per_second:,.0f} samples/s"
 
 
@@ -47,9 +51,9 @@ def summary(rows: Sequence[EpochRow], seconds: float) -> Table:
     for column in ("", "train", "test", "best test (epoch)"):
         table.add_column(column, justify="right" if column else "left")
     for name, train in rows[-1].train.named().items():
-        choose = max if name in metrics.LARGER_IS_BETTER else min
+        choose = max if name in LARGER_IS_BETTER else min
         best = choose(rows, key=lambda row: getattr(row.test, name))
         values = (train, getattr(rows[-1].test, name), getattr(best.test, name))
-        shown = [metrics.shown(name, value) for value in values]
+        shown = [shown_score(name, value) for value in values]
         table.add_row(name, *shown[:2], f"{shown[2]} ({best.epoch})")
     return table

@@ -117,8 +117,11 @@ class RunFolder:
 
     def _by_first(self, work: Callable[[], None]) -> None:
         def guarded() -> None:
-            with files.writable(f"{self.path}:", after="; what was written before is whole"):
+            try:
                 work()
+            except OSError as error:
+                reason = f"can't be written: {error.strerror}; what was written before is whole"
+                raise UserError(f"{self.path}: {reason}") from None
 
         processes.by_first(guarded)
 

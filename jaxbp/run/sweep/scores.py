@@ -9,8 +9,8 @@ import numpy as np
 from rich.table import Table
 
 from jaxbp.run.config import Config
-from jaxbp.run.report import metrics
 from jaxbp.run.report.metrics import Divergence, EpochRow, MemberRow
+from jaxbp.run.report.progress import shown_score
 from jaxbp.run.store import files
 
 COLUMNS = ("learning_rate", "score", "members", "diverged", "mean", "sd", "min", "max")
@@ -111,4 +111,4 @@ def statistics(rows: Sequence[MemberRow], name: str) -> dict[str, float | None]:
 
 
 def _cell(name: str, value: float | None) -> str:
-    return "–" if value is None else metrics.shown(name, value)
+    return "–" if value is None else shown_score(name, value)

@@ -219,7 +219,7 @@ def _start(sweep: Sweep) -> State:
 def _initial(sweep: Sweep) -> Params:
     """Drawn once a seed, as the separate run draws them, and stacked: (M, …)."""
     problem = sweep.setup.problem
-    drawn = {m.seed: problem._replace(config=m.config).initial() for m in reversed(sweep.members)}
+    drawn = {m.seed: dataclasses.replace(problem, config=m.config).initial() for m in reversed(sweep.members)}
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *(drawn[m.seed] for m in sweep.members))
 
 
