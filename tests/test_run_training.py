@@ -1,8 +1,10 @@
 """The compiled epoch and evaluation against naive loops, one step after the other, one sample after the other."""
 
+import functools
 from typing import Any
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import oracles
@@ -14,6 +16,7 @@ from jaxbp import MLP, Affine
 from jaxbp.run.compute import epoch as epochs
 from jaxbp.run.compute.epoch import Evaluation, evaluate
 from jaxbp.run.compute.optimizers import Optimizer, build
+from jaxbp.run.compute.recording import QUANTITIES, Recording
 from jaxbp.run.compute.step import State, StepSpec
 from jaxbp.run.config import OptimizerConfig
 from jaxbp.run.report import metrics
@@ -153,11 +156,12 @@ def test_a_loss_that_is_not_finite_stops_everything_before_its_step() -> None:
     state, measured = EPOCH(StepSpec(net, optimizer, 2), start(optimizer, params), x, y, key)
     assert not state.alive
     assert_close(state.params, expected, 1e-12)
-    np.testing.assert_array_equal(np.isfinite(measured.loss), [True, True, True, False, False])
+    np.testing.assert_array_equal(measured.alive, [True, True, True, False, False])
+    assert np.isnan(measured.loss[3])
     assert int(state.optimizer[0]) == 3  # the count of steps taken
     stopped = jax.device_get(state.params)
     again, measured = EPOCH(StepSpec(net, optimizer, 2), state, x, y, jax.random.key(6))
-    assert not again.alive and np.isnan(measured.loss).all()
+    assert not again.alive and not measured.alive.any()
     assert_same_bits(again.params, stopped)
 
 
@@ -255,3 +259,21 @@ def test_rmse_and_r2_are_those_of_scikit_learn() -> None:
     assert one.rmse == pytest.approx(root_mean_squared_error(y[:, 0], scaled[:, 0]), rel=1e-12)
     constant = metrics.scores(Evaluation(jnp.zeros(20), jnp.asarray(scaled)), np.ones((20, 3)), None)
     assert np.isnan(constant.r2)  # of targets without a spread there is none
+
+
+# --- other devices ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("changes", [{}, {"mixed": True}, {"schedule": (1, 1), "micro_batches": 2}])
+def test_the_epoch_lowers_for_every_platform(changes: dict[str, Any]) -> None:
+    """No device of the other kinds is needed to lower for them; with a record, and with an optimiser of Optax."""
+    net, params, x, y, _ = problem(8, jnp.float32)
+    recording = None if changes.get("schedule") else Recording(tuple(QUANTITIES), 2)
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):  # as Optax has it
+        optimizer = build(OptimizerConfig("adam", 0.1), params)
+        spec = StepSpec(net, optimizer, 4, recording=recording, **changes)
+        jitted = jax.jit(functools.partial(epochs.epoch, spec))
+        found = jax.export.export(jitted, platforms=("cpu", "cuda", "tpu"))(
+            start(optimizer, params), x, y, jax.random.key(0)
+        )
+    assert found.platforms == ("cpu", "cuda", "tpu")

@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 
 from jaxbp import losses
 from jaxbp.mlp import MLP, Array, Params, forward, wide
-from jaxbp.run.compute.step import State, Steps, StepSpec, nothing, step
+from jaxbp.run.compute.step import State, Steps, StepSpec, step
 
 EVALUATED_AT_ONCE = 1000  # samples; bounds the memory of an evaluation
 
@@ -53,13 +53,7 @@ def scan(
 
     def one(state: State, batch: tuple[Any, Array, Array | None]) -> tuple[State, Steps]:
         rows, weights, records = batch
-
-        def taken(state: State) -> tuple[State, Steps]:
-            return step(spec, state, *read(rows), weights, records)
-
-        return jax.lax.cond(
-            state.alive, taken, lambda state: (state, nothing(lambda state: taken(state)[1], state)), state
-        )
+        return step(spec, state, *read(rows), weights, records)
 
     return jax.lax.scan(one, state, (batches, weights, records))
 

@@ -11,7 +11,7 @@ ignores it on CPUs (JAX 0.10: the bits of float32).
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -55,8 +55,8 @@ class State(NamedTuple):
 class Steps(NamedTuple):
     """What the steps of an epoch measured, in order; S steps, L layers.
 
-    loss: (S,), the mean over the batch;  alive: (S,), whether loss and gradient were finite;  delta, gradient: (S, L),
-    mean squares over the elements of δ⁽ˡ⁾ (and the samples) and of ∂ℒ/∂(w⁽ˡ⁾, b⁽ˡ⁾), ℒ the mean loss of the batch;
+    loss: (S,), the mean over the batch;  alive: (S,), whether loss and gradient were finite so far;
+    delta, gradient: (S, L), mean squares over the elements of δ⁽ˡ⁾ (and the samples) and of ∂ℒ/∂(w⁽ˡ⁾, b⁽ˡ⁾), ℒ the mean loss of the batch;
     recorded: what `recording.record` returns, stacked, NaN in the steps that do not record; None without [study].
     """
 
@@ -106,7 +106,8 @@ def step(
     """One step on a batch; samples of weight 0 do not count. `records` says whether this step records."""
     count = jnp.sum(weights, dtype=jnp.float32)  # bfloat16 counts to 256
     loss, grads, deltas, factors = batch_gradient(spec, state.params, x, y, weights, count)
-    alive = jnp.isfinite(loss) & jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(grads)]))
+    finite = [jnp.isfinite(loss), *(jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(grads))]
+    alive = state.alive & jnp.all(jnp.stack(finite))
     params, inner = spec.optimizer.step(state.params, grads, state.optimizer)
     stepped = State(params, inner, alive)
     kept: State = jax.tree.map(lambda new, old: jnp.where(alive, new, old), stepped, state._replace(alive=alive))
@@ -170,13 +171,8 @@ def _gradient_squares(grads: Params) -> Array:
 def _record(recording: Recording, batch: Batch, records: Array | None) -> dict[str, Any]:
     """What the step records; NaN, at no cost, where it does not."""
     record = functools.partial(recordings.record, recording)
-    return jax.lax.cond(records, record, functools.partial(nothing, record), batch)
 
+    def nothing(batch: Batch) -> dict[str, Any]:
+        return jax.tree.map(lambda leaf: jnp.full(leaf.shape, jnp.nan, leaf.dtype), jax.eval_shape(record, batch))
 
-def nothing(measure: Callable[[Any], Any], argument: Any) -> Any:
-    """What `measure` would return, with NaN for each float and False for each truth value."""
-
-    def blank(leaf: jax.ShapeDtypeStruct) -> Array:
-        return jnp.full(leaf.shape, False if leaf.dtype == bool else jnp.nan, leaf.dtype)
-
-    return jax.tree.map(blank, jax.eval_shape(measure, argument))
+    return jax.lax.cond(records, record, nothing, batch)
