@@ -1,24 +1,31 @@
-"""Back-propagation by hand, in JAX: forward pass, δ-recursion and gradient step of a multi-layer perceptron."""
+"""Back-propagation by hand, in JAX: forward pass, δ-recursion and gradient step of a multi-layer perceptron.
 
-from jaxbp import activations, checker, initializers, losses, memory, persample
-from jaxbp.activations import Activation
-from jaxbp.checker import check
-from jaxbp.interop import apply
-from jaxbp.losses import Loss
-from jaxbp.mlp import (
-    MLP,
-    Affine,
-    Factors,
-    Params,
-    Tape,
-    backward,
-    factors,
-    forward,
-    gradient,
-    init,
-    update,
-    value_and_grad,
-)
+A name is imported when it is first used: `import jaxbp` alone imports no JAX, so that the command answers at once.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jaxbp import activations, checker, initializers, losses, memory, persample
+    from jaxbp.activations import Activation
+    from jaxbp.checker.check import check
+    from jaxbp.interop import apply
+    from jaxbp.losses import Loss
+    from jaxbp.mlp import (
+        MLP,
+        Affine,
+        Factors,
+        Params,
+        Tape,
+        backward,
+        factors,
+        forward,
+        gradient,
+        init,
+        update,
+        value_and_grad,
+    )
 
 __version__ = "0.1.0"
 
@@ -46,3 +53,20 @@ __all__ = [
     "update",
     "value_and_grad",
 ]
+
+_MODULES = ("activations", "checker", "initializers", "losses", "memory", "persample")
+_HOMES = {"Activation": "activations", "Loss": "losses", "apply": "interop", "check": "checker"}  # the others: mlp
+
+if not TYPE_CHECKING:  # a type checker reads the imports above, and finds a name that is not there
+
+    def __getattr__(name: str) -> Any:
+        if name not in __all__:
+            raise AttributeError(f"module 'jaxbp' has no attribute {name!r}")
+        if name in _MODULES:
+            return importlib.import_module(f"jaxbp.{name}")
+        value = getattr(importlib.import_module(f"jaxbp.{_HOMES.get(name, 'mlp')}"), name)
+        globals()[name] = value
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted([*globals(), *__all__])

@@ -39,6 +39,18 @@ How it ends: `loop.run` returns the folder, or raises one of `errors.py`: `UserE
     output = model.predict(x)
 """
 
-from jaxbp.run.store.model import Model, load
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jaxbp.run.store.model import Model, load
 
 __all__ = ["Model", "load"]
+
+if not TYPE_CHECKING:  # imported when it is first used: the command line is read without JAX
+
+    def __getattr__(name: str) -> Any:
+        if name not in __all__:
+            raise AttributeError(f"module 'jaxbp.run' has no attribute {name!r}")
+        from jaxbp.run.store import model
+
+        return getattr(model, name)
