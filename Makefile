@@ -29,7 +29,7 @@ check: .venv/installed
 	$(BIN)/mypy
 
 bench: .venv/installed
-	$(BIN)/jaxbp bench --json experiments/results/bench.json
+	$(BIN)/python -m experiments.bench --json experiments/results/bench.json
 
 # The first study that cannot run ends it, with its one line that says why.
 gallery: .venv/installed

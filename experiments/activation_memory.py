@@ -32,7 +32,7 @@ from matplotlib.figure import Figure
 import jaxbp
 from experiments import recipe, report
 from jaxbp import memory
-from jaxbp.run.data.dataset import STRICT
+from jaxbp.run.config import STRICT
 from jaxbp.run.errors import UserError
 
 NAME = "activation_memory"

@@ -35,7 +35,7 @@ from matplotlib.figure import Figure
 import jaxbp
 from experiments import recipe, report
 from experiments.bench.timing import interleaved
-from jaxbp.run.data.dataset import STRICT
+from jaxbp.run.config import STRICT
 from jaxbp.run.errors import UserError
 
 NAME = "backward_cost"

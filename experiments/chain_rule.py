@@ -37,7 +37,7 @@ from matplotlib.figure import Figure
 
 import jaxbp
 from experiments import mean_field, recipe, report
-from jaxbp.run.data.dataset import STRICT
+from jaxbp.run.config import STRICT
 
 NAME = "chain_rule"
 CONFIG = Path(__file__).parent / "configs" / f"{NAME}.toml"

@@ -30,8 +30,7 @@ import jaxbp
 from experiments import recipe, report
 from jaxbp import MLP, Affine, Params
 from jaxbp.run import data
-from jaxbp.run.config import Count, NonNegative, Positive, Seed
-from jaxbp.run.data.dataset import STRICT, DataConfig
+from jaxbp.run.config import STRICT, Count, DataConfig, NonNegative, Positive, Seed
 from jaxbp.run.errors import UserError
 
 CONFIG = Path(__file__).parent / "configs" / "jax_mnist_classifier.toml"

@@ -36,7 +36,7 @@ from experiments import mean_field, recipe, report
 from experiments.backward_cost import sizes_of
 from jaxbp.names import lookup
 from jaxbp.run import data
-from jaxbp.run.data.dataset import STRICT, DataConfig
+from jaxbp.run.config import STRICT, DataConfig
 from jaxbp.run.errors import UserError
 
 NAME = "vanishing_gradients"

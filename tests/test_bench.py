@@ -1,9 +1,6 @@
-"""`jaxbp bench`: its rows on networks small enough for a test; the numbers themselves are experiments."""
+"""The benchmark: its rows on networks small enough for a test; the numbers themselves are experiments."""
 
 import json
-import os
-import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +12,6 @@ from matplotlib import image
 
 from experiments.bench import command, environments, epoch, growth, machine, matmul, networks, persample, value_and_grad
 from experiments.bench.rows import Row, Settings, Target
-from jaxbp.cli import main
 from jaxbp.run.errors import UserError
 
 pytestmark = pytest.mark.slow
@@ -43,7 +39,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_the_rows_their_json_and_their_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "bench.json"
     only = ("value_and_grad", "matmul", "growth")
-    assert main(["bench", "--quick", "--only", *only, "--json", str(file)]) == 0
+    assert command.main(["--quick", "--only", *only, "--json", str(file)]) == 0
     written: dict[str, Any] = json.loads(file.read_text())
     assert written["machine"]["packages"]["jax"] == jax.__version__ and written["quick"] is True
     assert written["matmul_peak"]["side"] == 16 and written["matmul_peak"]["flops"] > 0
@@ -139,23 +135,13 @@ def test_epochs_in_processes_and_a_peer_that_does_not_work(monkeypatch: pytest.M
         (["--only", "value_and_grd"], "--only: unknown row 'value_and_grd', did you mean 'value_and_grad'? Allowed: v"),
         (["--json", "no/such/folder.json"], "--json: no/such/folder.json can't be written"),
         (["--json", "table.txt"], "--json: table.txt: the name has to end with .json"),
-        (["--round", "3"], "command line: unknown argument '--round', see --help"),
+        (["--round", "3"], "command line: unrecognized arguments: --round 3, see "),
     ],
 )
 def test_what_does_not_fit_is_one_line(arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", *arguments]) == 2
+    assert command.main([*arguments]) == 2
     said = capsys.readouterr()
     assert said.err.startswith(f"jaxbp: {expected}") and said.err.count("\n") == 1 and not said.out
-
-
-def test_outside_a_clone_one_line(tmp_path: Path) -> None:
-    shutil.copytree(ROOT / "jaxbp", tmp_path / "jaxbp", ignore=shutil.ignore_patterns("__pycache__"))
-    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-    done = subprocess.run(
-        [sys.executable, "-m", "jaxbp", "bench"], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("jaxbp: bench: needs a clone of the project") and done.stderr.count("\n") == 1
 
 
 def test_the_environment_of_a_peer_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from matplotlib import image
 import jaxbp
 from experiments import activation_memory, backward_cost, chain_rule, mean_field, recipe, report, vanishing_gradients
 from jaxbp.run import data
+from jaxbp.run.config import DataConfig
 from jaxbp.run.data import idx
 from jaxbp.run.data.dataset import DataConfig
 

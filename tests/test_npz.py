@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jaxbp.run.config import DataConfig
 from jaxbp.run.data import load, npz
-from jaxbp.run.data.dataset import DataConfig
 
 X = np.arange(24, dtype=np.float32).reshape(8, 3)
 

@@ -1,6 +1,9 @@
 """The config: every way in which a file or an option can be wrong, overrides, and the way back to TOML."""
 
+import collections
 import json
+import os
+import random
 import tomllib
 import typing
 from collections.abc import Callable
@@ -17,6 +20,7 @@ from jaxbp.run import config as configs
 from jaxbp.run.config import (
     CheckpointConfig,
     Config,
+    DataConfig,
     MeshConfig,
     ModelConfig,
     OptimizerConfig,
@@ -28,7 +32,6 @@ from jaxbp.run.config import (
     to_dict,
     validate,
 )
-from jaxbp.run.data.dataset import DataConfig
 from jaxbp.run.errors import UserError
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.toml"))
@@ -59,7 +62,8 @@ def written(tmp_path: Path, text: str | bytes) -> Path:
         ("epochs = 1", "unknown key 'epochs', did you mean 'train.epochs'?"),
         ("[train]\nepohcs = 1", "unknown key 'train.epohcs', did you mean 'train.epochs'?"),
         ("[data]\nstandardise = 'none'", "unknown key 'data.standardise', did you mean 'data.standardize'?"),
-        ("[model.sub]\nx = 1", "unknown key 'model.sub', did you mean 'model.loss'?"),
+        ("networks = 1", "unknown key 'networks'. Allowed: data, model, optimizer, train, "),
+        ("[model.sub]\nx = 1", "unknown key 'model.sub'. Allowed: sizes, hidden, output, loss, "),
         # wrong types: nothing is converted
         ("train = 1", "train: got 1, it should be a table"),
         ("[train]\nepochs = true", "train.epochs: got True, it should be a valid integer"),
@@ -88,6 +92,10 @@ def written(tmp_path: Path, text: str | bytes) -> Path:
         ("[optimizer]\nclip_norm = 0", "optimizer.clip_norm: got 0, it should be greater than 0"),
         # not finite
         ("[optimizer]\nlearning_rate = nan", "optimizer.learning_rate: got nan, it should be a finite number"),
+        (
+            "[optimizer]\nlearning_rate = 1e39",
+            "optimizer.learning_rate: got 1e+39, it should be less than or equal to 3e",
+        ),
         ("[optimizer]\nlearning_rate = inf", "optimizer.learning_rate: got inf, it should be a finite number"),
         (
             "[optimizer]\nweight_decay = 1e308",
@@ -152,10 +160,25 @@ def test_missing_files(tmp_path: Path) -> None:
     for name in ("digits.toml", "mnist.toml"):
         (tmp_path / name).touch()
     missing = tmp_path / "digit.toml"
-    assert message(lambda: read(missing)) == f"{missing}: no such file, did you mean {tmp_path / 'digits.toml'}?"
+    assert message(lambda: read(missing)) == f"{missing}: no such file, did you mean 'digits.toml'?"
+    assert message(lambda: read(tmp_path / "iris.toml")) == f"{tmp_path / 'iris.toml'}: no such file"
     missing = tmp_path / "no" / "x.toml"
     assert message(lambda: read(missing)) == f"{missing}: no such file"
     assert message(lambda: read(tmp_path)) == f"{tmp_path}: can't be read: Is a directory"
+
+
+def test_what_would_be_waited_for_is_refused(tmp_path: Path) -> None:
+    pipe, large = tmp_path / "pipe.toml", tmp_path / "large.toml"
+    os.mkfifo(pipe)
+    assert message(lambda: read(pipe)) == f"{pipe}: not a file"
+    large.write_text(f"[model]\nsizes = [{'1,' * 10**6}]")
+    assert message(lambda: read(large)) == f"{large}: larger than 1,000,000 bytes, so it is no config"
+    many = written(tmp_path, f"[model]\nsizes = [{'1,' * 20_000}]")
+    assert "model.sizes: got [1, 1, " in message(lambda: read(many))
+    assert "at most 10000 items" in message(lambda: read(many))
+    many_members = ["--sweep.seeds", "5000", "--sweep.learning-rate", "1,2,3,4"]
+    said = message(lambda: configs.override(Config(), many_members))
+    assert said == "command line: sweep: 20,000 members, at most 10,000 are allowed"
 
 
 def test_a_string_is_data_whatever_it_says(tmp_path: Path) -> None:
@@ -175,30 +198,67 @@ def test_a_string_is_data_whatever_it_says(tmp_path: Path) -> None:
         (["--train.epochs", "3", "--train.epochs", "4"], "train.epochs", 4),
         (["--train.batch-size", "7"], "train.batch_size", 7),
         (["--train.batch_size", "7"], "train.batch_size", 7),
+        *[([f"--train.plots={word}"], "train.plots", False) for word in ("false", "False", "no", "NO")],
         (["--train.no-plots"], "train.plots", False),
+        *[([f"--train.tensorboard={word}"], "train.tensorboard", True) for word in ("true", "True", "yes")],
         (["--train.tensorboard"], "train.tensorboard", True),
         (["--train.folder", "there"], "train.folder", "there"),
-        (["--train.folder", "None"], "train.folder", None),
+        (["--train.folder", "my runs, all"], "train.folder", "my runs, all"),
+        (["--train.folder", "2024-01-01"], "train.folder", "2024-01-01"),
+        (["--train.folder", "3"], "train.folder", "3"),
+        (["--train.folder", "a=b"], "train.folder", "a=b"),
+        *[([f"--train.folder={word}"], "train.folder", None) for word in ("", "None", "none")],
         (["--optimizer.learning-rate", "1e-3"], "optimizer.learning_rate", 1e-3),
+        (["--optimizer.learning-rate", ".5"], "optimizer.learning_rate", 0.5),
         (["--optimizer.learning-rate", "None"], "optimizer.learning_rate", None),
         (["--model.sizes", "4", "5", "3"], "model.sizes", (4, 5, 3)),
+        *[(["--model.sizes", text], "model.sizes", (4, 5, 3)) for text in ("4,5,3", "[4, 5, 3]", "4, 5, 3", "4 5 3")],
         (["--model.hidden", "tanh"], "model.hidden", "tanh"),
+        *[(["--model.hidden", text], "model.hidden", ("tanh", "relu")) for text in ("tanh,relu", "[tanh, relu]")],
         (["--model.hidden", "tanh", "relu"], "model.hidden", ("tanh", "relu")),
+        (["--model.hidden", "[tanh]"], "model.hidden", ("tanh",)),
         (["--model.dtype", "float64"], "model.dtype", "float64"),
+        (["--study.quantities", "grand"], "study.quantities", ("grand",)),
+        (["--study.quantities="], "study.quantities", ()),
+        *[
+            (["--train.memory", *text.split(" ")], "train.memory", {"slots": 3})
+            for text in ("slots=3", "{slots=3}", "{slots = 3}", "slots 3")
+        ],
+        (["--train.memory.slots", "3"], "train.memory", {"slots": 3}),
+        (["--optimizer.arguments={}"], "optimizer.arguments", {}),
+        (["--optimizer.arguments.momentum="], "optimizer.arguments", {}),
+        (["--optimizer.arguments.momentum", "none"], "optimizer.arguments", {}),
+        (["--optimizer.arguments.b1=0.5"], "optimizer.arguments", {"momentum": 0.9, "b1": 0.5}),
+        (["--optimizer.arguments.momentum=0"], "optimizer.arguments", {"momentum": 0}),
+        (["--optimizer.arguments.mu-dtype=bfloat16"], "optimizer.arguments", {"momentum": 0.9, "mu_dtype": "bfloat16"}),
+        *[
+            (["--optimizer.arguments", *text.split(" ")], "optimizer.arguments", {"b1": 0.5, "nesterov": True})
+            for text in (
+                "b1 0.5 nesterov True",
+                "b1=0.5 nesterov=yes",
+                "b1=.5,nesterov=True",
+                "b1 = 0.5, nesterov = true",
+                "{b1 = 0.5, nesterov = true}",
+            )
+        ],
         (
-            ["--optimizer.arguments", "b1", "0.5", "nesterov", "True"],
-            "optimizer.arguments",
-            {"b1": 0.5, "nesterov": True},
+            ["--optimizer.schedule-arguments.boundaries-and-scales.100=0.1"],
+            "optimizer.schedule_arguments",
+            {"boundaries_and_scales": {"100": 0.1}},
         ),
+        (["--optimizer.schedule-arguments.decay-steps", "900"], "optimizer.schedule_arguments", {"decay_steps": 900}),
         (["--data.test-fraction", "0.25"], "data.test_fraction", 0.25),
+        (["--sweep.learning-rate", "0.1"], "sweep.learning_rate", (0.1,)),
     ],
 )
 def test_overrides(tmp_path: Path, options: list[str], key: str, expected: object) -> None:
-    path = written(tmp_path, "[train]\nfolder = 'here'\nseed = 5\n[optimizer]\nlearning_rate = 0.1")
+    path = written(
+        tmp_path, "[train]\nfolder = 'here'\nseed = 5\n[optimizer]\nlearning_rate = 0.1\narguments = {momentum = 0.9}"
+    )
     config = read(path, options)
     table, name = key.split(".")
     value = getattr(getattr(config, table), name)
-    assert (value, type(value)) == (expected, type(expected))
+    assert repr(value) == repr(expected)
     changed = to_dict(config)
     changed[table].pop(name, None)
     unchanged = to_dict(read(path))
@@ -211,35 +271,107 @@ def test_overrides(tmp_path: Path, options: list[str], key: str, expected: objec
     [
         (["--train.epohcs", "3"], "unknown key 'train.epohcs', did you mean 'train.epochs'?"),
         (["--epochs", "3"], "unknown key 'epochs', did you mean 'train.epochs'?"),
+        (["--trian.epochs", "3"], "unknown key 'trian.epochs', did you mean 'train.epochs'?"),
         (["--train.no-plot"], "unknown key 'train.no_plot', did you mean 'train.plots'?"),
-        (["--train.epochs", "x"], "Error parsing --train.epochs: invalid literal for int() with base 10: 'x'"),
-        (["--train.epochs", "1.5"], "Error parsing --train.epochs: invalid literal for int() with base 10: '1.5'"),
-        (["--train.epochs"], "Missing value for argument '--train.epochs'. Expected 1 values."),
-        (["--train.epochs", "--train.seed", "1"], "Missing value for argument '--train.epochs'. Expected 1 values."),
+        (["--foo"], "unknown key 'foo'. Allowed: data, model, optimizer, "),
+        (["--verbose"], "unknown key 'verbose'. Allowed: data, model, optimizer, "),
+        (["--train.epochs", "x"], "train.epochs: got 'x', it should be a valid integer"),
+        (["--train.epochs", "1.5"], "train.epochs: got 1.5, it should be a valid integer"),
+        (["--train.epochs"], "--train.epochs: a value is missing"),
+        (["--train.epochs", "--train.seed", "1"], "--train.epochs: a value is missing"),
+        (["--train.epochs="], "train.epochs: got None, it should be a valid integer"),
         (["--train.epochs", "0"], "train.epochs: got 0, it should be greater than or equal to 1"),
+        (["--train.plots", "maybe"], "train.plots: got 'maybe', it should be a valid boolean"),
+        (
+            ["--optimizer.learning-rate", "-1"],
+            "optimizer.learning_rate: got -1, it should be greater than or equal to 0",
+        ),
         (["--optimizer.learning-rate", "nan"], "optimizer.learning_rate: got nan, it should be a finite number"),
-        (["--model.sizes"], "model.sizes: got [], it needs at least 2 items"),
-        (["--model.sizes", "4,3"], "--model.sizes"),
-        (["--model.dtype", "float16"], "invalid choice 'float16' for argument '--model.dtype'. Expected one of "),
-        (["extra"], "Unrecognized options: extra"),
-        (["-x"], "Unrecognized options: -x"),
+        (["--model.sizes", "4"], "model.sizes: got 4, it should be a valid array"),
+        (["--model.sizes", "4,x"], "model.sizes: got 'x', it should be a valid integer"),
+        (
+            ["--model.dtype", "float16"],
+            "model.dtype: got 'float16', it should be 'float32', 'float64' or 'bfloat16', did",
+        ),
+        (["extra"], "unknown argument 'extra', see --help"),
+        (["-x"], "unknown argument '-x', see --help"),
+        (["--train.epochs", "3", "-x"], "unknown argument '-x', see --help"),
     ],
 )
 def test_a_wrong_override_is_one_line(tmp_path: Path, options: list[str], expected: str) -> None:
     said = message(lambda: read(written(tmp_path, ""), options))
     assert said.startswith("command line: ")
     assert expected in said
-    assert "--" not in said.replace("'--", "").replace(" --", "")  # nothing is left of tyro's box
 
 
-def test_help_names_every_key_and_its_value(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        read(written(tmp_path, "[train]\nepochs = 12345"), ["--help"])
-    shown = capsys.readouterr()
-    assert stop.value.code == 0
-    assert "12345" in shown.out
-    plain = shown.out.replace("no-", "")
-    assert [key for key in keys() if f"--{key.replace('_', '-')}" not in plain] == []
+SOME = (
+    "3",
+    "0.1",
+    "-1",
+    "none",
+    "yes",
+    "",
+    "relu",
+    "[1,2]",
+    "[",
+    "{",
+    "{a=1}",
+    "a=1",
+    "=",
+    ",",
+    "1,2",
+    "x" * 300,
+    "'",
+    '"',
+)
+SOME = (
+    *SOME,
+    "\x00",
+    "\udc80",
+    "\n[a]",
+    "é·ℓ",
+    "1e999",
+    "9" * 5000,
+    "[" * 2000,
+    "{a=" * 500,
+    "2024-01-01",
+    "-",
+    "--",
+    "$(ls)",
+)
+
+
+def test_500_random_overrides_end_in_a_config_or_in_one_line() -> None:
+    draw = random.Random(0)
+    names = [
+        *keys(),
+        "train",
+        "optimizer.arguments.b1",
+        "optimizer.schedule_arguments.a.b",
+        "train.epochs.x",
+        "x",
+        ".",
+        "",
+    ]
+    outcomes = collections.Counter[str]()
+    for _ in range(500):
+        options = []
+        for _ in range(draw.randint(1, 2)):
+            key = draw.choice(names)
+            if draw.random() < 0.2:
+                key = key.replace(draw.choice("abcdefgh."), draw.choice(("-", "", "no-", "é")), 1)
+            values = draw.choices(SOME, k=draw.choice((0, 1, 1, 1, 2, 3)))
+            options += (
+                [f"--{key}={values[0]}", *values[1:]] if values and draw.random() < 0.5 else [f"--{key}", *values]
+            )
+        try:
+            assert isinstance(configs.override(Config(), options), Config)
+            outcomes["config"] += 1
+        except UserError as error:
+            assert str(error).startswith("command line: ") and "\n" not in str(error), options
+            assert len(str(error)) < 500, options
+            outcomes["line"] += 1
+    assert outcomes["config"] > 30 and outcomes["line"] > 30
 
 
 # --- the way back -----------------------------------------------------------------------------------------------------
@@ -258,6 +390,7 @@ def optional(strategy: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=8)
 POSITIVE = st.floats(0, exclude_min=True, allow_infinity=False)
+RATE = st.floats(0, 3e38)
 COUNT = st.integers(1, 2**31 - 1)
 SEED = st.integers(0, 2**32 - 1)
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
@@ -291,7 +424,7 @@ TABLES = st.fixed_dictionaries(
         "optimizer": st.fixed_dictionaries(
             {
                 "name": TEXT,
-                "learning_rate": optional(POSITIVE),
+                "learning_rate": optional(RATE),
                 "arguments": st.dictionaries(TEXT, NUMBER, max_size=3),
                 "schedule": optional(TEXT),
                 "schedule_arguments": st.dictionaries(
@@ -317,7 +450,11 @@ TABLES = st.fixed_dictionaries(
         "mesh": st.fixed_dictionaries({"data": COUNT, "model": COUNT}),
         "study": st.fixed_dictionaries({"quantities": st.lists(TEXT, max_size=3).map(tuple), "every": COUNT}),
         "sweep": st.fixed_dictionaries(
-            {"seeds": COUNT, "learning_rate": st.lists(POSITIVE, max_size=3).map(tuple), "at_once": COUNT}
+            {
+                "seeds": st.integers(1, 3000),
+                "learning_rate": st.lists(RATE, max_size=3).map(tuple),
+                "at_once": COUNT,
+            }
         ),
         "checkpoint": st.fixed_dictionaries({"every": optional(COUNT), "keep": COUNT}),
     }

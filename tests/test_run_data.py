@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 
 from jaxbp.run import data
+from jaxbp.run.config import DataConfig
 from jaxbp.run.data import Scaling, describe, idx, import_files, load, scaling
-from jaxbp.run.data.dataset import DataConfig
 from jaxbp.run.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -391,8 +391,8 @@ def test_import_refuses(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no archive")
     fails("no such file or folder", lambda: import_files("mnist", tmp_path / "nowhere"))
     fails("notes.txt: not a folder, a .zip, a .tar", lambda: import_files("mnist", tmp_path / "notes.txt"))
-    fails("'minst' .*; did you mean 'mnist'", lambda: import_files("minst", tmp_path))
-    fails("'digits' can't be downloaded or imported; allowed: mnist", lambda: import_files("digits", tmp_path))
+    fails("'minst' .*, did you mean 'mnist'", lambda: import_files("minst", tmp_path))
+    fails("'digits' can't be downloaded or imported. Allowed: mnist", lambda: import_files("digits", tmp_path))
 
 
 # --- IDX --------------------------------------------------------------------------------------------------------------
@@ -491,9 +491,9 @@ def at(array: np.ndarray, row: int, value: float) -> np.ndarray:
 @pytest.mark.parametrize(
     ("arrays", "match"),
     [
-        ({"x": X}, "no array 'y'; there are: x$"),
-        ({"y": LABELS, "z": X}, "no array 'x'; there are: y, z"),
-        ({"x": X, "y": LABELS, "x_test": X}, "no array 'y_test'; there are: x, y, x_test; did you mean 'x_test'"),
+        ({"x": X}, "no array 'y'. There are: x$"),
+        ({"y": LABELS, "z": X}, "no array 'x'. There are: y, z"),
+        ({"x": X, "y": LABELS, "x_test": X}, "no array 'y_test', did you mean 'x_test'. There are: x, y, x_test"),
         ({"x": X, "y": LABELS, "y_test": LABELS}, "no array 'x_test'"),
         ({"x": X[:19], "y": LABELS}, "x has 19 rows and y has 20"),
         ({"x": X, "y": LABELS, "x_test": X, "y_test": LABELS[:3]}, "x_test has 20 rows and y_test has 3"),
@@ -527,7 +527,7 @@ def test_npz_errors(tmp_path: Path, arrays: dict[str, np.ndarray], match: str) -
 def test_npz_files(tmp_path: Path) -> None:
     name = npz(tmp_path, x=X, y=LABELS)
     whole = Path(name).read_bytes()
-    fails(r"e.npz: no such file; did you mean 'd.npz'", lambda: load(DataConfig(str(tmp_path / "e.npz"))))
+    fails(r"D.npz: no such file, did you mean 'd.npz'", lambda: load(DataConfig(str(tmp_path / "D.npz"))))
     fails("no such file", lambda: load(DataConfig(str(tmp_path / "nowhere" / "e.npz"))))
     np.save(tmp_path / "array.npy", X)
     for content in (b"", b"text", whole[:-30], (tmp_path / "array.npy").read_bytes()):
@@ -597,7 +597,7 @@ def test_describe_says_where(tmp_path: Path) -> None:
 
 def test_unknown_name() -> None:
     fails(
-        "data.name: 'digts' .*allowed: digits, .*fashion_mnist.*npz; did you mean 'digits'",
+        "data.name: 'digts' is not a data set, did you mean 'digits'. Allowed: digits, .*fashion_mnist.*npz",
         lambda: load(DataConfig("digts")),
     )
 

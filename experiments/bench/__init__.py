@@ -1,1 +1,1 @@
-"""`jaxbp bench`: jaxbp measured against what one would use instead, a module for each group of rows."""
+"""`python -m experiments.bench`: jaxbp measured against what one would use instead, a module for each group of rows."""

@@ -1,5 +1,6 @@
-"""`jaxbp bench`: the machine first, then a table for each kind of row, then which targets were missed."""
+"""The benchmark: the machine first, then a table for each kind of row, then which targets were missed."""
 
+import argparse
 import contextlib
 import json
 import os
@@ -21,6 +22,7 @@ from experiments.bench import (
     value_and_grad,
 )
 from experiments.bench.rows import Row, Settings
+from jaxbp.commands import Parser, ended
 from jaxbp.run import config
 from jaxbp.run.errors import Stopped, UserError
 
@@ -32,6 +34,46 @@ ROWS = {
     "startup": startup.rows,
     "growth": growth.rows,
 }
+
+
+DESCRIPTION = """\
+Measures jaxbp against what one would use instead, in interleaved rounds of one run: a table for each kind of row with
+ratio, quartiles and target, then the rows beyond their target.
+
+  value_and_grad  time, bytes and compile seconds, beside jax.value_and_grad
+  epoch           epochs of MNIST, beside Equinox and scikit-learn; with --peers PyTorch and torch.compile
+  matmul          the share of the machine's own matmul peak
+  persample       per-sample quantities, beside vmap(jax.grad); with --peers BackPACK, Opacus, jax-privacy and optax
+  startup         the import, the first step, a whole run
+  growth          time, bytes and compile seconds against batch, width, depth and parameters"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; its exit status is 0, or 2 for what `run` refuses."""
+
+    def work() -> None:
+        options = _parser().parse_args(arguments)
+        run(options.only, options.quick, options.peers, options.json)
+
+    return ended(work)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="python -m experiments.bench",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--only", metavar="NAME", nargs="+", default=[], help="which kinds of rows, see above")
+    parser.add_argument("--quick", action="store_true", help="3 rounds, and not the slowest rows")
+    parser.add_argument(
+        "--peers", action="store_true", help="other libraries too, in environments made in .venv/peers (4 GB)"
+    )
+    parser.add_argument(
+        "--json", metavar="FILE.json", type=Path, help="write the rows, and their picture beside it as .png"
+    )
+    return parser
 
 
 def run(only: Sequence[str], quick: bool, peers: bool, file: Path | None) -> None:

@@ -5,7 +5,7 @@ plain loops over shuffled batches: Equinox with optax, scikit-learn's MLPClassif
 (`--peers`). Each runs in a process of its own, in turn, because the idle threads of the one slow the other. A process
 trains one epoch to warm up (compilation is in it), then measures; all of them print the test accuracy they reached.
 
-Command: jaxbp bench --only epoch --peers, or python -m experiments.bench.epoch --peers
+Command: python -m experiments.bench --only epoch --peers
 """
 
 import importlib.util
@@ -22,7 +22,7 @@ from experiments.bench import timing
 from experiments.bench.rows import Row, Settings, Target
 from experiments.peers import epochs as protocol
 from jaxbp.run import config, data, loop
-from jaxbp.run.data.dataset import DataConfig
+from jaxbp.run.config import DataConfig
 
 DATA, SIZES, LEARNING_RATE = "mnist", (784, 256, 256, 10), 0.1
 PACKAGES = {"Equinox": "equinox", "scikit-learn": "sklearn"}  # loops that run in jaxbp's own environment
@@ -114,9 +114,4 @@ def _as_peer(path: str) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["as-peer"]:
-        _as_peer(sys.argv[2])
-    else:
-        from jaxbp.cli import main
-
-        sys.exit(main(["bench", "--only", "epoch", *sys.argv[1:]]))
+    _as_peer(sys.argv[2])

@@ -1,6 +1,6 @@
 """How time, bytes and compile seconds grow with batch, width, depth and the number of parameters, beside autodiff.
 
-Command: jaxbp bench --only growth
+Command: python -m experiments.bench --only growth
 """
 
 from experiments.bench import networks, timing

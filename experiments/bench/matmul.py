@@ -5,7 +5,7 @@ as the program: the first product after another program finds cold caches. A sha
 product's, where only the FLOPs of the matrix products count: 2 N in out for each of forward, ∂ℓ/∂w and, but for the
 first layer, ∂ℓ/∂x.
 
-Command: jaxbp bench --only matmul
+Command: python -m experiments.bench --only matmul
 """
 
 import itertools

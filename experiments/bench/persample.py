@@ -10,7 +10,8 @@ it computes is compared with jaxbp's numbers, after its scaling (stated in its s
 
 GraNd is ‖gₙ‖ of all 60,000 training samples of MNIST, which must have been imported or downloaded.
 
-`jaxbp bench --only persample` measures the quantities that have a target; this command all of them, and GraNd:
+`python -m experiments.bench --only persample` measures the quantities that have a target; this command measures all of
+them, and GraNd:
 python -m experiments.bench.persample [--rounds 41] [--peer NAME=PYTHON …], NAME one of opacus, backpack,
 jax_privacy, optax: PYTHON has experiments/peers/NAME.txt installed.
 """
@@ -41,7 +42,7 @@ from experiments.bench.timing import interleaved
 from experiments.peers import protocol
 from jaxbp import Factors, Params, persample
 from jaxbp.run import data
-from jaxbp.run.data.dataset import DataConfig
+from jaxbp.run.config import DataConfig
 from jaxbp.run.errors import UserError
 
 NETWORKS = {  # sizes, batch
@@ -288,7 +289,7 @@ def measure_grand() -> dict[str, float] | None:
     return {"samples": len(x), "chunk": GRAND_CHUNK, "first": seconds[0], "compiled": statistics.median(seconds[1:])}
 
 
-# Rows of `jaxbp bench`
+# Rows of `python -m experiments.bench`
 
 
 def rows(settings: Settings) -> list[Row]:

@@ -1,6 +1,6 @@
 """What one waits for before anything is learned: the import, the first step, a whole run. Each in new processes.
 
-Command: jaxbp bench --only startup
+Command: python -m experiments.bench --only startup
 """
 
 import json

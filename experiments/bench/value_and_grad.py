@@ -3,10 +3,8 @@
 Both are compiled and called in turn in one process. Bytes are temporary and output bytes, as XLA's buffer assignment
 states them. The compile seconds of a network are those of all its activations: tracing, lowering and XLA.
 
-Command: python -m experiments.bench.value_and_grad, or jaxbp bench --only value_and_grad
+Command: python -m experiments.bench --only value_and_grad
 """
-
-import sys
 
 from experiments.bench import networks, timing
 from experiments.bench.rows import Row, Settings, Target
@@ -39,9 +37,3 @@ def _network(name: str, sizes: tuple[int, ...], batch: int, settings: Settings) 
         made.append(Row(BYTES, label, a / b, a, "B", AS_AUTODIFF))
     compiling = timing.ratio(ours_compile, theirs_compile)
     return [*made, Row(COMPILE, f"{name}, all σ", compiling.value, compiling.seconds, "s", None, compiling.spread)]
-
-
-if __name__ == "__main__":
-    from jaxbp.cli import main
-
-    sys.exit(main(["bench", "--only", "value_and_grad", *sys.argv[1:]]))

@@ -1,29 +1,33 @@
-"""A run's configuration: TOML → frozen dataclasses, validated by pydantic → overrides from the command line by tyro.
+"""A run's configuration: TOML → overrides from the command line → frozen dataclasses, validated by pydantic.
 
 A config is data: nothing in it is executed, names are looked up in tables.
 """
 
-import contextlib
+import ast
 import dataclasses
-import difflib
-import io
+import inspect
+import itertools
 import json
 import re
+import textwrap
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
-import tyro
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from jaxbp.names import Entry, lookup, nearest
-from jaxbp.run.data.dataset import STRICT, DataConfig
+from jaxbp.run import overrides
 from jaxbp.run.errors import UserError
 
+STRICT = ConfigDict(extra="forbid")  # an unknown key in a table is an error
+MOST_BYTES = 10**6  # of a config file; what is larger is not one
+MOST_MEMBERS = 10**4  # of a sweep: each has a folder
+
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Rate = Annotated[float, Field(ge=0, le=3e38, allow_inf_nan=False)]  # float32 has no larger number
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -36,10 +40,27 @@ Slots = Annotated[dict[Literal["slots"], Count], Field(min_length=1)]
 
 @pydantic.with_config(STRICT)
 @dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Which data, which part of them is the test set, and how they are scaled."""
+
+    name: str = "digits"
+    """digits, iris, wine, breast_cancer, diabetes, mnist, fashion_mnist, or the path of an .npz with x and y."""
+    test_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Part of the samples kept for the test; None: the data set's own test set, or 0.2 where it has none."""
+    seed: Seed = 0
+    """Seed of the split into training and test set."""
+    standardize: Literal["feature", "global", "none"] = "feature"
+    """Inputs to mean 0 and standard deviation 1: each column, all by one mean and deviation, or not at all."""
+    standardize_targets: bool = False
+    """Regression: targets to mean 0 and standard deviation 1, each column."""
+
+
+@pydantic.with_config(STRICT)
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """The network: `jaxbp.MLP` and `jaxbp.init`."""
 
-    sizes: Annotated[tuple[Count, ...], Field(min_length=2)] = (64, 64, 10)
+    sizes: Annotated[tuple[Count, ...], Field(min_length=2, max_length=10_000)] = (64, 64, 10)
     """Widths of the input, of the hidden layers and of the output."""
     hidden: str | tuple[str, ...] = "relu"
     """Activation of the hidden layers: one name for all, or a name a layer."""
@@ -68,14 +89,14 @@ class OptimizerConfig:
 
     name: str = "sgd"
     """sgd, or any Optax optimiser by its Optax name."""
-    learning_rate: NonNegative | None = None
+    learning_rate: Rate | None = None
     """η; None where a schedule gives it."""
     arguments: dict[str, Number] = dataclasses.field(default_factory=dict)
     """The optimiser's own arguments, by their Optax names."""
     schedule: str | None = None
     """Learning-rate schedule by its Optax name."""
     schedule_arguments: dict[str, Argument] = dataclasses.field(default_factory=dict)
-    """The schedule's arguments, by their Optax names; they count steps, not epochs."""
+    """The schedule's arguments, by their Optax names; a count of steps may be "15 epochs", or "all" of the run."""
     weight_decay: Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)] = 0.0
     """λ: adds λw, the gradient of ½λ‖w‖², to the gradient of the weights; biases are not decayed."""
     clip_norm: Positive | None = None
@@ -118,24 +139,6 @@ class StudyConfig:
     """Steps from one record to the next; the first step is recorded."""
 
 
-def _numbers(given: list[str]) -> tuple[float, ...]:
-    numbers = re.split(r"[,\s]+", " ".join(given).strip(" ,"))
-    try:
-        return tuple(float(number) for number in numbers)
-    except ValueError:
-        raise ValueError(f"got {' '.join(given)!r}, it should be numbers: 0.01,0.1") from None
-
-
-COMMA_LIST: tyro.constructors.PrimitiveConstructorSpec[tuple[float, ...]] = tyro.constructors.PrimitiveConstructorSpec(
-    nargs="*",
-    metavar="FLOAT[,FLOAT …]",
-    instance_from_str=_numbers,
-    is_instance=lambda value: isinstance(value, tuple),
-    str_from_instance=lambda numbers: [",".join(map(str, numbers))] if numbers else [],
-)
-"""Numbers on the command line, with commas or blanks between them."""
-
-
 @pydantic.with_config(STRICT)
 @dataclasses.dataclass(frozen=True)
 class SweepConfig:
@@ -143,11 +146,16 @@ class SweepConfig:
 
     seeds: Count = 1
     """How many seeds: train.seed, train.seed + 1, …"""
-    learning_rate: Annotated[tuple[NonNegative, ...], COMMA_LIST] = ()
+    learning_rate: tuple[Rate, ...] = ()
     """Learning rates in the place of optimizer.learning_rate; each is combined with each seed."""
     at_once: Count = 1
     """Members of the sweep that share a step by vmap. 1: the numbers of the separate run, bit for bit; more of them
     round differently and take more memory."""
+
+    def __post_init__(self) -> None:
+        members = self.seeds * max(1, len(self.learning_rate))
+        if members > MOST_MEMBERS:
+            raise ValueError(f"{members:,} members, at most {MOST_MEMBERS:,} are allowed")
 
     @property
     def asked(self) -> bool:
@@ -192,21 +200,20 @@ class Config:
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
 
 
-def read(path: Path, overrides: Sequence[str] = (), description: str = "") -> Config:
-    """The config in a TOML file, changed by command-line overrides such as ``--train.epochs 3``.
-
-    `description` stands above the keys in what ``--help`` prints.
+def read(path: Path, options: Sequence[str] = ()) -> Config:
+    """The config in a TOML file, changed by command-line options such as ``--train.epochs 3``, see `overrides`.
 
     Raises:
       UserError: the file is missing or is not TOML; an unknown key, a wrong type, an impossible value. One line: where,
         the dotted key, what was given, what is allowed.
     """
     config = validate(_read_toml(path), source=str(path))
-    if not overrides:
-        return config
-    return validate(
-        dataclasses.asdict(parse(config, overrides, f"jaxbp run {path}", description)), source="command line"
-    )
+    return override(config, options) if options else config
+
+
+def override(config: Config, options: Sequence[str]) -> Config:
+    """The config with the values of command-line options in the place of its own."""
+    return validate(overrides.applied(dataclasses.asdict(config), options, _fits), source="command line")
 
 
 def validate(values: dict[str, Any], source: str) -> Config:
@@ -222,23 +229,23 @@ def validate(values: dict[str, Any], source: str) -> Config:
         raise UserError(f"{source}: {problems[0]}{more}") from None
 
 
-def parse(config: Config, overrides: Sequence[str], program: str, description: str = "") -> Config:
-    """The config with overrides; `--help` prints every key with its present value and leaves with SystemExit(0)."""
-    shown = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(shown):
-            return tyro.cli(Config, default=config, args=list(overrides), prog=program, description=description)
-    except SystemExit as stop:
-        if stop.code == 0:
-            raise
-        raise UserError(f"command line: {_override_error(overrides, shown.getvalue())}") from None
-
-
 def keys(config: type = Config, prefix: str = "") -> list[str]:
     """Every dotted key, "data.name" … "mesh.model"."""
     fields = [(f"{prefix}{field.name}", field.type) for field in dataclasses.fields(config)]
     nested = [keys(kind, f"{key}.") if dataclasses.is_dataclass(kind) else [key] for key, kind in fields]  # type: ignore[arg-type]
     return [key for group in nested for key in group]
+
+
+def documented(table: type) -> dict[str, str]:
+    """What the class of a table says about each key: the text below it."""
+    [body] = ast.parse(textwrap.dedent(inspect.getsource(table))).body
+    pairs = itertools.pairwise(body.body) if isinstance(body, ast.ClassDef) else ()
+    return {
+        field.target.id: inspect.cleandoc(text.value.value)
+        for field, text in pairs
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+        if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant) and isinstance(text.value.value, str)
+    }
 
 
 def to_dict(config: Config) -> dict[str, dict[str, Any]]:
@@ -255,13 +262,25 @@ def choose(key: str, kind: str, name: str, table: Mapping[str, Entry]) -> Entry:
         raise UserError(f"{key}: {error}") from None
 
 
+def _fits(table: str, key: str, value: Any) -> bool:
+    """Whether a key may have this value."""
+    try:
+        _ADAPTER.validate_json(_json("command line", {table: {key: value}}), strict=True)
+    except pydantic.ValidationError:
+        return False
+    return True
+
+
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
+        if path.exists() and not path.is_dir() and not path.is_file():
+            raise UserError(f"{path}: not a file")  # a pipe would be waited for
+        if path.stat().st_size > MOST_BYTES:
+            raise UserError(f"{path}: larger than {MOST_BYTES:,} bytes, so it is no config")
         return tomllib.loads(path.read_bytes().decode("utf-8-sig"))  # some editors begin a file with a byte-order mark
     except FileNotFoundError:
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.toml")], n=1, cutoff=0)
-        hint = f", did you mean {path.with_name(near[0])}?" if near else ""
-        raise UserError(f"{path}: no such file{hint}") from None
+        near = nearest(path.stem, (file.stem for file in path.parent.glob("*.toml")), "{}.toml")
+        raise UserError(f"{path}: no such file{near}") from None
     except OSError as error:
         raise UserError(f"{path}: can't be read: {error.strerror}") from None
     except UnicodeDecodeError:
@@ -294,20 +313,16 @@ def _describe(errors: Sequence[Any]) -> list[str]:
     For a value of several possible types pydantic gives an error for each of them.
     """
     found: dict[str, list[str]] = {}
+    tables = {name: list(table) for name, table in dataclasses.asdict(Config()).items()}
     for error in errors:
         if error["type"] == "unexpected_keyword_argument":
-            found[_unknown(".".join(map(str, error["loc"])))] = []
+            found[overrides.unknown(".".join(map(str, error["loc"])), tables)] = []
+        elif error["type"] == "value_error":
+            found[f"{_key(error['loc'])}: {error['ctx']['error']}"] = []
         else:
             where = f"{_key(error['loc'])}: got {_short(error['input'])}"
             found.setdefault(where, []).append(_allowed(error))
     return [f"{where}, {' or '.join(dict.fromkeys(allowed))}" if allowed else where for where, allowed in found.items()]
-
-
-def _unknown(key: str) -> str:
-    table = key.rpartition(".")[0]
-    siblings = [k for k in keys() if table and k.startswith(f"{table}.")]
-    siblings = siblings or [k for k in keys() if k.endswith(f".{key}")] or list(Config.__dataclass_fields__)
-    return f"unknown key {_short(key)}, {nearest(key, siblings)}?"
 
 
 def _key(location: Sequence[str | int]) -> str:
@@ -325,22 +340,11 @@ def _short(value: Any) -> str:
 def _allowed(error: Any) -> str:
     text = error["msg"].replace("Input should", "it should").replace("an object", "a table")
     text = re.sub(
-        r"^Tuple should have at least (\d+) items after validation, not (\d+)", r"it needs at least \1 items", text
+        r"^Tuple should have at (least|most) (\d+) items after validation, not (\d+)", r"it needs at \1 \2 items", text
     )
+    text = re.sub(r"\d{20,}", lambda number: f"{float(number[0]):g}", text)
     choices = re.findall(r"'(\w+)'", error["ctx"]["expected"]) if error["type"] == "literal_error" else []
-    return f"{text}, {nearest(str(error['input']), choices)}?" if choices else str(text)
-
-
-def _override_error(overrides: Sequence[str], printed: str) -> str:
-    """What tyro printed in a box, as one line; for an unknown option, the nearest key."""
-    known = keys()
-    for option in overrides:
-        key = re.sub(r"^--|=.*$", "", option).replace("-", "_")
-        if option.startswith("--") and option != "--" and key.replace(".no_", ".") not in known:
-            return f"unknown key {key!r}, {nearest(key, known)}?"
-    text = " ".join(re.sub(r"[─-╿]|-{3,}", " ", printed).split())  # the box, of lines or of dashes
-    text = re.split(" Argument helptext| For full helptext| Got errors", text)[0]
-    return re.sub(r"^(Value error|Missing argument|Invalid choice|Unrecognized options) (?=\S+ )", "", text)
+    return f"{text}{nearest(str(error['input']), choices)}"
 
 
 _ADAPTER = pydantic.TypeAdapter(Config)

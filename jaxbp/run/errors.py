@@ -1,4 +1,4 @@
-"""The ways in which a command can end badly; `jaxbp.cli` turns each into one line and an exit status."""
+"""The ways in which a command can end badly; `outcome` turns each into one line and an exit status."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -24,8 +24,31 @@ class Lost(Exception):
 
 
 class Stopped(Exception):
-    """A signal ended the run after a whole epoch, which is saved. One line; the command exits with 128 + signal."""
+    """A signal ended the run; the line says what is saved. The command exits with 128 + signal."""
 
     def __init__(self, message: str, signal: int) -> None:
         super().__init__(message)
         self.signal = signal
+
+
+def outcome(error: BaseException) -> tuple[int, str]:
+    """The exit status and the line for an exception; one that nobody expected is raised again."""
+    match error:
+        case UserError():
+            return 2, str(error)
+        case Diverged():
+            return 3, f"diverged: {error}; a smaller learning rate may help"
+        case Lost():
+            return 4, f"{error}; the same command goes on from the newest checkpoint"
+        case Stopped():
+            return 128 + error.signal, str(error)
+        case KeyboardInterrupt():
+            return 130, str(error) or "interrupted"
+        case ModuleNotFoundError() if error.name and not error.name.startswith(("jaxbp", "experiments")):
+            return 2, f"the package {error.name} is missing: pip install '.[run]' in the clone of jaxbp installs all"
+        case OSError() if error.filename is not None and error.strerror:
+            return 2, f"{error.filename}: {error.strerror}"
+    if "RESOURCE_EXHAUSTED" in str(error):  # XLA's word for it
+        reason = str(error).partition("\n")[0]
+        return 2, f"out of memory: {reason}; smaller model.sizes or train.batch_size (study: --chunk) need less"
+    raise error

@@ -1,18 +1,19 @@
-"""A path in a config names something below the folder that it begins with."""
+"""Paths that a config or an option names."""
 
 from pathlib import Path
 
 from jaxbp.run.errors import UserError
 
 
-def below(key: str, name: str) -> Path:
-    """The path that a config names, `~` resolved; from / or ~ on, or from the working folder.
+def named(key: str, name: str) -> Path:
+    """The path of this name, `~` resolved, from the working folder on.
+
+    It may lie anywhere, also above by "..": what protects a user's files is that a run folder has to be new, empty or
+    an unfinished run of the same config, and that no command replaces a file unasked.
 
     Raises:
-      UserError: it climbs out of there by "..", or holds a null byte.
+      UserError: it holds a null byte, or begins with the folder of a user that is not there.
     """
-    if ".." in name.replace("\\", "/").split("/"):
-        raise UserError(f"{key}: got {name!r}, a path without '..' is allowed")
     if "\0" in name:
         raise UserError(f"{key}: got {name!r}, a path without a null byte is allowed")
     try:

@@ -1,13 +1,13 @@
 """An .npz of the user's: x and y, and perhaps x_test and y_test."""
 
-import difflib
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from jaxbp.names import nearest
 from jaxbp.run.data import npz
 from jaxbp.run.data.idx import BROKEN
 from jaxbp.run.data.scaling import chunks
@@ -68,7 +68,7 @@ def arrays(
       UserError: no such file, no .npz file, one of the names is missing, more than memory holds.
     """
     if not path.is_file():
-        near = nearest_of(path.name, (file.name for file in path.parent.glob("*.npz")))
+        near = nearest(path.stem, (file.stem for file in path.parent.glob("*.npz")), "{}.npz")
         raise UserError(f"{key}{path}: no such file{near}")
     if not zipfile.is_zipfile(path):
         raise UserError(f"{path}: not an .npz file (numpy.savez writes one), or cut short")
@@ -93,12 +93,8 @@ def _check_names(path: Path, names: Sequence[str], there: Sequence[str]) -> None
     for name in names:
         if name not in there:
             raise UserError(
-                f"{path}: no array {name!r}; there are: {', '.join(there) or 'none'}{nearest_of(name, there)}"
+                f"{path}: no array {name!r}{nearest(name, there) or '.'} There are: {', '.join(there) or 'none'}"
             )
-
-
-def nearest_of(given: str, names: Iterable[str]) -> str:
-    return "".join(f"; did you mean {match!r}?" for match in difflib.get_close_matches(given, list(names), 1))
 
 
 def _inputs(where: str, x: np.ndarray) -> tuple[np.ndarray, tuple[int, int] | None]:

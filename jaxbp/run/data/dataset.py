@@ -1,16 +1,16 @@
 """The [data] table: scikit-learn's bundled data sets, MNIST, Fashion-MNIST and any .npz, and their split."""
 
-import dataclasses
 import hashlib
 import math
-from typing import Annotated, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
-from pydantic import ConfigDict, Field, with_config
 
+from jaxbp.names import nearest
 from jaxbp.run import paths
+from jaxbp.run.config import DataConfig
 from jaxbp.run.data import archive, idx
-from jaxbp.run.data.archive import Raw, flat, nearest_of
+from jaxbp.run.data.archive import Raw, flat
 from jaxbp.run.data.scaling import chunks
 from jaxbp.run.errors import UserError
 from jaxbp.run.host import memory
@@ -23,26 +23,6 @@ BUNDLED: dict[str, tuple[int, int, int | None]] = {  # samples, inputs, classes 
     "breast_cancer": (569, 30, 2),
     "diabetes": (442, 10, None),
 }
-
-
-STRICT = ConfigDict(extra="forbid")  # an unknown key in a table is an error
-
-
-@with_config(STRICT)
-@dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """Which data, which part of them is the test set, and how they are scaled."""
-
-    name: str = "digits"
-    """digits, iris, wine, breast_cancer, diabetes, mnist, fashion_mnist, or the path of an .npz with x and y."""
-    test_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Part of the samples kept for the test; None: the data set's own test set, or 0.2 where it has none."""
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    """Seed of the split into training and test set."""
-    standardize: Literal["feature", "global", "none"] = "feature"
-    """Inputs to mean 0 and standard deviation 1: each column, all by one mean and deviation, or not at all."""
-    standardize_targets: bool = False
-    """Regression: targets to mean 0 and standard deviation 1, each column."""
 
 
 class Dataset(NamedTuple):
@@ -119,10 +99,10 @@ def _read(name: str, in_place: bool) -> Raw:
     if name in idx.SOURCES:
         return _read_images(name)
     if name.endswith(".npz"):
-        return archive.read(paths.below("data.name", name), in_place)
+        return archive.read(paths.named("data.name", name), in_place)
     names = (*BUNDLED, *idx.SOURCES)
-    allowed = f"allowed: {', '.join(names)}, or a path that ends in .npz"
-    raise UserError(f"data.name: {name!r} is not a data set; {allowed}{nearest_of(name, names)}")
+    allowed = f"Allowed: {', '.join(names)}, or a path that ends in .npz"
+    raise UserError(f"data.name: {name!r} is not a data set{nearest(name, names) or '.'} {allowed}")
 
 
 def _read_bundled(name: str) -> Raw:

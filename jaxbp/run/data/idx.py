@@ -1,6 +1,5 @@
 """MNIST and Fashion-MNIST: four IDX files each, downloaded or imported, checked by SHA-256 whenever they are read."""
 
-import difflib
 import gzip
 import hashlib
 import io
@@ -22,6 +21,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
+from jaxbp.names import nearest
 from jaxbp.run.errors import UserError
 
 ATTEMPTS = 3  # rounds over the mirrors
@@ -110,8 +110,8 @@ def source_of(name: str) -> Source:
     """The table entry of `name`; a UserError, with the nearest name, for one that is not in the table."""
     if name in SOURCES:
         return SOURCES[name]
-    near = "".join(f"; did you mean {match!r}?" for match in difflib.get_close_matches(name, SOURCES, 1))
-    raise UserError(f"{name!r} can't be downloaded or imported; allowed: {', '.join(SOURCES)}{near}")
+    near = nearest(name, SOURCES)
+    raise UserError(f"{name!r} can't be downloaded or imported{near or '.'} Allowed: {', '.join(SOURCES)}")
 
 
 def folder_of(name: str) -> Path:

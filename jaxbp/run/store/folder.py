@@ -5,6 +5,7 @@ writes, and its errors are raised in all.
 """
 
 import contextlib
+import dataclasses
 import importlib.metadata
 import json
 import os
@@ -134,7 +135,7 @@ def opened(config: Config, name: str, data: str, how: How = "auto") -> Iterator[
 
     `train.folder` is taken if it is new or empty, or holds an unfinished run, which then goes on. Without it the newest
     of runs/<name>, runs/<name>-2, … is taken if it is unfinished, or else the next. A finished run is never touched.
-    "resume" wants an unfinished run, "new" a new folder.
+    "resume" wants an unfinished run, "new" a new folder. config.toml names no folder, so that it can be run again.
 
     Raises:
       UserError: the folder holds something else, another process runs in it, it can't be written, or its run began with
@@ -149,7 +150,7 @@ def opened(config: Config, name: str, data: str, how: How = "auto") -> Iterator[
 def _taken(stack: contextlib.ExitStack, config: Config, name: str, data: str, how: How) -> tuple[str, bool]:
     """The folder, locked until the stack ends; whether a run goes on there."""
     chosen = config.train.folder
-    path = paths.below("train.folder", chosen) if chosen is not None else _numbered(name, how)
+    path = paths.named("train.folder", chosen) if chosen is not None else _numbered(name, how)
     with files.writable(f"train.folder: {str(path)!r}"):
         _check_free(path, how)
         path.mkdir(parents=True, exist_ok=True)
@@ -159,7 +160,8 @@ def _taken(stack: contextlib.ExitStack, config: Config, name: str, data: str, ho
             _check_same(config, path, data)
         files.replace(path / "provenance.json", json.dumps(_provenance(config, path, data), indent=2) + "\n")
         if not resumed:
-            files.replace(path / "config.toml", tomli_w.dumps(to_dict(config)))
+            again = dataclasses.replace(config, train=dataclasses.replace(config.train, folder=None))
+            files.replace(path / "config.toml", tomli_w.dumps(to_dict(again)))
     return str(path), resumed
 
 

@@ -1,0 +1,152 @@
+"""`jaxbp check`."""
+
+import argparse
+import contextlib
+import importlib
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jaxbp.commands import console, find_devices
+from jaxbp.names import nearest
+from jaxbp.run.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from jaxbp.checker.report import Report
+
+HELP = """\
+Proves the network of a config, or a function with a hand-written backward pass, against autodiff. Importing the named
+module is the only code it executes. Exit status: 0 all passed, 1 something failed or was not exercised, 2 usage."""
+RULES = {
+    "gradient": "the function's hand-written gradient, if it has no custom rule",
+    "value_and_grad": "the same, returning (value, gradient)",
+    "reference": "the function that autodiff differentiates instead",
+}
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """What is checked, on which inputs, how thoroughly."""
+    parser.add_argument("target", metavar="CONFIG|MODULE:FUNCTION", help="a TOML file, or package.module:function")
+    parser.add_argument("--inputs", metavar="SPEC", help="what the function takes: 'f32[8,128] i32[8]{0..9}'")
+    parser.add_argument("--wrt", metavar="I,J", help="arguments that the rule differentiates, from 0; by default all")
+    for rule, text in RULES.items():
+        parser.add_argument(f"--{rule.replace('_', '-')}", metavar="MODULE:FUNCTION", help=text)
+    parser.add_argument("--level", choices=("fast", "full"), default="fast", help="how many points and probes")
+    parser.add_argument("--seed", type=int, default=0, help="of everything drawn")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write the report as JSON too")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Prints the report; 1 unless everything passed."""
+    path = Path(options.target)
+    *tables, report = _of_config(path, options) if path.suffix == ".toml" else (_of_function(options),)
+    screen = console()
+    for part in (*tables, report):
+        screen.print(part)
+    if options.json:
+        try:
+            options.json.write_text(report.json())
+        except OSError as error:
+            raise UserError(f"--json {options.json}: can't be written: {error.strerror}") from None
+    return 0 if report.passed else 1
+
+
+def _of_config(path: Path, options: argparse.Namespace) -> "tuple[Table, Report]":
+    """The errors of the network of a config, layer by layer, and its report."""
+    extra = [name.replace("_", "-") for name in (*RULES, "inputs", "wrt") if getattr(options, name)]
+    if extra:
+        raise UserError(f"check {path}: --{extra[0]} is for package.module:function, a config has its own")
+    from rich.table import Table
+
+    from jaxbp.checker.check import check
+    from jaxbp.checker.network import layer_errors
+    from jaxbp.run import config as configs
+    from jaxbp.run.store.model import network
+
+    config = configs.read(path)
+    find_devices()
+    net = network(config.model)
+    report = check(net, level=options.level, seed=options.seed, dtypes=(config.model.dtype,))
+    table = Table(title="largest error in ULPs of the largest element")
+    for column in ("layer", "quantity", "float64", "float32"):
+        table.add_column(column, justify="left" if column == "quantity" else "right")
+    for row in layer_errors(net, options.seed):
+        table.add_row(str(row.layer), row.quantity, f"{row.float64:.2f}", f"{row.float32:.2f}")
+    return table, report
+
+
+def _of_function(options: argparse.Namespace) -> "Report":
+    """The report of package.module:function.
+
+    Raises:
+      UserError: a name that can't be imported, a bad --inputs or --wrt, a function that raises.
+    """
+    target = options.target
+    fun = imported(target)
+    from jaxbp.activations import Activation
+    from jaxbp.checker.check import check
+    from jaxbp.losses import Loss
+    from jaxbp.mlp import MLP
+
+    if options.inputs is None and not isinstance(fun, MLP | Activation | Loss):
+        raise UserError(f"check {target}: what does it take? For example: --inputs 'f32[8,128] f32[128]'")
+    given = {name: value for name in RULES if (value := getattr(options, name))}
+    rules = {name: imported(value) for name, value in given.items()}
+    wrt = _positions(options.wrt)
+    find_devices()
+    try:
+        return check(fun, options.inputs or (), wrt=wrt, level=options.level, seed=options.seed, **rules)
+    except Exception as error:
+        if where := _in_modules(error, [name.partition(":")[0] for name in (target, *given.values())]):
+            raise UserError(f"check {target}: {_said(error)}, at {where}") from None
+        if isinstance(error, ValueError | TypeError):  # of the checker itself: what it was given describes no subject
+            raise UserError(f"check {target}: {error}") from None
+        raise
+
+
+def imported(target: str) -> Any:
+    """The object that "package.module:name" names; the current folder is searched first, as python -m does.
+
+    Raises:
+      UserError: another form, no such module or name, or the module can't be imported.
+    """
+    module, colon, name = target.partition(":")
+    if not colon or not module or not name:
+        raise UserError(f"check: {target!r} is no config (a .toml file) and no package.module:function")
+    folder = os.getcwd()
+    sys.path.insert(0, folder)
+    try:
+        found = importlib.import_module(module)
+    except (Exception, SystemExit) as error:
+        said = error if isinstance(error, ImportError) else _said(error)
+        raise UserError(f"check: can't import {module}: {said}") from None
+    finally:
+        with contextlib.suppress(ValueError):  # the module may have changed the list
+            sys.path.remove(folder)
+    if not hasattr(found, name):
+        raise UserError(f"check: {module} has no {name!r}{nearest(name, vars(found))}")
+    return getattr(found, name)
+
+
+def _positions(wrt: str | None) -> int | list[int] | None:
+    try:
+        positions = [int(part) for part in wrt.split(",")] if wrt else None
+    except ValueError:
+        raise UserError(f"--wrt: got {wrt!r}, positions such as 0 or 0,2 are allowed") from None
+    return positions[0] if positions and len(positions) == 1 else positions
+
+
+def _said(error: BaseException) -> str:
+    """An exception in one line."""
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+
+
+def _in_modules(error: Exception, modules: list[str]) -> str:
+    """Where in one of the modules an exception comes from: "file.py, line 3"; nothing if from none of them."""
+    files = {getattr(sys.modules[module], "__file__", None) for module in modules}
+    places = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in files]
+    return f"{Path(places[-1].filename).name}, line {places[-1].lineno}" if places else ""

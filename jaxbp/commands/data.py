@@ -1,0 +1,46 @@
+"""`jaxbp data list` and `jaxbp data import`."""
+
+import argparse
+from pathlib import Path
+
+from jaxbp.commands import console
+
+HELP = "Lists the data sets, or imports one from files at hand."
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Two commands."""
+    actions = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    listing = actions.add_parser("list", help="the data sets, their sizes and where they are")
+    listing.set_defaults(action=_list)
+    importing = actions.add_parser("import", help="take a data set from files instead of downloading it")
+    importing.add_argument("name", metavar="NAME", help="mnist or fashion_mnist")
+    importing.add_argument("path", metavar="PATH", help="a folder or archive with the four IDX files, gzipped or not")
+    importing.set_defaults(action=_import)
+
+
+def run(options: argparse.Namespace) -> None:
+    """One of the two."""
+    options.action(options)
+
+
+def _list(_: argparse.Namespace) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from jaxbp.run import data
+
+    table = Table()
+    for column in data.DataRow._fields:
+        table.add_column(column, justify="right" if column in ("samples", "inputs", "classes") else "left")
+    for row in data.describe():
+        table.add_row(
+            *("" if value is None else f"{value:,}" if isinstance(value, int) else escape(value) for value in row)
+        )
+    console().print(table)
+
+
+def _import(options: argparse.Namespace) -> None:
+    from jaxbp.run import data
+
+    print(f"{options.name} is in {data.import_files(options.name, Path(options.path))}")

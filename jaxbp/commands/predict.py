@@ -1,0 +1,27 @@
+"""`jaxbp predict`."""
+
+import argparse
+from pathlib import Path
+
+from jaxbp.commands import find_devices
+
+HELP = "Writes a row a sample: its index, then the predicted class, or the numbers in the units of the targets."
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """The run, the data, where to write."""
+    parser.add_argument("folder", metavar="RUN_DIR", help="the folder of a finished run")
+    parser.add_argument(
+        "--data", metavar="FILE.npz", required=True, type=Path, help="its array x, (N, inputs), is read; raw inputs"
+    )
+    parser.add_argument(
+        "--out", metavar="FILE.csv", type=Path, help="where to write the predictions; standard output by default"
+    )
+
+
+def run(options: argparse.Namespace) -> None:
+    """Applies the network."""
+    find_devices()
+    from jaxbp.run.predict import predict
+
+    predict(Path(options.folder), options.data, options.out)

@@ -1,0 +1,111 @@
+"""`jaxbp run`."""
+
+import argparse
+import dataclasses
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jaxbp.commands import console, find_devices
+from jaxbp.run.errors import UserError, outcome
+from jaxbp.run.overrides import HELP as OVERRIDES
+
+if TYPE_CHECKING:
+    from jaxbp.run.config import Config
+
+HELP = f"""\
+Trains the network of a config, a TOML file, and writes a run folder. `jaxbp run CONFIG --help` lists all keys.
+
+A run that was stopped goes on when the same command is given again, from its newest checkpoint: the newest folder of
+runs/CONFIG, runs/CONFIG-2 … is taken if it is unfinished, or else the next one begun.
+
+{OVERRIDES}
+Exit status: 0 done, 2 bad input, 3 the loss became NaN or infinite, 4 another process of the run is gone,
+130 Ctrl-C, 143 SIGTERM."""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """What stands beside the overrides."""
+    parser.usage = f"{parser.prog} CONFIG [options] [--KEY VALUE …]"
+    parser.add_argument("config", metavar="CONFIG", nargs="?", help="a TOML file, such as configs/digits.toml")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--resume", action="store_const", dest="how", const="resume", help="refuse to begin a new run")
+    which.add_argument("--new", action="store_const", dest="how", const="new", help="begin a new run")
+    parser.add_argument("--print-config", action="store_true", help="print the resolved config and train nothing")
+    parser.add_argument("-h", "--help", action="store_true", help="this text; after CONFIG with the values of its keys")
+    parser.set_defaults(how="auto", overrides=[], usage=parser.format_help)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Trains, or prints what it would do."""
+    if options.help:
+        print(f"{options.usage()}\n{_listing(options)}")
+        return
+    config = configured(options)
+    if options.print_config:
+        import tomli_w
+
+        from jaxbp.run.config import to_dict
+
+        print(tomli_w.dumps(to_dict(config)), end="")
+        return
+    try:
+        _train(config, options)
+    except KeyboardInterrupt as error:  # it says which folder, if there is one
+        raise KeyboardInterrupt(str(error) or "interrupted; nothing was written") from None
+
+
+def configured(options: argparse.Namespace) -> "Config":
+    """The config that is asked for.
+
+    Raises:
+      UserError: there is none, or something in it is wrong.
+    """
+    from jaxbp.run import config as configs
+
+    if options.config is None:
+        raise UserError("command line: which config? For example: jaxbp run configs/digits.toml")
+    path = Path(options.config)
+    if options.overrides and path.suffix != ".toml" and not path.exists():
+        first = options.overrides[0]
+        raise UserError(f"command line: {path} is no config; it comes first: jaxbp run CONFIG {first} …")
+    return configs.read(path, options.overrides)
+
+
+def _train(config: "Config", options: argparse.Namespace) -> None:
+    from jaxbp.run import loop
+    from jaxbp.run.host import processes
+    from jaxbp.run.sweep import sweep
+
+    path = Path(options.config)
+    name = path.resolve().parent.name if path.name == "config.toml" else path.stem  # that of a run is in its folder
+    with processes.joined(outcome):
+        find_devices()
+        try:
+            (sweep if config.sweep.asked else loop).run(config, name, console(processes.leads()), options.how)
+        except UserError as error:
+            raise UserError(f"{path}{' and command line' if options.overrides else ''}: {error}") from None
+
+
+def _listing(options: argparse.Namespace) -> str:
+    """Every key with its value and what it means."""
+    from jaxbp.run import config as configs
+
+    config = configured(options) if options.config else configs.Config()
+    lines: list[str] = []
+    for table in dataclasses.fields(config):
+        values = getattr(config, table.name)
+        lines += [f"[{table.name}] {type(values).__doc__}"]
+        for key, text in configs.documented(type(values)).items():
+            lines += [f"  --{table.name}.{key.replace('_', '-')} {_shown(getattr(values, key))}"]
+            lines += textwrap.wrap(text, 110, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return "\n".join(lines)
+
+
+def _shown(value: Any) -> str:
+    """As an override takes it."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {_shown(inner)}" for key, inner in value.items()) + "}"
+    if isinstance(value, tuple):
+        return ",".join(map(_shown, value)) or "[]"
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
