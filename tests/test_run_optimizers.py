@@ -12,7 +12,7 @@ import pytest
 from oracles import assert_close, assert_same_bits
 
 from jaxbp import MLP, Affine, init, update
-from jaxbp.run.compute.optimizers import OPTIMIZERS, SCHEDULES, Optimizer, build
+from jaxbp.run.compute.optimizers import OPTIMIZERS, SCHEDULES, Optimizer, build, in_steps
 from jaxbp.run.config import OptimizerConfig
 from jaxbp.run.errors import UserError
 
@@ -64,6 +64,24 @@ def test_the_common_names_are_there() -> None:
         SCHEDULES
     )
     assert not {"lbfgs", "noisy_sgd", "scale_by_learning_rate"} & set(OPTIMIZERS)
+
+
+def test_the_tables_are_all_that_optax_has() -> None:
+    """It fails when Optax has something new: take it into the table, or leave it out and say why."""
+    public = {name for name in dir(optax) if name[0].islower() and callable(getattr(optax, name))}
+    rates = {name for name in public if "learning_rate" in inspect.signature(getattr(optax, name)).parameters}
+    rates -= {name for name in rates if name.startswith("scale_by_")}
+    assert rates - {"lbfgs", "noisy_sgd", "optimistic_adam"} == set(OPTIMIZERS)
+    schedules = {name for name in public if name.endswith("_schedule")} | {"exponential_decay"}
+    assert schedules - {"sgdr_schedule", "scale_by_schedule"} == set(SCHEDULES)
+
+
+def test_equal_configs_share_their_functions() -> None:
+    """An optimiser is a static argument of the compiled epoch: another one would be compiled again."""
+    one, two = (OptimizerConfig("sgd", 0.1, {"momentum": 0.9, "nesterov": True}) for _ in range(2))
+    assert build(one, PARAMS) == build(two, PARAMS)
+    assert build(one, PARAMS) != build(OptimizerConfig("sgd", 0.1, {"momentum": 0.9, "nesterov": 1}), PARAMS)
+    assert build(one, PARAMS) != build(OptimizerConfig("sgd", 0.2, {"momentum": 0.9, "nesterov": True}), PARAMS)
 
 
 def sample_arguments(name: str) -> dict[str, Any]:
@@ -159,6 +177,56 @@ def test_rates_of_schedules_at_steps() -> None:
     assert float(np.asarray(build(OptimizerConfig(learning_rate=0.3), PARAMS).learning_rate(7))) == 0.3
 
 
+COSINE, PIECES, LINEAR = "cosine_decay_schedule", "piecewise_constant_schedule", "linear_schedule"
+
+
+def counted(name: str, arguments: dict[str, Any], epochs: int = 4) -> dict[str, Any]:
+    """The arguments of a schedule in a run with epochs of 10 steps."""
+    config = OptimizerConfig(schedule=name, schedule_arguments=arguments)
+    return in_steps(config, steps=10, epochs=epochs).schedule_arguments
+
+
+def test_schedules_in_epochs() -> None:
+    for text, steps in (("all", 40), ("4 epochs", 40), ("5.5 epochs", 55), (".25 epochs", 2), ("1 epoch", 10), (7, 7)):
+        config = {"init_value": 0.1, "end_value": 0.01, "transition_steps": text}
+        assert counted(LINEAR, config) == config | {"transition_steps": steps}
+    assert counted(COSINE, {"init_value": 0.1, "decay_steps": "all"}, 31)["decay_steps"] == 310
+    pieces = counted(PIECES, {"init_value": 0.1, "boundaries_and_scales": {"2 epochs": 0.5, "35": 0.5}})
+    assert pieces["boundaries_and_scales"] == {"20": 0.5, "35": 0.5}
+    warm = {"init_value": 0.0, "peak_value": 0.1, "warmup_steps": "1 epoch", "decay_steps": "all"}
+    assert counted("warmup_cosine_decay_schedule", warm) == warm | {"warmup_steps": 10, "decay_steps": 40}
+    constant = OptimizerConfig(learning_rate=0.1)
+    assert in_steps(constant, 10, 4) is constant
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "expected"),
+    [
+        (
+            COSINE,
+            {"init_value": 0.1, "decay_steps": "1.5 epochs"},
+            "is 0 after epoch 2 of 4; .all. counts the steps of the run",
+        ),
+        (COSINE, {"init_value": 0.1, "decay_steps": 30}, "is 0 after epoch 3 of 4; "),
+        (LINEAR, {"init_value": 0.0, "end_value": 0.0, "transition_steps": "all"}, "is 0 after epoch 0 of 4; "),
+        (
+            LINEAR,
+            {"init_value": 0.3, "end_value": -0.1, "transition_steps": "all"},
+            "is -0.09 in epoch 4, step 10 of 10",
+        ),
+    ],
+)
+def test_a_schedule_that_ends_early_or_goes_uphill(name: str, arguments: dict[str, Any], expected: str) -> None:
+    with pytest.raises(UserError, match=expected) as caught:
+        counted(name, arguments)
+    assert str(caught.value).startswith("optimizer.schedule: the learning rate is ")
+
+
+def test_a_long_run_is_not_looked_at_step_by_step() -> None:
+    config = OptimizerConfig(schedule=COSINE, schedule_arguments={"init_value": 0.1, "decay_steps": 2**31 - 1})
+    assert in_steps(config, steps=1000, epochs=2**31 - 1) == config
+
+
 @pytest.mark.parametrize("name", ["sgd", "sign_sgd"])
 def test_the_rate_of_a_step_is_that_of_the_steps_before_it(name: str) -> None:
     """The first step has rate(0), for the lecture's step and for Optax's."""
@@ -237,7 +305,7 @@ def test_the_rate_of_a_step_is_that_of_the_steps_before_it(name: str) -> None:
                 "schedule": "piecewise_constant_schedule",
                 "schedule_arguments": {"init_value": 1, "boundaries_and_scales": {"x": 1.0}},
             },
-            "optimizer.schedule_arguments.boundaries_and_scales: got the key 'x', a key must be a count of steps",
+            "optimizer.schedule_arguments.boundaries_and_scales: got the key 'x', a count of steps or '2 epochs' is",
         ),
         (
             {

@@ -77,12 +77,14 @@ def run(config: Config, name: str, console: Console, how: How = "auto") -> Path:
     """
     setup = processes.together(lambda: prepare(config))
     with folders.opened(config, name, data.digest(setup.problem.dataset), how) as folder:
-        console.out(f"{describe(setup)}\nrun folder {folder.path}", highlight=False)  # brackets are no markup
         try:
+            console.out(f"{describe(setup)}\nrun folder {folder.path}", highlight=False)  # brackets are no markup
             _train(setup, folder, console)
         except Diverged:
             folder.finish()
             raise
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"interrupted; what was measured is in {folder.path}") from None
         folder.finish()
     return folder.path
 
@@ -103,7 +105,8 @@ def assemble(problem: Problem, kind: type[Program] = OneDevice, members: int = 1
     steps.check(config, len(problem.dataset.x_train))
     kind.check(config, problem)
     shapes = jax.eval_shape(problem.initial)
-    optimizer = optimizers.build(config.optimizer, shapes)
+    count = -(-len(problem.dataset.x_train) // config.train.batch_size)
+    optimizer = optimizers.build(optimizers.in_steps(config.optimizer, count, config.train.epochs), shapes)
     spec = steps.spec(config, problem.net, optimizer)
     state = jax.eval_shape(optimizer.init, shapes)
     processes.together(lambda: _check_memory(problem, shapes, state, members))

@@ -1,11 +1,16 @@
 """The [optimizer] table: the lecture's step, or an Optax optimiser by its name."""
 
+import dataclasses
+import functools
 import inspect
+import json
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxbp.mlp import Params, update
@@ -30,22 +35,47 @@ class Optimizer(NamedTuple):
     learning_rate: Callable[[jax.typing.ArrayLike], jax.typing.ArrayLike]
 
 
-def _public(names: list[str], condition: Callable[[str, Any], bool]) -> dict[str, Callable[..., Any]]:
-    found = {name: getattr(optax, name) for name in names if name[0].islower()}
-    return {name: f for name, f in found.items() if callable(f) and condition(name, f)}
+# By their Optax names. Left out: lbfgs, whose line search evaluates the loss again; noisy_sgd, whose key is not a
+# number; optimistic_adam, which is deprecated; sgdr_schedule, which takes a list of tables.
+OPTIMIZERS: dict[str, Callable[..., Any]] = {
+    name: getattr(optax, name)
+    for name in (
+        *("sgd", "adam", "adamw", "adamax", "adamaxw", "nadam", "nadamw", "radam", "amsgrad", "adabelief", "adan"),
+        *("adagrad", "adadelta", "adafactor", "rmsprop", "rprop", "yogi", "novograd", "lamb", "lars", "lion", "sm3"),
+        *("sign_sgd", "signum", "fromage", "optimistic_gradient_descent", "optimistic_adam_v2"),
+    )
+}
+SCHEDULES: dict[str, Callable[..., Any]] = {
+    name: getattr(optax, name)
+    for name in (
+        *("constant_schedule", "linear_schedule", "polynomial_schedule", "exponential_decay", "cosine_decay_schedule"),
+        *("warmup_constant_schedule", "warmup_cosine_decay_schedule", "warmup_exponential_decay_schedule"),
+        *("cosine_onecycle_schedule", "linear_onecycle_schedule"),
+        *("piecewise_constant_schedule", "piecewise_interpolate_schedule"),
+    )
+}
+ALL, EPOCHS = "all", re.compile(r"(\d+\.?\d*|\.\d+) epochs?")  # what may stand for a count of steps
+POINTS = 10_000  # steps at which a schedule is looked at before the run
 
 
-# An optimiser is what has a learning rate. Left out: lbfgs, whose line search evaluates the loss again, noisy_sgd,
-# whose key is not a number, and optimistic_adam, which is deprecated.
-OPTIMIZERS = _public(
-    sorted(set(dir(optax)) - {"lbfgs", "noisy_sgd", "optimistic_adam"}),
-    lambda name, f: "learning_rate" in inspect.signature(f).parameters and not name.startswith("scale_by"),
-)
-# sgdr_schedule is left out because it takes a list of tables; join_schedules takes functions.
-SCHEDULES = _public(
-    sorted(set(dir(optax)) - {"sgdr_schedule", "scale_by_schedule"}),
-    lambda name, f: name.endswith("_schedule") or name == "exponential_decay",
-)
+def in_steps(config: OptimizerConfig, steps: int, epochs: int) -> OptimizerConfig:
+    """The config for a run of so many epochs of so many steps: "15 epochs" and "all" of a schedule become counts.
+
+    Raises:
+      UserError: the schedule becomes negative, or is 0 before the last epoch begins; one that can't be built.
+
+    Example:
+      >>> config = OptimizerConfig(schedule="cosine_decay_schedule", schedule_arguments={
+      ...     "init_value": 0.1, "decay_steps": "all"})
+      >>> in_steps(config, steps=469, epochs=15).schedule_arguments["decay_steps"]
+      7035
+    """
+    if config.schedule is None:
+        return config
+    counted = {name: _counted(value, steps, epochs) for name, value in config.schedule_arguments.items()}
+    config = dataclasses.replace(config, schedule_arguments=counted)
+    _check_rates(_learning_rate(config), steps, epochs)
+    return config
 
 
 def build(config: OptimizerConfig, params: Params) -> Optimizer:
@@ -54,12 +84,19 @@ def build(config: OptimizerConfig, params: Params) -> Optimizer:
     Raises:
       UserError: an unknown optimiser, schedule or argument; an argument of a wrong type; no learning rate, or two.
     """
-    optimizer = with_learning_rate(config, _learning_rate(config))
+    optimizer = _built(json.dumps(dataclasses.asdict(config)))
     try:
         jax.eval_shape(lambda params: optimizer.step(params, params, optimizer.init(params)), params)
     except REFUSALS as error:
         raise UserError(f"optimizer.arguments: {config.name} refuses {config.arguments}: {_line(error)}") from None
     return optimizer
+
+
+@functools.lru_cache(maxsize=64)
+def _built(config: str) -> Optimizer:
+    """The same functions for equal configs, in JSON, which tells 1 from true: they share what JAX has compiled."""
+    found = OptimizerConfig(**json.loads(config))
+    return with_learning_rate(found, _learning_rate(found))
 
 
 def with_learning_rate(config: OptimizerConfig, learning_rate: LearningRate) -> Optimizer:
@@ -133,21 +170,51 @@ def _learning_rate(config: OptimizerConfig) -> LearningRate:
     return schedule
 
 
+def _counted(value: Argument, steps: int, epochs: int) -> Argument:
+    """Epochs as steps; in a table, where steps are the keys, too."""
+    if isinstance(value, dict):
+        return {str(_counted(key, steps, epochs)): scale for key, scale in value.items()}
+    if value == ALL:
+        return epochs * steps
+    found = EPOCHS.fullmatch(value) if isinstance(value, str) else None
+    return round(float(found[1]) * steps) if found else value
+
+
+def _check_rates(schedule: LearningRate, steps: int, epochs: int) -> None:
+    total = min(steps * epochs, 2**31 - 1)  # Optax counts no further
+    whole, last = (np.linspace(low, total - 1, min(total - low, POINTS)) for low in (0, total - steps))
+    at = np.unique(np.concatenate([whole, last]).astype(np.int32))
+    rates = np.asarray(jax.jit(jax.vmap(_schedule(schedule)))(at))
+    lowest = int(rates.argmin())
+    if rates[lowest] < -1e-6 * abs(rates).max():  # less is rounding
+        where = f"in epoch {at[lowest] // steps + 1}, step {at[lowest] % steps + 1} of {steps}"
+        raise UserError(
+            f"optimizer.schedule: the learning rate is {rates[lowest]:.3g} {where}; it must not be negative"
+        )
+    end = at[rates > 0].max(initial=-1)
+    if end < total - steps:
+        reached = f"after epoch {end // steps + 1} of {epochs}"
+        raise UserError(f'optimizer.schedule: the learning rate is 0 {reached}; "{ALL}" counts the steps of the run')
+
+
 def _table(name: str, value: Argument) -> Any:
     """boundaries_and_scales = { 100 = 0.1 }: TOML has text for keys, Optax wants steps."""
     if not isinstance(value, dict):
         return value
     for key in value:
         if not key.isdecimal():
-            raise UserError(f"optimizer.schedule_arguments.{name}: got the key {key!r}, a key must be a count of steps")
+            raise UserError(
+                f"optimizer.schedule_arguments.{name}: got the key {key!r}, a count of steps or '2 epochs' is allowed"
+            )
     return {int(key): scale for key, scale in value.items()}
 
 
 def _call(key: str, name: str, make: Callable[..., Any], arguments: dict[str, Any]) -> Any:
     parameters = inspect.signature(make).parameters
+    allowed = f". Allowed: {', '.join(name for name in parameters if name != 'learning_rate')}"
     for argument in arguments:
         if argument not in parameters:
-            raise UserError(f"{key}: {name} has no argument {argument!r}, {nearest(argument, parameters)}?")
+            raise UserError(f"{key}: {name} has no argument {argument!r}{nearest(argument, parameters) or allowed}")
     missing = [n for n, p in parameters.items() if p.default is p.empty and n not in arguments]
     if missing:
         raise UserError(f"{key}: {name} needs {', '.join(missing)}")

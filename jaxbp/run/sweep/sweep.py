@@ -105,13 +105,15 @@ def run(config: Config, name: str, console: Console, how: How = "auto") -> Path:
         raise UserError("--resume: a sweep writes no checkpoints; it can only begin again")
     sweep = prepare(config)
     with folders.opened(config, name, digest(sweep.setup.problem.dataset), "new") as folder:
-        console.out(f"{describe(sweep)}\nrun folder {folder.path}", highlight=False)  # brackets are no markup
         try:
+            console.out(f"{describe(sweep)}\nrun folder {folder.path}", highlight=False)  # brackets are no markup
             with files.writable(f"{folder.path}:", after="; what was written before is whole"):
                 _train(sweep, folder.path, console)
         except Diverged:
             folder.finish()
             raise
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"interrupted; what was measured is in {folder.path}") from None
         folder.finish()
     return folder.path
 
