@@ -16,6 +16,7 @@ import tomli_w
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jaxbp.names import nearest
 from jaxbp.run import config as configs
 from jaxbp.run.config import (
     CheckpointConfig,
@@ -483,6 +484,28 @@ def test_keys_are_the_fields() -> None:
         == len(set(keys()))
         == sum(len(c.__dataclass_fields__) for c in typing.get_type_hints(Config).values())
     )
+
+
+@pytest.mark.parametrize(
+    ("given", "allowed", "said"),
+    [
+        ("ReLU", ("elu", "relu"), "relu"),
+        ("LeakyReLU", ("relu", "leaky_relu"), "leaky_relu"),
+        ("xavier", ("he_normal", "glorot"), "glorot"),
+        ("Xavier_Uniform", ("he_uniform", "glorot_uniform"), "glorot_uniform"),
+        ("MSE", ("squared_error", "huber"), "squared_error"),
+        ("cosine", ("linear_schedule", "cosine_decay_schedule"), "cosine_decay_schedule"),
+        ("learning-rate", ("learning_rate",), "learning_rate"),
+        ("xavier", ("zeros", "normal"), ""),  # what it is called here is not allowed there
+        ("cube", ("sigmoid", "relu"), ""),
+        ("loss", ("noise_scale", "el2n"), ""),
+        ("networks", ("mesh", "model"), ""),
+        ("", ("a", "b"), ""),
+        ("x" * 10**6, ("a", "b"), ""),
+    ],
+)
+def test_a_suggestion_only_when_it_is_near(given: str, allowed: tuple[str, ...], said: str) -> None:
+    assert nearest(given, allowed) == (f", did you mean {said!r}?" if said else "")
 
 
 def test_choose_names_key_value_nearest_and_what_is_allowed() -> None:
