@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ from oracles import assert_close, assert_same_bits
 
 from jaxbp import MLP, Affine, init, update
 from jaxbp.run.compute.optimizers import OPTIMIZERS, SCHEDULES, Optimizer, build, in_steps
-from jaxbp.run.config import OptimizerConfig
+from jaxbp.run.config import OptimizerConfig, read
 from jaxbp.run.errors import UserError
 
 PARAMS = init(MLP((4, 3, 2)), jax.random.key(0), bias="normal", dtype=jnp.float64)
@@ -191,6 +192,9 @@ def test_schedules_in_epochs() -> None:
         config = {"init_value": 0.1, "end_value": 0.01, "transition_steps": text}
         assert counted(LINEAR, config) == config | {"transition_steps": steps}
     assert counted(COSINE, {"init_value": 0.1, "decay_steps": "all"}, 31)["decay_steps"] == 310
+    for name, steps, same in (("mnist", 469, 7035), ("fashion_mnist", 469, 7035), ("diabetes", 12, 1920)):
+        config = read(Path(__file__).parents[1] / "configs" / f"{name}.toml")
+        assert in_steps(config.optimizer, steps, config.train.epochs).schedule_arguments["decay_steps"] == same
     pieces = counted(PIECES, {"init_value": 0.1, "boundaries_and_scales": {"2 epochs": 0.5, "35": 0.5}})
     assert pieces["boundaries_and_scales"] == {"20": 0.5, "35": 0.5}
     warm = {"init_value": 0.0, "peak_value": 0.1, "warmup_steps": "1 epoch", "decay_steps": "all"}

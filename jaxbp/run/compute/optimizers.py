@@ -63,12 +63,6 @@ def in_steps(config: OptimizerConfig, steps: int, epochs: int) -> OptimizerConfi
 
     Raises:
       UserError: the schedule becomes negative, or is 0 before the last epoch begins; one that can't be built.
-
-    Example:
-      >>> config = OptimizerConfig(schedule="cosine_decay_schedule", schedule_arguments={
-      ...     "init_value": 0.1, "decay_steps": "all"})
-      >>> in_steps(config, steps=469, epochs=15).schedule_arguments["decay_steps"]
-      7035
     """
     if config.schedule is None:
         return config
