@@ -18,7 +18,6 @@ from experiments import activation_memory, backward_cost, chain_rule, mean_field
 from jaxbp.run import data
 from jaxbp.run.config import DataConfig
 from jaxbp.run.data import idx
-from jaxbp.run.data.dataset import DataConfig
 
 pytestmark = pytest.mark.slow
 
