@@ -2,7 +2,7 @@
 
 A run goes through these rooms, in this order. Each room is a folder here; a file is one concern.
 
-    config.py         a TOML file and the overrides of the command line → one frozen, checked `Config`
+    config.py         a TOML file and the command line's options, `overrides`, → one frozen, checked `Config`
     data/             the samples that it names, split into training and test set → `Dataset`, `Scaling`
     problem.py        data, network and scaling, checked against each other → `Problem`; studies and traces begin here
     compute/          how it is learned: `optimizers`; `step`, described by one static `StepSpec`; `epoch`, a compiled
