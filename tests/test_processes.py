@@ -21,7 +21,7 @@ RUN = ["run", "configs/digits.toml", "--model.dtype", "float64", "--train.no-plo
 RUN += ["--train.batch-size", "128"]
 EPOCHS = 20  # many more than pass between a checkpoint and the signal that follows it
 ENVIRONMENT = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-QUICK = "from jaxbp.run import processes; processes.PERIOD, processes.TIMEOUT = 1, 4; import jaxbp.cli as c, sys; "
+QUICK = "from jaxbp.run.host import processes; processes.PERIOD, processes.TIMEOUT = 1, 4; import jaxbp.cli as c, sys; "
 
 
 def launched(folder: Path, *overrides: str, epochs: int = EPOCHS) -> list[str]:
@@ -119,7 +119,7 @@ def test_a_run_that_lost_a_process_and_was_stopped_ends_with_the_same_bytes(
         (["-n", "1", "--", *RUN], "launch: -n 1; allowed: 2 to 64"),
         (["-n", "2", "--", "data", "list"], "launch: only a run can be several processes"),
         (["-n", "2", "--", "run", "configs/digits.toml", "--train.epoch", "3"], "did you mean 'train.epochs'?"),
-        (["-n", "2", "--"], "arguments are required"),
+        (["-n", "2", "--"], "launch: only a run can be several processes"),
         (["-n", "two", "--", *RUN], "invalid int value"),
     ],
 )

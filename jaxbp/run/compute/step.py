@@ -56,7 +56,8 @@ class Steps(NamedTuple):
     """What the steps of an epoch measured, in order; S steps, L layers.
 
     loss: (S,), the mean over the batch;  alive: (S,), whether loss and gradient were finite so far;
-    delta, gradient: (S, L), mean squares over the elements of δ⁽ˡ⁾ (and the samples) and of ∂ℒ/∂(w⁽ˡ⁾, b⁽ˡ⁾), ℒ the mean loss of the batch;
+    delta, gradient: (S, L), mean squares over the elements of δ⁽ˡ⁾ (and the samples) and of ∂ℒ/∂(w⁽ˡ⁾, b⁽ˡ⁾), ℒ the
+    mean loss of the batch;
     recorded: what `recording.record` returns, stacked, NaN in the steps that do not record; None without [study].
     """
 
