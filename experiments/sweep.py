@@ -61,7 +61,7 @@ def measure(config: Config) -> tuple[dict[str, Any], list[sweep_scores.Group]]:
       UserError: a config without a sweep, or one that does not fit.
       Diverged: a separate run did.
     """
-    if not config.sweep.asked or config.train.epochs < 2:
+    if not config.sweep.enabled or config.train.epochs < 2:
         raise UserError("sweep.seeds, sweep.learning_rate: this study needs one of them, and train.epochs of 2 or more")
     members = len(sweep.prepare(config).members)
     runs = {SEPARATE: separate_runs(config), TURNS: one_program(config, 1), VMAP: one_program(config, members)}

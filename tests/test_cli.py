@@ -142,6 +142,7 @@ def test_a_run_and_its_folder(capsys: pytest.CaptureFixture[str]) -> None:
     assert np.mean(model.predict(data.x_test).argmax(axis=1) == data.y_test) == rows[1]["test_accuracy"]
 
 
+@pytest.mark.production
 def test_the_same_config_and_seed_give_the_same_bytes(capsys: pytest.CaptureFixture[str]) -> None:
     works("run", "x.toml")
     before = {path.name: path.read_bytes() for path in Path("runs/x").iterdir()}
@@ -628,6 +629,7 @@ def test_the_help_of_a_run_names_every_key_with_its_value(capsys: pytest.Capture
     assert "  --train.epochs 12345\n      Passes over the training set.\n" in shown
 
 
+@pytest.mark.slow
 def test_processes_without_a_terminal() -> None:
     """A run in plain lines, in float32 without the x64 mode and the strictness that tests have; an error on stderr."""
     run, wrong = start("run", "x.toml"), start("predict", "x")
@@ -640,6 +642,7 @@ def test_processes_without_a_terminal() -> None:
     one_line(err, "the following arguments are required: --data")
 
 
+@pytest.mark.slow
 def test_a_terminal_gets_a_bar_and_float64_its_mode() -> None:
     Path("f64.toml").write_text(IRIS.replace("[model]", "[model]\ndtype = 'float64'\nloss = 'squared_error'"))
     ours, theirs = pty.openpty()
@@ -667,6 +670,7 @@ def read_terminal(file: int) -> bytes:
         return b""
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_was_measured() -> None:
     process = start("run", "x.toml", "--train.epochs", "1000000")
     metrics, end = Path("runs/x/metrics.jsonl"), time.monotonic() + 60

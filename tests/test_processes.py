@@ -52,6 +52,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]
     yield folder, done.stdout
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_losses_of_one_device(whole: tuple[Path, str], tmp_path: Path) -> None:
     folder, printed = whole
     assert main([*RUN, "--train.epochs", str(EPOCHS), "--train.folder", str(tmp_path / "one")]) == 0
@@ -64,6 +65,7 @@ def test_two_processes_give_the_losses_of_one_device(whole: tuple[Path, str], tm
     assert len(list(folder.glob("checkpoints/*.sha256"))) == 2
 
 
+@pytest.mark.slow
 def test_a_run_that_lost_a_process_and_was_stopped_ends_with_the_same_bytes(
     whole: tuple[Path, str], tmp_path: Path
 ) -> None:
@@ -155,5 +157,10 @@ def test_who_is_missing_at_a_meeting(names: str, said: str) -> None:
 
 def test_in_one_process_nothing_is_exchanged() -> None:
     assert processes.leads() and processes.largest(3, 0) == (3, 0)
-    assert processes.together(lambda: "a") == processes.shared(lambda: "a") == processes.in_turn(lambda: "a") == "a"
+    assert (
+        processes.on_all(lambda: "a")
+        == processes.from_first(lambda: "a")
+        == processes.first_then_others(lambda: "a")
+        == "a"
+    )
     np.testing.assert_array_equal(processes._gather(7), [7])

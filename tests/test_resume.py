@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from tiers import one_in
 
 from experiments import bad_input, kills
 from jaxbp.cli import main
@@ -103,7 +104,7 @@ def refused(capsys: pytest.CaptureFixture[str], match: str, *arguments: str) -> 
 # --- kills ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", one_in(3, list(OPTIMIZERS)))
 def test_a_run_that_was_killed_ends_as_one_that_was_not(optimizer: str, capsys: pytest.CaptureFixture[str]) -> None:
     """In a step that writes, before it and after it: three kills, one after the other, of one run."""
     Path("x.toml").write_text(IRIS.format(optimizer=OPTIMIZERS[optimizer]))
@@ -148,6 +149,7 @@ def test_a_kill_in_the_middle_of_a_save(monkeypatch: pytest.MonkeyPatch) -> None
     assert contents("x") == contents("whole")
 
 
+@pytest.mark.slow
 def test_real_kills_of_a_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three of the fifty and more of experiments/kills.py, the last one in a save; then 6 flips and 4 cuts."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
@@ -420,6 +422,7 @@ def test_a_network_and_data_that_do_not_fit_memory(
 # --- bad input --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_mutated_configs_and_files(monkeypatch: pytest.MonkeyPatch) -> None:
     """150 inputs, by other seeds than the 2,400 of experiments/bad_input.py, which traces the step too."""
     monkeypatch.setattr(bad_input, "traced", lambda *_: None)

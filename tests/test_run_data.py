@@ -347,6 +347,7 @@ def test_import_missing_file(tmp_path: Path, pack: Pack) -> None:
 
 
 @every_pack
+@pytest.mark.slow
 def test_gzip_bomb(tmp_path: Path, pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
     """100 MB of zeros in 100 kB: refused after one byte more than the file may have."""
     read: list[int] = []
@@ -419,6 +420,7 @@ def test_parse() -> None:
         fails(match, partial(idx.parse, spoiled, file, Path("f")))
 
 
+@pytest.mark.slow
 def test_real_mnist(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()  # the real table and the real data folder
     if not idx.is_local("mnist"):

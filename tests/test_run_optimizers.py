@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 from oracles import assert_close, assert_same_bits
+from tiers import one_in
 
 from jaxbp import MLP, Affine, init, update
 from jaxbp.run.compute.optimizers import OPTIMIZERS, SCHEDULES, Optimizer, build, in_steps
@@ -50,7 +51,7 @@ def norm(tree: Any) -> float:
 # --- every name -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", one_in(6, list(OPTIMIZERS)))
 def test_every_optimizer_takes_a_finite_step(name: str) -> None:
     params, grads = (jax.tree.map(lambda p: p.astype(jnp.float32), tree) for tree in (PARAMS, GRADS))
     after = stepped(build(OptimizerConfig(name, learning_rate=0.01), params), params, grads, steps=2)
@@ -96,7 +97,7 @@ def sample_arguments(name: str) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("name", one_in(4, list(SCHEDULES)))
 def test_every_schedule_gives_a_rate_and_takes_a_step(name: str) -> None:
     optimizer = build(OptimizerConfig(schedule=name, schedule_arguments=sample_arguments(name)), PARAMS)
     rates = np.array([float(np.asarray(optimizer.learning_rate(step))) for step in range(12)])

@@ -43,6 +43,7 @@ def spec(**changes: Any) -> StepSpec:
     return dataclasses.replace(PLAIN, **changes)
 
 
+@pytest.mark.production
 def test_an_epoch_with_checkpoints_has_the_same_bits() -> None:
     assert_same_bits(trained(spec(schedule=((2, 1), 1))), trained(PLAIN))
 
@@ -89,6 +90,7 @@ def scratch(**changes: Any) -> int:
     return int(program.memory_analysis().temp_size_in_bytes)
 
 
+@pytest.mark.production
 def test_an_epoch_takes_less_memory() -> None:
     """25 layers, of which √L holds 9; a gradient of their weights, 100 kB, is there as well."""
     plain, gradients, inputs = scratch(), 25 * 33 * 32 * 4, 256 * 32 * 4

@@ -76,6 +76,7 @@ def separate(member: Path, capsys: pytest.CaptureFixture[str]) -> tuple[Path, st
     ],
     ids=["sgd", "momentum", "adam"],
 )
+@pytest.mark.production
 def test_a_member_is_the_separate_run_bit_for_bit(
     iris: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], rates: tuple[str, ...], died: int
 ) -> None:
@@ -301,6 +302,7 @@ def test_the_picture(tmp_path: Path, name: str, seeds: int, epochs: int) -> None
     assert has_colour(pixels, "#440154")  # the first of viridis
 
 
+@pytest.mark.slow
 def test_the_study(iris: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     iris.write_text(IRIS + "[sweep]\nseeds = 2\n")
     study.main(["--config", str(iris), "--out", str(tmp_path)])

@@ -378,6 +378,7 @@ def test_nothing_is_written_unless_all_of_it_is(tmp_path: Path, monkeypatch: pyt
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_in_a_process_of_its_own() -> None:
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent), "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-m", "jaxbp", "study", "run", "--quantities", "el22n"]

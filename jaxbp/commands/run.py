@@ -82,7 +82,7 @@ def _train(config: "Config", options: argparse.Namespace) -> None:
     with processes.joined(outcome):
         find_devices()
         try:
-            (sweep if config.sweep.asked else loop).run(config, name, console(processes.leads()), options.how)
+            (sweep if config.sweep.enabled else loop).run(config, name, console(processes.leads()), options.how)
         except UserError as error:
             raise UserError(f"{path}{' and command line' if options.overrides else ''}: {error}") from None
 

@@ -158,7 +158,7 @@ class SweepConfig:
             raise ValueError(f"{members:,} members, at most {MOST_MEMBERS:,} are allowed")
 
     @property
-    def asked(self) -> bool:
+    def enabled(self) -> bool:
         """Whether the run is a sweep."""
         return self.seeds > 1 or bool(self.learning_rate)
 

@@ -42,7 +42,7 @@ class Setup(NamedTuple):
     program: Program
 
 
-class Begin(NamedTuple):
+class ResumePoint(NamedTuple):
     """Where a run that was stopped goes on: after how many epochs, with which key of the order, with which state."""
 
     epoch: int
@@ -75,7 +75,7 @@ def run(config: Config, name: str, console: Console, how: How = "auto") -> Path:
       Diverged: the loss or the gradient of a step was not finite, or the training loss after an epoch.
       Stopped: by SIGTERM or Ctrl-C, after a whole epoch, which is saved.
     """
-    setup = processes.together(lambda: prepare(config))
+    setup = processes.on_all(lambda: prepare(config))
     with folders.opened(config, name, data.digest(setup.problem.dataset), how) as folder:
         try:
             console.out(f"{describe(setup)}\nrun folder {folder.path}", highlight=False)  # brackets are no markup
@@ -109,11 +109,11 @@ def assemble(problem: Problem, kind: type[Program] = OneDevice, members: int = 1
     optimizer = optimizers.build(optimizers.in_steps(config.optimizer, count, config.train.epochs), shapes)
     spec = steps.spec(config, problem.net, optimizer)
     state = jax.eval_shape(optimizer.init, shapes)
-    processes.together(lambda: _check_memory(problem, shapes, state, members))
+    processes.on_all(lambda: _check_memory(problem, shapes, state, members))
     return Setup(problem, spec, kind(problem, spec))
 
 
-def epochs(setup: Setup, begin: Begin | None = None) -> Iterator[Epoch]:
+def epochs(setup: Setup, begin: ResumePoint | None = None) -> Iterator[Epoch]:
     """Trains; gives what was measured after each epoch. The parameters are `setup.program.whole`.
 
     Raises:
@@ -147,7 +147,7 @@ def _train(setup: Setup, folder: RunFolder, console: Console) -> None:
     event_files = folder.path / "events" if config.train.tensorboard and processes.leads() else None
     last: Epoch | None = None
     with (
-        signals.noted(processes.leads()) as stop,
+        signals.deferred(processes.leads()) as stop,
         progress(console, config.train.epochs, begun) as show,
         events(event_files, begun) as tell,
     ):
@@ -193,7 +193,7 @@ def _write_results(setup: Setup, folder: RunFolder, last: Epoch | None) -> None:
     problem, program = setup.problem, setup.program
     model = problem.model(program.fetch(program.whole))
     folder.save(model)
-    if not problem.config.train.plots or not processes.shared(lambda: len(folder.epochs)):
+    if not problem.config.train.plots or not processes.from_first(lambda: len(folder.epochs)):
         return
     evaluation = last.evaluations["test"] if last else program.evaluate(program.whole, "test")
 
@@ -205,7 +205,7 @@ def _write_results(setup: Setup, folder: RunFolder, last: Epoch | None) -> None:
     folder.draw(draw)
 
 
-def _resumed(setup: Setup, folder: RunFolder, console: Console) -> Begin | None:
+def _resumed(setup: Setup, folder: RunFolder, console: Console) -> ResumePoint | None:
     """Where the newest checkpoint was written; what was measured later is cut off."""
     saved = folder.newest(jax.eval_shape(lambda: first_state(setup.problem, setup.spec)))
     if saved is None:
@@ -213,7 +213,7 @@ def _resumed(setup: Setup, folder: RunFolder, console: Console) -> Begin | None:
         return None
     epoch, step, _, key = saved.position
     console.out(f"unfinished: goes on after epoch {epoch}, step {step}", highlight=False)
-    return Begin(epoch, jax.random.wrap_key_data(jnp.asarray(key)), saved.state)
+    return ResumePoint(epoch, jax.random.wrap_key_data(jnp.asarray(key)), saved.state)
 
 
 def epoch_row(setup: Setup, evaluations: dict[str, Evaluation], steps: Steps, epoch: int) -> EpochRow:

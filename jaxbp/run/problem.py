@@ -77,7 +77,7 @@ def pose(config: Config, in_place: bool = False) -> Problem:
     """
     if config.model.dtype == "float64":
         jax.config.update("jax_enable_x64", True)
-    dataset = processes.in_turn(lambda: data.load(config.data, in_place))
+    dataset = processes.first_then_others(lambda: data.load(config.data, in_place))
     net = network(config.model)
     _check_fit(net, dataset)
     _initializers(config.model)  # says what is wrong with them before anything is computed

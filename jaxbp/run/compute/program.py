@@ -4,6 +4,8 @@ A program owns the state of the training: it makes or places it, an epoch takes 
 is fetched to the host only to be saved.
 """
 
+import functools
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar
 
 import jax
@@ -39,12 +41,17 @@ class OneDevice:
         return jax.devices()[0].device_kind
 
     def begin(self, saved: State | None = None) -> None:
-        """Makes the initial state, or takes one that was saved, and compiles the epoch for it."""
-        state = first_state(self._problem, self._spec) if saved is None else saved
-        self._state = jax.tree.map(lambda leaf: jnp.array(leaf, leaf.dtype), state)  # a copy: no leaf is weakly typed
-        self.keep()
+        """Makes the initial state, or takes one that was saved, while another thread compiles the epoch for it."""
+        make = functools.partial(first_state, self._problem, self._spec)
+        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), jax.eval_shape(make))
         jitted = jax.jit(epoch, static_argnums=0, donate_argnums=1)
-        self._compiled = jitted.lower(self._spec, self._state, *self._sets["train"], jax.random.key(0), 0).compile()
+        lowered = jitted.lower(self._spec, shapes, *self._sets["train"], jax.random.key(0), 0)
+        with ThreadPoolExecutor(1) as other:  # XLA holds no Python lock
+            compiled = other.submit(lowered.compile)
+            state = make() if saved is None else saved
+            self._state = jax.tree.map(lambda leaf: jnp.array(leaf, leaf.dtype), state)  # a copy, not weakly typed
+            self.keep()
+            self._compiled = compiled.result()
 
     def epoch(self, key: Array, done: int) -> Steps:
         """Trains for an epoch in the order drawn from the key, `done` steps after the first one."""

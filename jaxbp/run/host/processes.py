@@ -75,7 +75,7 @@ def leads() -> bool:
     return jax.process_index() == 0
 
 
-def together(work: Callable[[], T]) -> T:
+def on_all(work: Callable[[], T]) -> T:
     """What `work` returns, in each process; a UserError in any of them is raised in all."""
     if jax.process_count() == 1:
         return work()
@@ -90,9 +90,9 @@ def together(work: Callable[[], T]) -> T:
     return result
 
 
-def shared(work: Callable[[], T]) -> T:
+def from_first(work: Callable[[], T]) -> T:
     """What `work` returns in the first process, which alone does it, in each; so is a UserError of it. Plain JSON."""
-    found = by_first(work)
+    found = on_first(work)
     return _gather(found)[0] if jax.process_count() > 1 else found  # type: ignore[return-value]
 
 
@@ -114,15 +114,15 @@ def broadcast(tree: Any, like: Any) -> Any:
     return jax.tree.unflatten(structure, [one(*pair) for pair in zip(leaves, given, strict=True)])
 
 
-def by_first(work: Callable[[], T]) -> T | None:
+def on_first(work: Callable[[], T]) -> T | None:
     """What `work` returns in the first process, which alone does it; a UserError of it is raised in all."""
-    return together(lambda: work() if leads() else None)
+    return on_all(lambda: work() if leads() else None)
 
 
-def in_turn(work: Callable[[], T]) -> T:
+def first_then_others(work: Callable[[], T]) -> T:
     """What `work` returns in each process, in the first one before the others: what it downloads, they find."""
-    first = by_first(work)
-    rest = together(lambda: None if leads() else work())
+    first = on_first(work)
+    rest = on_all(lambda: None if leads() else work())
     return first if leads() else rest  # type: ignore[return-value]
 
 

@@ -18,7 +18,7 @@ class Stop:
 
 
 @contextlib.contextmanager
-def noted(speaks: bool = True) -> Iterator[Stop]:
+def deferred(speaks: bool = True) -> Iterator[Stop]:
     """Takes both signals over, where they are not ignored; outside the main thread none can be."""
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():

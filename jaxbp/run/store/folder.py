@@ -69,7 +69,7 @@ class RunFolder:
             append(self.path / METRICS, rows)
             self.rows += rows
 
-        self._by_first(write)
+        self._on_first(write)
 
     def due(self, epoch: int) -> bool:
         """Whether a checkpoint is to be written after this epoch; the clocks of two processes may differ."""
@@ -84,7 +84,7 @@ class RunFolder:
             if wait:
                 self._checkpoints.wait()
 
-        self._by_first(write)
+        self._on_first(write)
 
     def newest(self, like: Any) -> Saved | None:
         """The newest whole checkpoint, in every process; what was measured after it is cut off. None without any."""
@@ -97,7 +97,7 @@ class RunFolder:
             self.rows = rewind(self.path, where.metrics_bytes, where.epoch)
             return [*where[:3], where.key.tolist()] if saved else None
 
-        position = processes.shared(read)
+        position = processes.from_first(read)
         if position is None:
             return None
         epoch, step, length, key = position
@@ -106,17 +106,17 @@ class RunFolder:
 
     def save(self, model: Model) -> None:
         """Writes params.safetensors."""
-        self._by_first(lambda: model.save(self.path))
+        self._on_first(lambda: model.save(self.path))
 
     def draw(self, pictures: Callable[[Path], None]) -> None:
         """Has the pictures drawn into the folder."""
-        self._by_first(lambda: pictures(self.path))
+        self._on_first(lambda: pictures(self.path))
 
     def finish(self) -> None:
         """Marks the run as finished: from now on nothing is changed in its folder."""
-        self._by_first((self.path / UNFINISHED).unlink)
+        self._on_first((self.path / UNFINISHED).unlink)
 
-    def _by_first(self, work: Callable[[], None]) -> None:
+    def _on_first(self, work: Callable[[], None]) -> None:
         def guarded() -> None:
             try:
                 work()
@@ -124,7 +124,7 @@ class RunFolder:
                 reason = f"can't be written: {error.strerror}; what was written before is whole"
                 raise UserError(f"{self.path}: {reason}") from None
 
-        processes.by_first(guarded)
+        processes.on_first(guarded)
 
 
 @contextlib.contextmanager
@@ -142,7 +142,7 @@ def opened(config: Config, name: str, data: str, how: How = "auto") -> Iterator[
         another config, the keys that differ are named, or with other data.
     """
     with contextlib.ExitStack() as stack:
-        path, resumed = processes.shared(lambda: _taken(stack, config, name, data, how))
+        path, resumed = processes.from_first(lambda: _taken(stack, config, name, data, how))
         checkpoints = stack.enter_context(Checkpoints(Path(path), config.checkpoint))
         yield RunFolder(Path(path), resumed, checkpoints)
 

@@ -123,7 +123,7 @@ def _train(sweep: Sweep, path: Path, console: Console) -> None:
     config, rows, started = sweep.config, list[MemberRow](), time.perf_counter()
     params = jax.device_get(_initial(sweep))
     try:
-        with progress(console, config.train.epochs) as show, signals.noted() as stop:
+        with progress(console, config.train.epochs) as show, signals.deferred() as stop:
             for params, found, timing in epochs(sweep):  # noqa: B007  (the last ones are saved below)
                 rows += found
                 folders.append(path / TIMINGS, [timing])
