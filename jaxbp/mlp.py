@@ -11,7 +11,8 @@ Source: F. Fleuret, *Deep Learning* (EE-559 / 14x050), lecture 3.6, "Back-propag
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 
 import jax
@@ -21,7 +22,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxbp import activations, initializers, losses
 from jaxbp.activations import Activation
 from jaxbp.losses import Loss
-from jaxbp.shapes import check_params, check_shape, check_targets
+from jaxbp.shapes import check_params, check_shape, check_targets, uncut
 
 Array = jax.Array
 
@@ -131,11 +132,38 @@ def init(
       (Affine(w=(256, 784), b=(256,)), Affine(w=(10, 256), b=(10,)))
     """
     draw_w, draw_b = initializers.weights(scheme), initializers.biases(bias)
-    params = []
-    for layer, (inputs, outputs) in enumerate(zip(net.sizes, net.sizes[1:], strict=False)):
+    shapes = list(zip(net.sizes[1:], net.sizes, strict=False))
+
+    def draw(layer: ArrayLike, shape: tuple[int, int]) -> Affine:
         key_w, key_b = jax.random.split(jax.random.fold_in(key, layer))
-        params.append(Affine(w=draw_w(key_w, (outputs, inputs), dtype), b=draw_b(key_b, (outputs,), dtype)))
-    return tuple(params)
+        return Affine(w=draw_w(key_w, shape, dtype), b=draw_b(key_b, shape[:1], dtype))
+
+    if not isinstance(key, jax.core.Tracer):
+        return tuple(draw(layer, shape) for layer, shape in enumerate(shapes))
+    params: dict[int, Affine] = {}
+    for shape in set(shapes):
+        layers = [layer for layer, other in enumerate(shapes) if other == shape]
+        params |= zip(layers, _in_a_loop(functools.partial(draw, shape=shape), layers), strict=False)
+    return tuple(params[layer] for layer in range(len(shapes)))
+
+
+def _in_a_loop(draw: Callable[[Array], Affine], layers: Sequence[int]) -> list[Affine]:
+    """draw(layer) for each of the layers, and perhaps a few more, in a program whose size is that of one draw.
+
+    A thousand draws in a row take XLA minutes to compile, and so do a thousand slices of a stack, each a kernel of its
+    own. Moves in a queue are none. A queue of √n blocks of √n layers moves each layer 2 √n times.
+    """
+    size = math.isqrt(len(layers) - 1) + 1
+    count = -(-len(layers) // size)
+    numbers = jnp.resize(jnp.array(layers), (size * count,))
+    empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(draw, numbers[0]))
+
+    def block(k: Array, queue: list[Affine]) -> list[Affine]:
+        drawn = jax.lax.fori_loop(0, size, lambda i, q: [*q[1:], draw(numbers[k * size + i])], [empty] * size)
+        return [*queue[size:], *drawn]
+
+    queue: list[Affine] = jax.lax.fori_loop(0, count, block, [empty] * (size * count))
+    return queue
 
 
 def forward(net: MLP, params: Params, x: ArrayLike) -> Tape:
@@ -268,7 +296,8 @@ def gradient(factors: Factors, weights: ArrayLike | None = None, normalize_by: A
     """
     scale = mean_weights(weights, len(factors.x[0]), normalize_by, wide(factors.x[0].dtype))
     xs = factors.x if weights is None else tuple(weighted((scale != 0).astype(x.dtype), x) for x in factors.x)
-    return outer_sums(Factors(xs, tuple(weighted(scale, delta) for delta in factors.delta)))
+    deltas = (weighted(scale, delta).astype(x.dtype) for x, delta in zip(xs, factors.delta, strict=True))
+    return outer_sums(Factors(xs, tuple(deltas)))
 
 
 def value_and_grad(
@@ -341,10 +370,10 @@ def wide(dtype: DTypeLike) -> DTypeLike:
 def checked_batch(net: MLP, params: Params, x: ArrayLike, y: ArrayLike) -> tuple[Array, Array]:
     """x and y as arrays of the parameters' dtype (labels keep theirs), checked."""
     check_params(net.sizes, params)
-    x, y = jnp.asarray(x, params[0].w.dtype), jnp.asarray(y)
+    x, y = jnp.asarray(x, params[0].w.dtype), uncut(y)
     check_shape("x", x.shape, ("N", net.sizes[0]))
     check_targets(losses.get(net.loss), y, len(x), net.sizes[-1])
-    return x, y if y.ndim == 1 else y.astype(wide(x.dtype))
+    return x, jnp.asarray(y, None if y.ndim == 1 else wide(x.dtype))
 
 
 def scaled_factors(net: MLP, params: Params, x: Array, y: Array, scale: Array) -> tuple[Array, Factors]:
