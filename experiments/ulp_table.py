@@ -127,7 +127,7 @@ def batches(name: str, dtype: Any, size: int) -> Iterator[tuple[np.ndarray, np.n
     of_classes = name in ("softmax_cross_entropy", "kl_divergence", "hinge")
     for labels in (True, False) if name == "softmax_cross_entropy" else (True,):
         for scale in (0.1, 3.0, 30.0, 1e4, 1e30) if of_classes else (3.0,):
-            x = (scale * rng.standard_normal((size // 10, 5))).astype(dtype)
+            x = (scale * rng.standard_normal((max(size // 10, 1), 5))).astype(dtype)
             y = np.asarray(oracles.targets(name, rng, x.shape, dtype, labels))
             yield x, y
             if of_classes:
@@ -138,7 +138,7 @@ def batches(name: str, dtype: Any, size: int) -> Iterator[tuple[np.ndarray, np.n
                     y[:, 2] = 0
                 yield x, y
     if not of_classes:
-        s = oracles.lattice(dtype, size // 4)
+        s = oracles.lattice(dtype, max(size // 4, 1))
         s = s[(s == 0) | (np.abs(s) >= jnp.finfo(dtype).tiny)]  # no NaN, nothing that is flushed to a kink at 0
         for target in {"sigmoid_cross_entropy": (0, 0.25, 1), "poisson": (0, 1, 5)}.get(name, (0, 1, -2.5)):
             yield s[:, None], np.full((s.size, 1), target, dtype)

@@ -109,3 +109,8 @@ def test_lattice_has_what_it_says():
     for point in (TINY, TINY / 2, TINY * SPACING, 1e20, 0.0, 3.0, float(np.finfo(np.float32).max)):
         assert np.isin(np.float32([point, -point]), s).all()
     assert np.signbit(s[s == 0]).tolist() == [False, True]
+
+
+@pytest.mark.parametrize("name", ["hinge", "huber"])  # of classes and of single elements
+def test_a_few_points_are_enough_for_a_row(name):
+    assert {"value", "derivative", "raw value", "optax value"} <= ulp_table.loss_scores(name, jnp.float32, 3).keys()
