@@ -42,7 +42,7 @@ def apply(net: MLP, params: Params, x: ArrayLike) -> Array:
       (Affine(w=(4, 3), b=(4,)), Affine(w=(1, 4), b=(1,)))
     """
     check_params(net.sizes, params)
-    x = jnp.asarray(x).astype(params[0].w.dtype)
+    x = jnp.asarray(x, params[0].w.dtype)
     check_shape("x", x.shape[-1:], net.sizes[:1])
     return _apply(net, params, x.reshape(-1, net.sizes[0])).reshape(*x.shape[:-1], net.sizes[-1])
 

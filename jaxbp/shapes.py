@@ -4,9 +4,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from jaxbp.losses import Loss
+
+
+def uncut(a: ArrayLike) -> jax.Array | np.ndarray:
+    """The array as it is given: JAX, outside its x64 mode, cuts 64-bit integers to 32 bits before they are seen."""
+    return a if isinstance(a, jax.Array) else np.asarray(a)
 
 
 def check_shape(name: str, shape: Sequence[int], *expected: Sequence[int | str]) -> None:
@@ -29,7 +36,7 @@ def check_shape(name: str, shape: Sequence[int], *expected: Sequence[int | str])
 
 
 def check_params(sizes: tuple[int, ...], params: Sequence[Any]) -> None:
-    """TypeError or ValueError unless params holds L layers of w (out, in) and b (out,)."""
+    """TypeError or ValueError unless params holds L layers of w (out, in) and b (out,), all floats."""
     if not all(hasattr(layer, "w") and hasattr(layer, "b") for layer in params):
         raise TypeError("params has a layer without the fields w and b, expected a jaxbp.Affine for each layer")
     if len(params) != len(sizes) - 1:
@@ -37,9 +44,14 @@ def check_params(sizes: tuple[int, ...], params: Sequence[Any]) -> None:
     for layer, ((w, b), inputs, outputs) in enumerate(zip(params, sizes, sizes[1:], strict=False), start=1):
         check_shape(f"w of layer {layer}", w.shape, (outputs, inputs))
         check_shape(f"b of layer {layer}", b.shape, (outputs,))
+        for name, leaf in (("w", w), ("b", b)):
+            if not jnp.issubdtype(leaf.dtype, jnp.floating):
+                raise TypeError(
+                    f"{name} of layer {layer} has dtype {leaf.dtype}, expected a float: x would be cut to it"
+                )
 
 
-def check_targets(loss: Loss, y: jax.Array, batch: int, outputs: int) -> None:
+def check_targets(loss: Loss, y: jax.Array | np.ndarray, batch: int, outputs: int) -> None:
     """ValueError unless y is what the loss takes: (N, C) numbers, (N,) integer labels in 0 … C − 1, or either."""
     expected: list[tuple[int, ...]] = [(batch, outputs)] if "array" in loss.target else []
     if "label" in loss.target:
@@ -49,16 +61,17 @@ def check_targets(loss: Loss, y: jax.Array, batch: int, outputs: int) -> None:
         check_labels(y, outputs)
 
 
-def check_labels(y: jax.Array, classes: int) -> None:
+def check_labels(y: jax.Array | np.ndarray, classes: int) -> None:
     """TypeError for labels that are not integers, ValueError for one out of range: the first bad row is named.
 
     Inside jit there is no value to look at; there a label out of range makes loss and gradient NaN.
     """
     if y.dtype.kind not in "iu":
-        raise TypeError(f"y holds labels and has dtype {y.dtype}, expected integers in 0 … {classes - 1}")
+        raise TypeError(f"y holds labels and has dtype {y.dtype}, labels have to be integers in 0 … {classes - 1}")
     if isinstance(y, jax.core.Tracer):
         return
     labels = np.asarray(y)
     bad = np.flatnonzero((labels < 0) | (labels >= classes))
     if bad.size:
-        raise ValueError(f"y[{bad[0]}] is {labels[bad[0]]}, expected a label in 0 … {classes - 1}")
+        hint = ": labels start at 0, not at 1" if labels.min() == 1 and labels.max() == classes else ""
+        raise ValueError(f"y[{bad[0]}] is {labels[bad[0]]}, expected a label in 0 … {classes - 1}{hint}")

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxbp import losses
-from jaxbp.mlp import Affine
+import jaxbp
+from jaxbp import MLP, Affine, losses, memory, persample
 from jaxbp.shapes import check_labels, check_params, check_shape, check_targets
 
 CROSS_ENTROPY, SQUARED, HINGE = map(losses.get, ("softmax_cross_entropy", "squared_error", "hinge"))
@@ -81,6 +81,54 @@ def test_square_batch_of_labels_is_labels():
 def test_first_bad_label_is_named(labels, row):
     with pytest.raises(ValueError, match=rf"^y\[{row}\] is {labels[row]}, expected a label in 0 … 1$"):
         check_labels(jnp.array(labels), 2)
+
+
+@pytest.mark.parametrize("label", [2**32 + 1, -(2**32), 2**63 - 1])
+def test_labels_are_looked_at_before_they_are_cut_to_32_bits(label):
+    """Without x64, as users have it, JAX makes 2³² + 1 a 1. Wherever labels enter."""
+    net = MLP((3, 4, 2))
+    with jax.enable_x64(False):
+        params, x = jaxbp.init(net, jax.random.key(0)), np.ones((2, 3))
+        enter = [
+            lambda y: jaxbp.factors(net, params, x, y),
+            lambda y: jaxbp.value_and_grad(net, params, x, y),
+            lambda y: memory.value_and_grad(net, params, x, y, 2),
+            lambda y: memory.each_layer(jaxbp.gradient, net, params, x, y, 2),
+            lambda y: persample.map_chunks(lambda losses, _: losses, net, params, x, y, 2),
+            lambda y: persample.gram_matrix(net, params, x, y, 2),
+            lambda y: persample.gram_matrix(net, params, x, np.array([0, 1]), 2, other=(x, y)),
+        ]
+        for function in enter:
+            with pytest.raises(ValueError, match=rf"^y\[1\] is {label}, expected a label in 0 … 1$"):
+                function(np.array([0, label]))
+
+
+def test_integers_are_not_cut_on_their_way_to_floats():
+    """2⁴⁰ as an input or a target is 2⁴⁰ in float32, not its last 32 bits, 0."""
+    net, big = MLP((1, 1), loss="squared_error"), np.array([[2**40]])
+    params = (Affine(jnp.ones((1, 1), jnp.float32), jnp.zeros(1, jnp.float32)),)
+    zero = np.zeros((1, 1), np.float32)
+    with jax.enable_x64(False):
+        scores = [
+            persample.map_chunks(lambda losses, _: losses, net, params, *data, 1) for data in ((big, zero), (zero, big))
+        ]
+        assert float(jaxbp.apply(net, params, big)[0, 0]) == 2.0**40
+        assert [float(a[0]) for a in scores] == [2.0**79] * 2
+        assert [float(jaxbp.factors(net, params, *data)[0][0]) for data in ((big, zero), (zero, big))] == [2.0**79] * 2
+
+
+def test_integer_parameters_are_refused():
+    """x = 0.5 would be cut to 0."""
+    params = (Affine(np.ones((2, 3), int), np.ones(2)),)
+    with pytest.raises(TypeError, match="w of layer 1 has dtype int64, expected a float"):
+        jaxbp.forward(MLP((3, 2)), params, np.full(3, 0.5))
+
+
+def test_labels_that_start_at_1():
+    with pytest.raises(ValueError, match=r"^y\[2\] is 3, expected a label in 0 … 2: labels start at 0, not at 1$"):
+        check_labels(np.array([1, 2, 3]), 3)
+    with pytest.raises(TypeError, match=r"^y holds labels and has dtype float64, labels have to be integers in 0 … 2$"):
+        check_labels(np.array([0.0, 1.0, 2.0]), 3)
 
 
 def test_labels_are_not_looked_at_inside_jit():
