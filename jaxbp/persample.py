@@ -13,6 +13,17 @@ Norms and products are over all parameters, biases included; `per_layer=True` gi
 Dtypes. Gradients come in the dtype of the factors, everything else in float32 at least. Matrix products follow
 `jax_default_matmul_precision`: where a GPU multiplies float32 in TF32, Gram matrices and moments have its 3 digits.
 
+Range. Factors are first scaled by powers of two, which rounds nothing. So nothing on the way overflows or underflows,
+and what is right depends on the result alone. In float32 "normal" means 1.2e-38 … 3.4e38, in float64 2.2e-308 …
+1.8e308; smaller numbers count as 0, because XLA flushes them on CPUs.
+
+    grand, el2n                                            where the norm is normal
+    squared_norms, gram, dot, influence                    where the product of the norms (‖gₙ‖², ‖gₙ‖ ‖v‖) is normal
+    cosine, stiffness, clipped_mean, diversity, coherence  for all finite x and δ, even if gₙ overflows
+    signal_to_noise, variance, second_moment, noise_scale  where the largest |x| times the largest |δ| is normal, and
+                                                           its square too in all but the first
+    gradients, mean_gradient                               where δ x is normal
+
 Time and memory. A quantity costs at most a few matrix products (N, out) × (N, in), each as much as the batch gradient's
 own. The gradients themselves are `gradients(factors)`, or one line of the lecture's code under `jax.vmap`:
 
@@ -23,19 +34,21 @@ writing it takes. Whatever is computed from them is faster here from the factors
 """
 
 import functools
+import weakref
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple, overload
+from typing import Any, Literal, NamedTuple, cast, overload
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
-from jaxbp import losses
+from jaxbp import losses, scaled
 from jaxbp.mlp import MLP, Affine, Factors, Params, Tree, mean_weights, weighted, wide
 from jaxbp.mlp import factors as batch_factors
 from jaxbp.mlp import gradient as mean_gradient
-from jaxbp.shapes import check_params, check_shape, check_targets
+from jaxbp.scaled import Rows, in_wide, layers_of
+from jaxbp.shapes import check_params, check_shape, check_targets, uncut
 
 Array = jax.Array
 
@@ -45,8 +58,10 @@ __all__ = [
     "Stiffness",
     "clipped_mean",
     "coherence",
+    "coherence_from_norms",
     "cosine",
     "diversity",
+    "diversity_from_norms",
     "dot",
     "el2n",
     "gradients",
@@ -106,7 +121,7 @@ def gradients(factors: Factors) -> Params:
     return tuple(
         Affine(w=delta[:, :, None] * x[:, None, :],                     # no,ni->noi
                b=delta)
-        for x, delta in _layers(factors)
+        for x, delta in layers_of(factors)
     )
     # fmt: on
 
@@ -118,6 +133,9 @@ def squared_norms(factors: Factors, per_layer: Literal[True]) -> tuple[Array, ..
 def squared_norms(factors: Factors, per_layer: bool = False) -> Array | tuple[Array, ...]:
     """‖gₙ‖² = Σ_l ‖δₙ⁽ˡ⁾‖² (1 + ‖xₙ⁽ˡ⁻¹⁾‖²), the 1 being the bias.
 
+    The square is ∞ from ‖gₙ‖ = 1.8e19 on and 0 below 1.1e-19 in float32 (1.3e154 and 1.5e-154 in float64): `grand` is
+    right beyond.
+
     Source: I. Goodfellow, *Efficient per-example gradient computations*, 2015, §4 (weights; the bias is added here).
 
     Returns:
@@ -128,11 +146,9 @@ def squared_norms(factors: Factors, per_layer: bool = False) -> Array | tuple[Ar
       >>> squared_norms(f).tolist()
       [24.0, 2.0]
     """
-    layers = tuple(
-        jnp.sum(delta**2, axis=1) * (1 + jnp.sum(x**2, axis=1))  # ‖δ‖² (1 + ‖x‖²)
-        for x, delta in _layers(_wide(factors))
-    )
-    return layers if per_layer else _total(layers)
+    squares = _squares(factors, per_layer)
+    layers = tuple(a * r * r * r * r for a, r in squares)
+    return layers if per_layer else layers[0]
 
 
 @overload
@@ -158,11 +174,17 @@ def dot(factors: Factors, tree: Params, per_layer: bool = False) -> Array | tupl
       [4.0, 1.0]
     """
     check_params((factors.x[0].shape[1], *(delta.shape[1] for delta in factors.delta)), tree)
-    layers = tuple(
-        jnp.sum(delta * (x @ v.w.T.astype(x.dtype) + v.b.astype(x.dtype)[None]), axis=1)  # δ · (V x + v_b)
-        for (x, delta), v in zip(_layers(_wide(factors)), tree, strict=True)
-    )
+    layers = tuple(_slopes(layer, v) for layer, v in zip(scaled.rows(factors), tree, strict=True))
     return layers if per_layer else _total(layers)
+
+
+def _slopes(layer: Rows, v: Affine) -> Array:
+    """δ · (V x + v_b) of one layer."""
+    w, b = (a.astype(layer.x.dtype) for a in v)
+    root = scaled.root_of(jnp.maximum(jnp.max(jnp.abs(w)), jnp.max(jnp.abs(b))))
+    w, b = w / root / root, b / root / root
+    unit = layer.root * root
+    return jnp.sum(layer.delta * (layer.x @ w.T + layer.one[:, None] * b[None]), axis=1) * unit * unit
 
 
 @overload
@@ -189,10 +211,9 @@ def gram(factors: Factors, other: Factors | None = None, per_layer: bool = False
     """
     other = factors if other is None else other
     _check_same_widths(factors, other)
-    layers = tuple(
-        (delta @ delta_.T) * (1 + x @ x_.T)  # no,mo->nm ∘ (1 + ni,mi->nm)
-        for (x, delta), (x_, delta_) in zip(_layers(_wide(factors)), _layers(_wide(other)), strict=True)
-    )
+    pairs = list(zip(scaled.rows(factors), scaled.rows(other), strict=True))
+    units = [layer.root[:, None] * layer_.root[None] for layer, layer_ in pairs]
+    layers = tuple(scaled.products(*pair) * unit * unit for pair, unit in zip(pairs, units, strict=True))
     return layers if per_layer else _total(layers)
 
 
@@ -213,9 +234,10 @@ def cosine(factors: Factors, other: Factors | None = None) -> Array:
       >>> [round(cos, 3) for cos in cosine(f)[0].tolist()]
       [1.0, 0.866]
     """
-    first = grand(factors)
-    second = first if other is None else grand(other)
-    return _ratio(_ratio(gram(factors, other), first[:, None]), second[None, :])  # one by one: ‖g‖‖g′‖ may overflow
+    other = factors if other is None else other
+    _check_same_widths(factors, other)
+    pairs = zip(scaled.unit_rows(factors), scaled.unit_rows(other), strict=True)
+    return _total([scaled.products(layer, layer_) for layer, layer_ in pairs])
 
 
 # Moments ------------------------------------------------------------------------------------------------------------
@@ -240,8 +262,9 @@ def second_moment(factors: Factors, weights: ArrayLike | None = None, normalize_
       >>> second_moment(f)[0].w.tolist()
       [[2.0, 8.5]]
     """
-    squared = Factors(*jax.tree.map(jnp.square, tuple(_wide(factors))))  # (δ xᵀ)² = δ² (x²)ᵀ
-    return mean_gradient(squared, weights, normalize_by)  # no,ni->oi /N
+    columns, roots = scaled.columns(_present(factors, _weights(factors, weights)))
+    squared = Factors(*jax.tree.map(jnp.square, tuple(columns)))  # (δ xᵀ)² = δ² (x²)ᵀ
+    return scaled.in_units(mean_gradient(squared, weights, normalize_by), roots)  # no,ni->oi /N
 
 
 def variance(factors: Factors, weights: ArrayLike | None = None, unbiased: bool = True) -> Params:
@@ -275,8 +298,14 @@ def variance(factors: Factors, weights: ArrayLike | None = None, unbiased: bool 
       ([[2.0, 4.5]], [[1.0, 2.25]])
     """
     p = _shares(factors, weights)
-    divisor = 1 - jnp.sum(p**2) if unbiased else jnp.ones((), p.dtype)
-    spread = tuple(_layer_spread(x, delta, p) for x, delta in _layers(_present(factors, p)))
+    columns, roots = scaled.columns(_present(factors, p))
+    return scaled.in_units(_variance(columns, p, unbiased), roots)
+
+
+def _variance(factors: Factors, p: Array, unbiased: bool) -> Params:
+    """The variance with the shares p."""
+    divisor = _distinct(p) if unbiased else jnp.ones((), p.dtype)
+    spread = tuple(_layer_spread(x, delta, p) for x, delta in layers_of(factors))
     clipped: Params = jax.tree.map(lambda a: jnp.maximum(a, 0) / divisor, spread)
     return clipped
 
@@ -322,9 +351,10 @@ def signal_to_noise(factors: Factors, weights: ArrayLike | None = None, unbiased
       [0.707, 1.179]
     """
     p = _shares(factors, weights)
-    mean = mean_gradient(_present(factors, p), p, normalize_by=1)
+    columns, _ = scaled.columns(_present(factors, p))  # the scale of a parameter is the same in ḡ and √Var
+    mean = mean_gradient(columns, p, normalize_by=1)
     ratios: Params = jax.tree.map(
-        lambda g, v: jnp.where(g == 0, 0 * v, jnp.abs(g) / jnp.sqrt(v)), mean, variance(factors, weights, unbiased)
+        lambda g, v: jnp.where(g == 0, 0 * v, jnp.abs(g) / jnp.sqrt(v)), mean, _variance(columns, p, unbiased)
     )
     return ratios
 
@@ -341,7 +371,8 @@ def clipped_mean(
 ) -> Clipped:
     """Σₙ weightsₙ gₙ min(1, C/‖gₙ‖) / N and the fraction of the samples that were clipped.
 
-    Clipping comes first, then the weight; replacing one sample moves the result by at most 2C/N (weights ≤ 1).
+    Clipping comes first, then the weight; replacing one sample moves the result by at most 2C/N (weights ≤ 1), up to
+    the rounding of float32 or float64. In bfloat16, whose rounding would exceed C, C (1 − 2⁻⁷) is clipped to instead.
 
     Source: M. Abadi et al., *Deep learning with differential privacy*, 2016, algorithm 1 (without the noise);
     X. Li et al., *Large language models can be strong differentially private learners*, 2022, §4 (from the factors).
@@ -366,28 +397,34 @@ def clipped_mean(
       ([0.408, 1.316], 0.5)
     """
     layers, counted = len(factors.x), _weights(factors, weights) != 0
-    norms = [jnp.sqrt(a) for a in (squared_norms(factors, per_layer=True) if per_layer else [squared_norms(factors)])]
-    bounds = _bounds(max_norm, len(norms), norms[0])
-    clips = [_clip(norm, bound, counted) for norm, bound in zip(norms, bounds, strict=True)]
-    factor = [factor for factor, _ in clips] * (layers // len(clips))
-    delta = tuple(f[:, None].astype(d.dtype) * d for f, d in zip(factor, factors.delta, strict=True))
+    bounds = _bounds(max_norm, [(), (layers,)] if per_layer else [()], factors.x[0].dtype)
+    clips = [_clip(*square, c, counted) for square, c in zip(_squares(factors, per_layer), bounds, strict=True)]
+    pairs = zip(in_wide(factors).delta, clips * (layers // len(clips)), strict=True)
+    delta = tuple(d * a[:, None] * b[:, None] for d, ((a, b), _) in pairs)
     mean = mean_gradient(Factors(factors.x, delta), weights, normalize_by)  # δ min(1, C/‖g‖) xᵀ, no,ni->oi /N
     return Clipped(mean, tuple(fraction for _, fraction in clips) if per_layer else clips[0][1])
 
 
-def _bounds(max_norm: ArrayLike, count: int, norm: Array) -> Array:
-    """`count` bounds C in the dtype of the norms, checked."""
-    bound = jnp.asarray(max_norm, norm.dtype)
-    check_shape("max_norm", bound.shape, (), *([(count,)] if count > 1 else []))
+def _bounds(max_norm: ArrayLike, shapes: Sequence[tuple[int, ...]], dtype: DTypeLike) -> Array:
+    """Bounds C of the last of the shapes, which are all that is allowed; less what a narrow dtype rounds off."""
+    bound = jnp.asarray(max_norm, wide(dtype))
+    check_shape("max_norm", bound.shape, *shapes)
     if not isinstance(bound, jax.core.Tracer) and not bool(jnp.all(bound >= 0)):
         raise ValueError(f"max_norm is {max_norm}, allowed: max_norm ≥ 0")
-    return jnp.broadcast_to(bound, (count,))
+    rounding = float(
+        jnp.finfo(dtype).eps - jnp.finfo(wide(dtype)).eps
+    )  # δ and the mean: half an ε each; 0 from float32 on
+    return jnp.broadcast_to(bound * (1 - rounding), shapes[-1] or (1,))
 
 
-def _clip(norm: Array, bound: Array, counted: Array) -> tuple[Array, Array]:
-    """min(1, C/‖gₙ‖), and the fraction of the samples with ‖gₙ‖ > C. A NaN norm is not clipped, so that it shows."""
-    over = norm > bound
-    factor = jnp.where(over, bound / jnp.where(over, norm, 1), 1)
+def _clip(square: Array, root: Array, bound: Array, counted: Array) -> tuple[tuple[Array, Array], Array]:
+    """min(1, C/‖gₙ‖) as two factors, because ‖gₙ‖ = √square root² may overflow, and the fraction with ‖gₙ‖ > C.
+
+    A NaN norm is not clipped, so that it shows.
+    """
+    norm = jnp.sqrt(square)
+    over = norm * root * root > bound
+    factor = jnp.where(over, 1 / root, 1), jnp.where(over, bound / jnp.where(over, norm, 1) / root, 1)
     return factor, _ratio(jnp.sum(over & counted, dtype=norm.dtype), jnp.sum(counted, dtype=norm.dtype))
 
 
@@ -405,10 +442,11 @@ def noise_scale(
 def noise_scale(
     factors: Factors, weights: ArrayLike | None = None, per_layer: bool = False
 ) -> NoiseScale | tuple[NoiseScale, ...]:
-    """The simple noise scale tr Σ / |G|² of one batch, from the mean ‖gₙ‖² and the norm of the mean.
+    """The simple noise scale tr Σ / |G|² of one batch: tr Σ = Σₙ pₙ ‖gₙ − ḡ‖² / (1 − Σ pₙ²), |G|² = ‖ḡ‖² − Σ pₙ² tr Σ.
 
-    G is the true gradient, Σ the covariance of gₙ. `noise_scale_from_norms` with batches of 1 and of N; unequal weights
-    count as N = 1 / Σ pₙ² samples.
+    G is the true gradient, Σ the covariance of gₙ. It is `noise_scale_from_norms` with batches of 1 and of N, unequal
+    weights counting as N = 1 / Σ pₙ² samples; but the trace is the sum of `variance`, which does not cancel where the
+    samples agree.
 
     Source: S. McCandlish et al., *An empirical model of large-batch training*, 2018, §2.2 and appendix A.1.
 
@@ -429,12 +467,40 @@ def noise_scale(
       [6.0, 7.0, 1.167]
     """
     p = _shares(factors, weights)
-    samples = 1 / jnp.sum(p**2)
-    mean_norms, norm_of_mean = _mean_norms(factors, p)
-    if per_layer:
-        pairs = zip(mean_norms, norm_of_mean, strict=True)
-        return tuple(noise_scale_from_norms(small, big, 1, samples) for small, big in pairs)
-    return noise_scale_from_norms(_total(mean_norms), _total(norm_of_mean), 1, samples)
+    layers = [_mean_and_spread(x, delta, p) for x, delta in layers_of(_present(factors, p))]
+    means, spreads = ([(pair[i], root) for *pair, root in layers] for i in (0, 1))
+    if not per_layer:
+        means, spreads = [scaled.added(means)], [scaled.added(spreads)]
+    found = tuple(_noise_scale(mean, spread, root, p) for (mean, root), (spread, _) in zip(means, spreads, strict=True))
+    return found if per_layer else found[0]
+
+
+def _mean_and_spread(x: Array, delta: Array, p: Array) -> tuple[Array, Array, Array]:
+    """‖ḡ‖² and Σₙ pₙ ‖gₙ − ḡ‖² of one layer and r, both in units of r⁴.
+
+    With x = x̄ + e, δ = δ̄ + d and C = E[d eᵀ] the mean is δ̄ x̄ᵀ + C, and gₙ − ḡ = d xᵀ + δ̄ eᵀ − C.
+    """
+    root_x, root_delta = (scaled.root_of(jnp.max(jnp.abs(a), initial=least)) for a, least in ((x, 1), (delta, 0)))
+    x, delta, one = x / root_x / root_x, delta / root_delta / root_delta, 1 / root_x / root_x
+    share = p[:, None]
+    x_mean, delta_mean = jnp.sum(share * x, axis=0), jnp.sum(share * delta, axis=0)
+    e, d = x - x_mean[None], delta - delta_mean[None]
+    c = (share * d).T @ e
+    # fmt: off
+    norms = (jnp.sum(d**2, axis=1) * (one**2 + jnp.sum(x**2, axis=1))   # ‖d‖² (1 + ‖x‖²)
+             + jnp.sum(delta_mean**2) * jnp.sum(e**2, axis=1)           # + ‖δ̄‖² ‖e‖²
+             + 2 * jnp.sum(d * delta_mean[None], axis=1) * jnp.sum(x * e, axis=1))  # + 2 (d · δ̄) (x · e)
+    # fmt: on
+    mean = jnp.sum((jnp.outer(delta_mean, x_mean) + c) ** 2) + one**2 * jnp.sum(delta_mean**2)
+    return mean, jnp.maximum(jnp.sum(p * norms) - jnp.sum(c**2), 0), root_x * root_delta
+
+
+def _noise_scale(mean: Array, spread: Array, root: Array, p: Array) -> NoiseScale:
+    """From ‖ḡ‖² and Σₙ pₙ ‖gₙ − ḡ‖² in units of root⁴."""
+    trace = spread / _distinct(p)
+    squared_gradient = mean - trace * jnp.sum(p**2)
+    unit = root * root
+    return NoiseScale(squared_gradient * unit * unit, trace * unit * unit, _ratio(trace, squared_gradient))
 
 
 def noise_scale_from_norms(
@@ -451,16 +517,18 @@ def noise_scale_from_norms(
 
     Source: S. McCandlish et al., *An empirical model of large-batch training*, 2018, appendix A.1.
 
+    The differences cancel where the samples agree: `noise_scale`, from the factors, keeps its digits there.
+
     Args:
       small_norm, big_norm: |G_b|² and |G_B|², squared norms, each a scalar (|G_b|² averaged over the small batches).
-      small_batch, big_batch: b < B. b = B gives NaN.
+      small_batch, big_batch: b < B, whole or not. b = B gives NaN.
 
     Example:
       >>> [round(float(a), 3) for a in noise_scale_from_norms(13.0, 9.5, 1, 2)]
       [6.0, 7.0, 1.167]
     """
-    small, big = jnp.asarray(small_norm), jnp.asarray(big_norm)
-    inverse_small, inverse_big = (1 / jnp.asarray(batch, small.dtype) for batch in (small_batch, big_batch))
+    small, big, *batches = _floats(small_norm, big_norm, small_batch, big_batch)
+    inverse_small, inverse_big = (1 / batch for batch in batches)
     gap = jnp.where(inverse_small == inverse_big, jnp.nan, inverse_small - inverse_big)  # not ±inf, a rounding's sign
     squared_gradient = (big * inverse_small - small * inverse_big) / gap
     trace = (small - big) / gap
@@ -486,8 +554,22 @@ def diversity(factors: Factors, weights: ArrayLike | None = None) -> Array:
       >>> round(float(diversity(f)), 3)
       0.684
     """
-    mean_norms, norm_of_mean = _mean_norms(factors, _shares(factors, weights))
-    return _ratio(_ratio(_total(mean_norms), _total(norm_of_mean)), jnp.sum(_weights(factors, weights)))
+    return diversity_from_norms(*_mean_norms(factors, _shares(factors, weights)), jnp.sum(_weights(factors, weights)))
+
+
+def diversity_from_norms(small_norm: ArrayLike, big_norm: ArrayLike, samples: ArrayLike) -> Array:
+    """`diversity` from the mean of ‖gₙ‖² and ‖ḡ‖² of N samples: their ratio / N, 0 where all gradients are 0.
+
+    Args:
+      small_norm, big_norm: the mean of ‖gₙ‖² and ‖ḡ‖², squared norms.
+      samples: N, or the sum of the weights.
+
+    Example:
+      >>> round(float(diversity_from_norms(13.0, 9.5, 2)), 3)
+      0.684
+    """
+    small, big, count = _floats(small_norm, big_norm, samples)
+    return _ratio(_ratio(small, big), count)
 
 
 def coherence(factors: Factors, weights: ArrayLike | None = None) -> Array:
@@ -510,8 +592,21 @@ def coherence(factors: Factors, weights: ArrayLike | None = None) -> Array:
       >>> round(float(coherence(f)), 3)
       0.731
     """
-    mean_norms, norm_of_mean = _mean_norms(factors, _shares(factors, weights))
-    return _ratio(_total(norm_of_mean), _total(mean_norms))
+    return coherence_from_norms(*_mean_norms(factors, _shares(factors, weights)))
+
+
+def coherence_from_norms(small_norm: ArrayLike, big_norm: ArrayLike) -> Array:
+    """`coherence` from the mean of ‖gₙ‖² and ‖ḡ‖²: ‖ḡ‖² / mean ‖gₙ‖², 0 where all gradients are 0.
+
+    Args:
+      small_norm, big_norm: the mean of ‖gₙ‖² and ‖ḡ‖², squared norms.
+
+    Example:
+      >>> round(float(coherence_from_norms(13.0, 9.5)), 3)
+      0.731
+    """
+    small, big = _floats(small_norm, big_norm)
+    return _ratio(big, small)
 
 
 def stiffness(
@@ -545,14 +640,14 @@ def stiffness(
     """
     if other is None and other_weights is not None:
         raise ValueError("other_weights is given without other, a batch has the same weights on both sides")
-    first = _weights(factors, weights)
-    second = first if other is None else _weights(other, other_weights)
+    first = _shares(factors, weights)
+    second = first if other is None else _shares(other, other_weights)
     pairs = first[:, None] * second[None, :]
     if other is None:
         pairs = pairs * (1 - jnp.eye(len(first), dtype=pairs.dtype))
     share = _ratio(pairs, jnp.sum(pairs)[None, None])
-    sign = jnp.sum(weighted(share, jnp.sign(gram(factors, other))))
-    return Stiffness(sign, jnp.sum(weighted(share, cosine(factors, other))))
+    cosines = cosine(factors, other)
+    return Stiffness(jnp.sum(weighted(share, jnp.sign(cosines))), jnp.sum(weighted(share, cosines)))
 
 
 # Scores of single samples -------------------------------------------------------------------------------------------
@@ -573,7 +668,8 @@ def grand(factors: Factors) -> Array:
       >>> [round(norm, 3) for norm in grand(f).tolist()]
       [4.899, 1.414]
     """
-    return jnp.sqrt(squared_norms(factors))
+    ((a, r),) = _squares(factors, per_layer=False)
+    return jnp.sqrt(a) * r * r
 
 
 def el2n(factors: Factors) -> Array:
@@ -593,7 +689,8 @@ def el2n(factors: Factors) -> Array:
       >>> el2n(f).tolist()
       [5.0, 0.0]
     """
-    return jnp.sqrt(jnp.sum(_wide(factors).delta[-1] ** 2, axis=1))
+    delta, root = scaled.each_row(in_wide(factors).delta[-1], 0.0)
+    return jnp.sqrt(jnp.sum(delta**2, axis=1)) * root * root
 
 
 def influence(train: Sequence[Factors], test: Sequence[Factors], learning_rates: Sequence[ArrayLike]) -> Array:
@@ -643,7 +740,7 @@ def map_chunks(
 
     Args:
       quantity: (losses, factors) of a chunk ↦ a pytree of arrays whose first axis is the chunk's samples. Each new
-        function object is compiled anew, so define it once.
+        function object is compiled anew, so define it once; the program is kept as long as the function is.
       net, params: the network and its parameters.
       x, y: inputs (N, n₀), of any dtype (a chunk is cast, not the data set), and targets, as for `jaxbp.factors`.
       chunk_size: how many samples at a time, ≥ 1.
@@ -662,8 +759,24 @@ def map_chunks(
       (10,)
     """
     x, y = _data_set(net, params, x, y, chunk_size)
-    mapped: Tree = jax.jit(_map_chunks, static_argnums=(0, 1, 5))(quantity, net, params, x, y, chunk_size)
+    if quantity not in _programs:
+        _programs[quantity] = _program(quantity)
+    mapped: Tree = _programs[quantity](net, params, x, y, chunk_size)
     return mapped
+
+
+_programs: weakref.WeakKeyDictionary[Callable[..., Any], Callable[..., Any]] = weakref.WeakKeyDictionary()
+"""The compiled map of each quantity that is alive: as a static argument of jax.jit a quantity would live for ever."""
+
+
+def _program(quantity: Callable[[Array, Factors], Tree]) -> Callable[..., Tree]:
+    alive = weakref.ref(quantity)  # not the quantity itself, which would keep itself alive through _programs
+
+    def mapped(net: MLP, params: Params, x: Array, y: Array, chunk_size: int) -> Tree:
+        return _map_chunks(cast(Callable[[Array, Factors], Tree], alive()), net, params, x, y, chunk_size)
+
+    program: Callable[..., Tree] = jax.jit(mapped, static_argnums=(0, 4))
+    return program
 
 
 def gram_matrix(
@@ -703,13 +816,15 @@ def gram_matrix(
 
 
 def _data_set(net: MLP, params: Params, x: ArrayLike, y: ArrayLike, chunk_size: int) -> tuple[Array, Array]:
-    """x and y as arrays, checked; x keeps its dtype."""
+    """x and y as arrays, checked; x keeps its dtype, unless JAX would cut its integers."""
     if chunk_size < 1:
         raise ValueError(f"chunk_size is {chunk_size}, allowed: chunk_size ≥ 1")
     check_params(net.sizes, params)
-    x, y = jnp.asarray(x), jnp.asarray(y)
+    x, y = uncut(x), uncut(y)
     check_shape("x", x.shape, ("N", net.sizes[0]))
     check_targets(losses.get(net.loss), y, len(x), net.sizes[-1])
+    cut = [a.ndim == 2 and a.dtype.kind in "iu" and a.dtype.itemsize == 8 for a in (x, y)]
+    x, y = (jnp.asarray(a, wide(params[0].w.dtype) if is_cut else None) for a, is_cut in zip((x, y), cut, strict=True))
     return x, y
 
 
@@ -748,14 +863,11 @@ def _gram_matrix(
 # Shared -------------------------------------------------------------------------------------------------------------
 
 
-def _layers(factors: Factors) -> list[tuple[Array, Array]]:
-    """(x⁽ˡ⁻¹⁾, δ⁽ˡ⁾) of each layer."""
-    return list(zip(factors.x, factors.delta, strict=True))
-
-
-def _wide(factors: Factors) -> Factors:
-    """The factors in float32 at least."""
-    return Factors(*jax.tree.map(lambda a: a.astype(wide(a.dtype)), tuple(factors)))
+def _floats(*values: ArrayLike) -> list[Array]:
+    """The values in one float dtype; integers among them cut nothing."""
+    with jax.numpy_dtype_promotion("standard"):
+        dtype = jnp.result_type(float, *values)
+    return [jnp.asarray(value, wide(dtype)) for value in values]
 
 
 def _weights(factors: Factors, weights: ArrayLike | None) -> Array:
@@ -766,20 +878,44 @@ def _weights(factors: Factors, weights: ArrayLike | None) -> Array:
 def _shares(factors: Factors, weights: ArrayLike | None) -> Array:
     """pₙ = weightsₙ / Σ weights, (N,); zeros where all weights are 0."""
     w = _weights(factors, weights)
+    root = scaled.root_of(jnp.max(w, initial=0))  # sums of weights near the largest number overflow
+    w = w / root / root
     return mean_weights(w, len(w), jnp.sum(w), w.dtype)
+
+
+def _distinct(p: Array) -> Array:
+    """1 − Σ pₙ² = Σ_{n≠m} pₙ pₘ, the chance that two draws differ, without cancelling beside a share near 1.
+
+    With the largest share q and the sum r of the others it is 2 q r + r² − Σ′ pₙ². 1 where all weights are 0.
+    """
+    ordered = jnp.sort(p)
+    others, q = ordered[:-1], jnp.sum(ordered[-1:])
+    r = jnp.sum(others)
+    return jnp.where(q == 0, 1, 2 * q * r + (r * r - jnp.sum(others**2)))
 
 
 def _present(factors: Factors, p: Array) -> Factors:
     """The factors in float32 at least, zeros (not NaN) in the rows of samples that do not count."""
-    return Factors(*jax.tree.map(lambda a: jnp.where(p[:, None] == 0, 0, a), tuple(_wide(factors))))
+    return Factors(*jax.tree.map(lambda a: jnp.where(p[:, None] == 0, 0, a), tuple(in_wide(factors))))
 
 
-def _mean_norms(factors: Factors, p: Array) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
-    """Σₙ pₙ ‖gₙ‖² and ‖Σₙ pₙ gₙ‖² of each layer."""
-    factors = _present(factors, p)
-    mean_norms = tuple(jnp.sum(p * norms) for norms in squared_norms(factors, per_layer=True))
-    mean = mean_gradient(factors, p, normalize_by=1)
-    return mean_norms, tuple(jnp.sum(w**2) + jnp.sum(b**2) for w, b in mean)
+def _squares(factors: Factors, per_layer: bool) -> list[tuple[Array, Array]]:
+    """‖gₙ‖² as the pairs of `scaled`, of each layer or in a list of one."""
+    layers = [scaled.squares(layer) for layer in scaled.rows(factors)]
+    return layers if per_layer else [scaled.added(layers)]
+
+
+def _mean_norms(factors: Factors, p: Array) -> tuple[Array, Array]:
+    """Σₙ pₙ ‖gₙ‖² and ‖Σₙ pₙ gₙ‖² in a unit of the size of the largest ‖gₙ‖²."""
+    layers = scaled.rows(_present(factors, p))
+    largest = jnp.max(jnp.stack([layer.root for layer in layers]), initial=float(jnp.finfo(p.dtype).tiny) ** 0.5)
+    small, big = [], []
+    for layer in layers:
+        unit = (layer.root / largest) ** 2
+        delta = (p * unit)[:, None] * layer.delta
+        small.append(jnp.sum(p * unit**2 * scaled.squares(layer)[0]))
+        big.append(jnp.sum((delta.T @ layer.x) ** 2) + jnp.sum(jnp.sum(delta * layer.one[:, None], axis=0) ** 2))
+    return _total(small), _total(big)
 
 
 def _total(layers: Sequence[Array]) -> Array:

@@ -6,6 +6,8 @@ fourth order in them.
 """
 
 import functools
+import gc
+import weakref
 
 import hypothesis.strategies as st
 import jax
@@ -203,8 +205,53 @@ def test_every_quantity_is_its_naive_twin(net, dtype):
 def test_the_twins_cover_every_public_quantity():
     named = {name.replace(",", " ").split()[0] for name in twins(NET, 1.0)}
     types = {"Clipped", "NoiseScale", "Stiffness"}
-    elsewhere = {"gram_matrix", "map_chunks", "noise_scale_from_norms"}
+    elsewhere = {
+        "gram_matrix",
+        "map_chunks",
+        *(f"{name}_from_norms" for name in ("noise_scale", "diversity", "coherence")),
+    }
     assert named == set(persample.__all__) - types - elsewhere
+
+
+# The whole range of the dtype --------------------------------------------------------------------------------------
+
+
+def exact_rows(f):
+    """The gradients by layer in x86's 80-bit floats, whose exponents reach ±4932."""
+    pairs = [(np.asarray(x, np.longdouble), np.asarray(d, np.longdouble)) for x, d in zip(f.x, f.delta, strict=True)]
+    return [np.concatenate([(d[:, :, None] * x[:, None]).reshape(len(x), -1), d], axis=1) for x, d in pairs]
+
+
+def assert_right(got, want, tolerance, what):
+    """As `assert_close` where a leaf's largest number is normal; not finite where it overflows, 0 where it is lost."""
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        a, size, info = np.asarray(a, np.longdouble), np.max(np.abs(b), initial=0), jnp.finfo(a.dtype)
+        if size > float(info.max) * 0.99:
+            assert not np.all(np.isfinite(a)), what
+        else:
+            error = np.max(np.abs(a - b), initial=0)
+            assert error <= tolerance * size + 4 * float(info.tiny), f"{what}: {error} of {size}"
+
+
+@pytest.mark.parametrize("sizes", [(1, -1), (-1, 1), (-1, -1), (1, 1), (0.6, 0), (0, -0.9)], ids=str)
+@pytest.mark.parametrize(("dtype", "power"), [(jnp.float32, 30), (jnp.float64, 250)])
+def test_factors_of_any_size(dtype, power, sizes):
+    """x and δ times 10^±30 or 10^±250: right, or ∞ or 0 where the result itself is out of range; a g may be 10⁶⁰."""
+    scales = [10.0 ** (power * size) for size in sizes]
+
+    def scaled(seed):
+        f = case(dtype=dtype, seed=seed)[3]
+        return Factors(*(tuple(a * a.dtype.type(scale) for a in part) for part, scale in zip(f, scales, strict=True)))
+
+    f, g = scaled(0), scaled(1)
+    rows, others = exact_rows(f), exact_rows(g)
+    bound = float(min(np.median(np.linalg.norm(whole(rows), axis=1)), 10.0**power)) * (1 + 1e-4)
+    ours = every_quantity(f, g, bound)
+    representable = scales[0] * scales[1] < float(jnp.finfo(dtype).max) / 1e6
+    for name, (_, twin) in twins(NET, bound).items():
+        if representable or name.split(",")[0].split()[0] not in ("variance", "signal_to_noise", "noise_scale"):
+            want = twin(rows, others)
+            assert_right(ours[name], want, tol(dtype) * conditioning(name, rows), name)
 
 
 @pytest.mark.slow
@@ -418,6 +465,46 @@ def test_noise_scale_is_unbiased():
     assert_close([np.mean(a) for a in estimates[:2]], [np.array(v) for v in want], 1e-11, "unbiased")
 
 
+def test_integers_among_the_norms_cut_nothing():
+    """An int for the first norm made 2.5 samples 2."""
+    for first in (13, 13.0, np.int64(13), jnp.int32(13)):
+        want = [np.array(v) for v in (19 / 3, 20 / 3, 20 / 19)]  # (2.5 · 9 − 13)/1.5, (13 − 9)/(1 − 1/2.5)
+        assert_close(list(persample.noise_scale_from_norms(first, 9, 1, 2.5)), want, 1e-12, "norms")
+    assert float(persample.diversity_from_norms(13, 9, 2.5)) == pytest.approx(13 / 9 / 2.5)
+    assert float(persample.coherence_from_norms(13, 9)) == pytest.approx(9 / 13)
+    assert not any(map(float, (persample.diversity_from_norms(0, 0, 3), persample.coherence_from_norms(0, 0))))
+
+
+def test_the_trace_keeps_its_digits_where_samples_agree():
+    """A spread of 1e-6 beside gradients of 1: E‖g‖² − ‖ḡ‖² has lost 12 of 16 digits, centred factors 6 at most."""
+    rng = np.random.default_rng(0)
+    f = Factors((1 + 1e-6 * rng.standard_normal((9, 5)),), (1 + 1e-6 * rng.standard_normal((9, 3)),))
+    rows = exact_rows(f)[0]
+    got = persample.noise_scale(jax.tree.map(jnp.asarray, f))
+    assert_close(got.trace, np.array(float(np.sum(rows.var(axis=0, ddof=1)))), 1e-9, "trace")
+
+
+@pytest.mark.parametrize("weights", [[1, 1e-9, 0], [1e-9, 1, 1e-12], [1e30, 1e21, 1e18], [1e-30, 1e-21, 0]], ids=str)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_weights_of_any_size(weights, dtype):
+    """Shares of 1 and 1e-9: 1 − Σ p² is 2e-9, not 0; and sums of weights neither overflow nor vanish."""
+    _, _, _, f, rows = case(batch=3, dtype=dtype)
+    w = np.array(weights, np.float64 if dtype == jnp.float64 else np.float32)
+    want = [oracles.variance(r.astype(np.longdouble), w.astype(np.longdouble), False) for r in rows]
+    p = w.astype(np.longdouble) / np.sum(w.astype(np.longdouble))
+    distinct = sum(p[n] * p[m] for n in range(3) for m in range(3) if n != m)
+    with jax.numpy_dtype_promotion("standard"):
+        got = jitted("variance")(f, jnp.asarray(w))
+        stiffness = jitted("stiffness")(f, None, jnp.asarray(w))
+    assert_right(got, oracles.like_params(NET, [v / distinct for v in want]), 1e3 * tol(dtype), "variance")
+    assert_right(
+        list(stiffness),
+        [np.array(v) for v in oracles.stiffness(whole(rows), whole(rows), np.asarray(p), True)],
+        1e2 * tol(dtype),
+        "stiffness",
+    )
+
+
 def test_noise_scale_from_norms_of_two_batch_sizes():
     """|G|² = 3, tr Σ = 8: |G_B|² = 3 + 8/B in expectation, whatever the two sizes are."""
     for small, big in ((1, 2), (4, 16)):
@@ -495,6 +582,24 @@ def test_zero_gradients_and_a_zero_bound():
     assert float(jitted("clipped_mean")(f, 0.0).fraction) == pytest.approx(6 / 7)
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(jitted("clipped_mean")(f, 0.0).mean))
     np.testing.assert_array_equal(jitted("cosine")(f)[1], np.zeros(7))
+
+
+def test_a_network_of_one_layer_takes_a_bound_for_each_layer():
+    f = Factors((jnp.ones((2, 3)),), (jnp.ones((2, 1)),))
+    got = [persample.clipped_mean(f, bound, per_layer=True) for bound in (np.array([0.5]), 0.5)]
+    assert_same_bits(*got)
+    with pytest.raises(ValueError, match=r"max_norm has shape \(1,\), expected \(\)"):
+        persample.clipped_mean(f, np.array([0.5]))
+
+
+def test_a_clipped_gradient_in_bfloat16_has_at_most_the_bound():
+    """300 samples alone, as the factors round them; a norm may exceed 1 by 2⁻⁸ in each of two roundings otherwise."""
+    rng = np.random.default_rng(0)
+    f = Factors(*((jnp.asarray(rng.standard_normal((300, n)), jnp.bfloat16),) for n in (2, 3)))
+    clip = jax.vmap(lambda sample: persample.clipped_mean(jax.tree.map(lambda a: a[None], sample), 0.01).mean)
+    ((w, b),) = jax.jit(clip)(f)
+    norms = np.sqrt(np.sum(np.float64(w) ** 2, (1, 2)) + np.sum(np.float64(b) ** 2, 1))
+    assert np.all(norms <= 0.01) and np.all(norms >= 0.0098)
 
 
 # Dtypes, devices, errors --------------------------------------------------------------------------------------------
@@ -598,6 +703,18 @@ def test_chunks_of_an_empty_data_set_of_bytes_and_under_jit():
     assert_close(inside(params), losses + persample.dot(f, params), 1e-13, "a quantity that closes over a tracer")
 
 
+def test_a_quantity_and_its_program_are_forgotten():
+    """A lambda in a loop left its program behind at each turn."""
+    params, x, y, _, _ = case(batch=11)
+    quantities = [lambda losses, _, i=i: losses + i for i in range(3)]
+    alive = [weakref.ref(quantity) for quantity in quantities]
+    for quantity in quantities:
+        persample.map_chunks(quantity, NET, params, x, y, 4)
+    del quantity, quantities
+    gc.collect()
+    assert [ref() for ref in alive] == [None] * 3
+
+
 @pytest.mark.parametrize("chunk_size", [3, 20])
 def test_gram_matrix_in_blocks(chunk_size):
     params, x, y, f, _ = case(batch=11)
@@ -636,7 +753,7 @@ def test_chunked_memory_does_not_grow_with_the_data_set():
         ({"chunk_size": 0}, ValueError, "chunk_size is 0, allowed: chunk_size ≥ 1"),
         ({"x": np.ones((7, 4))}, ValueError, r"x has shape \(7, 4\), expected \(N, 5\)"),
         ({"y": np.full(7, 9)}, ValueError, r"y\[0\] is 9"),
-        ({"y": np.ones(7)}, TypeError, "expected integers"),
+        ({"y": np.ones(7)}, TypeError, "labels have to be integers"),
         ({"quantity": lambda _, f: persample.mean_gradient(f)}, ValueError, r"expected \(3, …\)"),
         ({"quantity": lambda losses, _: jnp.sum(losses)}, ValueError, r"expected \(3, …\)"),
     ],
