@@ -33,6 +33,16 @@ def apply(net: MLP, params: Params, x: ArrayLike) -> Array:
     Raises:
       ValueError: x or a parameter has a wrong shape.
 
+    In a Flax NNX module each array becomes an ``nnx.Param``, and is read with ``[...]``; then ``nnx.Optimizer`` works:
+
+        class Model(nnx.Module):
+            def __init__(self, net, key):
+                self.net, self.params = net, nnx.data(jax.tree.map(nnx.Param, jaxbp.init(net, key)))
+
+            def __call__(self, x):
+                is_param = lambda leaf: isinstance(leaf, nnx.Param)
+                return jaxbp.apply(self.net, jax.tree.map(lambda p: p[...], self.params, is_leaf=is_param), x)
+
     Example:
       >>> net = MLP((3, 4, 1), hidden="tanh")
       >>> from jaxbp import init

@@ -11,8 +11,9 @@ Source: F. Fleuret, *Deep Learning* (EE-559 / 14x050), lecture 3.6, "Back-propag
 
 import dataclasses
 import functools
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, TypeVar
 
 import jax
@@ -40,6 +41,7 @@ class MLP:
     Raises:
       ValueError: a size that is not a positive integer, fewer than two sizes, an unknown name, a wrong number of
         hidden activations.
+      TypeError: sizes that are not a sequence; a function where an `Activation` or a `Loss` is expected.
 
     Example:
       >>> net = MLP(sizes=(784, 256, 10), hidden="relu", loss="softmax_cross_entropy")
@@ -53,6 +55,12 @@ class MLP:
     loss: str | Loss = "softmax_cross_entropy"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.sizes, Iterable) or isinstance(self.sizes, str):
+            raise TypeError(f"sizes is {self.sizes!r}, expected all widths in one sequence, such as MLP((4, 8, 3))")
+        for field, value in (("hidden", self.hidden), ("output", self.output), ("loss", self.loss)):
+            if callable(value):
+                example = "jaxbp.Loss(name, ell, dl_dx)" if field == "loss" else "jaxbp.Activation(name, sigma, dsigma)"
+                raise TypeError(f"{field} is a function, expected a name or, with its derivative, a {example}")
         object.__setattr__(self, "sizes", tuple(self.sizes))
         if not isinstance(self.hidden, str | Activation):
             object.__setattr__(self, "hidden", tuple(self.hidden))
@@ -91,6 +99,12 @@ class Tape(NamedTuple):
     x: tuple[Array, ...]
     s: tuple[Array, ...]
 
+    def __repr__(self) -> str:
+        return _shown(self)
+
+    def _repr_html_(self) -> str:
+        return _table(self)
+
 
 class Factors(NamedTuple):
     """The factors of every sample's gradient: x⁽⁰⁾ … x⁽ᴸ⁻¹⁾, each (N, in), and δ⁽¹⁾ … δ⁽ᴸ⁾, each (N, out).
@@ -100,6 +114,32 @@ class Factors(NamedTuple):
 
     x: tuple[Array, ...]
     delta: tuple[Array, ...]
+
+    def __repr__(self) -> str:
+        return _shown(self)
+
+    def _repr_html_(self) -> str:
+        return _table(self)
+
+
+def _arrays(fields: Tape | Factors) -> dict[str, list[str]]:
+    """The arrays of each field as dtype[shape], for people; whatever else a tree may hold as it is."""
+    return {
+        name: [f"{a.dtype}{list(a.shape)}" if hasattr(a, "dtype") else repr(a) for a in arrays]
+        for name, arrays in fields._asdict().items()
+    }
+
+
+def _shown(fields: Tape | Factors) -> str:
+    arrays = (f"{name}=({', '.join(found)})" for name, found in _arrays(fields).items())
+    return f"{type(fields).__name__}({', '.join(arrays)})"
+
+
+def _table(fields: Tape | Factors) -> str:
+    """HTML, a row for the arrays of each layer."""
+    columns = _arrays(fields)
+    rows = [tuple(columns), *itertools.zip_longest(*columns.values(), fillvalue="")]
+    return "<table>" + "".join(f"<tr><td>{'</td><td>'.join(row)}</td></tr>" for row in rows) + "</table>"
 
 
 def init(
@@ -125,12 +165,15 @@ def init(
 
     Raises:
       ValueError: an unknown scheme or bias.
+      TypeError: a number instead of a key.
 
     Example:
       >>> params = init(MLP((784, 256, 10)), jax.random.key(0))
       >>> jax.tree.map(jnp.shape, params)
       (Affine(w=(256, 784), b=(256,)), Affine(w=(10, 256), b=(10,)))
     """
+    if isinstance(key, int):
+        raise TypeError(f"key is {key}, expected a key of jax.random, such as jax.random.key({key})")
     draw_w, draw_b = initializers.weights(scheme), initializers.biases(bias)
     shapes = list(zip(net.sizes[1:], net.sizes, strict=False))
 

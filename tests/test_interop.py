@@ -1,5 +1,7 @@
 """`apply` in other people's programs: transformations, Optax, Flax, Equinox, memory, custom σ and ℓ."""
 
+import textwrap
+
 import equinox
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,7 @@ from flax import linen, nnx
 from oracles import assert_close, tolerance
 
 import jaxbp
-from jaxbp import MLP, Activation, Affine, Loss
+from jaxbp import MLP, Activation, Loss
 
 NET = MLP((4, 6, 5, 3), hidden=("tanh", "gelu"), output="softplus", loss="squared_error")
 WIDE = [jnp.float64, jnp.float32]
@@ -153,17 +155,19 @@ def test_in_a_flax_linen_module():
 
 
 def test_in_a_flax_nnx_module():
-    class Model(nnx.Module):
-        def __init__(self, params):
-            self.params = nnx.data([(nnx.Param(w), nnx.Param(b)) for w, b in params])
-
-        def __call__(self, x):
-            return jaxbp.apply(NET, tuple(Affine(w[...], b[...]) for w, b in self.params), x)
-
-    params, x, _ = oracles.data(NET, seed=8, batch=3)
-    grads = nnx.jit(nnx.grad(lambda model: jnp.sum(model(x) ** 2)))(Model(params))
-    want = jax.jit(jax.grad(lambda params: jnp.sum(naive(params, x) ** 2)))(params)
-    assert_close(jax.tree.leaves(grads), jax.tree.leaves(want), 1e-12, "nnx")
+    """The class that the docstring of apply shows, trained for a step by nnx.Optimizer."""
+    lines = jaxbp.apply.__doc__.splitlines()
+    first = next(i for i, line in enumerate(lines) if "class Model" in line)
+    names = {"jax": jax, "jaxbp": jaxbp, "nnx": nnx}
+    exec(textwrap.dedent("\n".join(lines[first : first + 7])), names)
+    model = names["Model"](NET, jax.random.key(8))
+    start = jaxbp.init(NET, jax.random.key(8))
+    x = oracles.data(NET, seed=8, batch=3, dtype=jnp.float32)[1]
+    optimizer = nnx.Optimizer(model, optax.sgd(0.1), wrt=nnx.Param)
+    optimizer.update(model, nnx.jit(nnx.grad(lambda model: jnp.sum(model(x) ** 2)))(model))
+    grads = jax.jit(jax.grad(lambda params: jnp.sum(naive(params, x) ** 2)))(start)
+    stepped = jax.tree.map(lambda p: p[...], model.params, is_leaf=lambda leaf: isinstance(leaf, nnx.Param))
+    assert_close(stepped, jaxbp.update(start, grads, 0.1), 1e-5, "nnx")
 
 
 def test_forward_mode_is_refused_by_apply_and_given_by_forward():

@@ -609,3 +609,37 @@ assert not heavy, heavy
 """
     run = subprocess.run([sys.executable, "-c", script], cwd=SOURCE.parent, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
+
+
+def test_what_is_almost_right_is_named():
+    """As a user's process sees it, whose types beartype does not check first."""
+    script = """
+import jax, jaxbp
+wrongs = (
+    lambda: jaxbp.MLP(4, 8, 3),
+    lambda: jaxbp.MLP((4, 3), jax.nn.relu),
+    lambda: jaxbp.MLP((4, 3), loss=lambda x, y: x),
+    lambda: jaxbp.init(jaxbp.MLP((4, 3)), 0),
+)
+for wrong in wrongs:
+    try:
+        wrong()
+    except TypeError as error:
+        print(error)
+"""
+    run = subprocess.run([sys.executable, "-c", script], cwd=SOURCE.parent, capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines() == [
+        "sizes is 4, expected all widths in one sequence, such as MLP((4, 8, 3))",
+        "hidden is a function, expected a name or, with its derivative, a jaxbp.Activation(name, sigma, dsigma)",
+        "loss is a function, expected a name or, with its derivative, a jaxbp.Loss(name, ell, dl_dx)",
+        "key is 0, expected a key of jax.random, such as jax.random.key(0)",
+    ]
+
+
+def test_factors_and_tapes_are_shown_by_their_shapes():
+    f = jaxbp.Factors((np.zeros((9, 4), np.float32), np.zeros((9, 8))), (np.zeros((9, 8)), np.zeros((9, 3))))
+    assert repr(f) == "Factors(x=(float32[9, 4], float64[9, 8]), delta=(float64[9, 8], float64[9, 3]))"
+    assert repr(jaxbp.Tape((np.zeros(2), None), (0,))) == "Tape(x=(float64[2], None), s=(0))"
+    assert jaxbp.Tape(("a", "b"), ("c",))._repr_html_() == (
+        "<table><tr><td>x</td><td>s</td></tr><tr><td>'a'</td><td>'c'</td></tr><tr><td>'b'</td><td></td></tr></table>"
+    )
