@@ -27,6 +27,7 @@ MOST_BYTES = 10**6  # of a config file; what is larger is not one
 MOST_MEMBERS = 10**4  # of a sweep: each has a folder
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Rate = Annotated[float, Field(ge=0, le=3e38, allow_inf_nan=False)]  # float32 has no larger number
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
