@@ -520,7 +520,11 @@ WRONG_W, WRONG_B = (
             ValueError,
             r"x has shape \(5, 2\), expected \(N, 3\)",
         ),
-        (lambda: jaxbp.value_and_grad(LABELS, PARAMS, X, jnp.ones(5)), TypeError, r"labels have to be integers in 0 … 1"),
+        (
+            lambda: jaxbp.value_and_grad(LABELS, PARAMS, X, jnp.ones(5)),
+            TypeError,
+            r"labels have to be integers in 0 … 1",
+        ),
         (
             lambda: jaxbp.value_and_grad(LABELS, PARAMS, X, Y, X),
             ValueError,

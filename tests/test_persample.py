@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given, settings
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from oracles import assert_close, assert_same_bits
+from tiers import one_in
 
 import jaxbp
 from jaxbp import MLP, Affine, Factors, persample
@@ -187,7 +188,10 @@ def every_quantity(f, g, bound):
 
 @pytest.mark.parametrize(
     ("net", "dtype"),
-    [*((net, jnp.float64) for net in NETS), *((net, jnp.float32) for net in NETS[:3])],
+    [
+        *((net, jnp.float64) for net in NETS),
+        *(pytest.param(net, jnp.float32, marks=[pytest.mark.slow] * (net != NETS[0])) for net in NETS[:3]),
+    ],
     ids=lambda v: f"{v.hidden}-{v.loss}" if isinstance(v, MLP) else v.__name__,
 )
 def test_every_quantity_is_its_naive_twin(net, dtype):
@@ -625,6 +629,7 @@ def test_bfloat16_factors_accumulate_in_float32():
     assert_close(clipped.mean, jitted("clipped_mean")(rounded, 1.0).mean, 3 * 2.0**-8, "clipped")
 
 
+@pytest.mark.slow
 def test_samples_on_four_devices_give_the_same_numbers():
     _, _, _, f, _ = case(batch=8)
     mesh = Mesh(np.array(jax.devices()), ("n",))
@@ -636,6 +641,7 @@ def test_samples_on_four_devices_give_the_same_numbers():
         assert_close(jitted(name)(spread), jitted(name)(f), 1e-12, name)
 
 
+@pytest.mark.slow
 def test_under_vmap():
     """Factors of two batches, stacked."""
     batches = [case()[3], case(seed=1)[3]]
@@ -715,7 +721,7 @@ def test_a_quantity_and_its_program_are_forgotten():
     assert [ref() for ref in alive] == [None] * 3
 
 
-@pytest.mark.parametrize("chunk_size", [3, 20])
+@pytest.mark.parametrize("chunk_size", one_in(2, [3, 20]))
 def test_gram_matrix_in_blocks(chunk_size):
     params, x, y, f, _ = case(batch=11)
     other = oracles.data(NET, 5, 7)[1:]
@@ -725,6 +731,7 @@ def test_gram_matrix_in_blocks(chunk_size):
 
 
 @pytest.mark.production
+@pytest.mark.slow
 def test_chunked_memory_does_not_grow_with_the_data_set():
     """Scratch of the compiled programs at ten times the data. The Gram matrix holds one strip of columns."""
     net = MLP((64, 256, 128, 10))

@@ -139,6 +139,7 @@ def test_norms_stay_on_their_shard_until_sums_of_a_number_a_sample() -> None:
 
 
 @pytest.mark.production
+@pytest.mark.slow
 def test_what_a_device_holds_falls_with_the_mesh() -> None:
     """x and δ as 1/D, and but for layer 2's δ, the last layer's and their x as 1/M too."""
     held = {shape: exchanged(NET, BATCH, shape) for shape in ((1, 1), (2, 1), (1, 2))}

@@ -91,6 +91,7 @@ def scratch(**changes: Any) -> int:
 
 
 @pytest.mark.production
+@pytest.mark.slow
 def test_an_epoch_takes_less_memory() -> None:
     """25 layers, of which √L holds 9; a gradient of their weights, 100 kB, is there as well."""
     plain, gradients, inputs = scratch(), 25 * 33 * 32 * 4, 256 * 32 * 4

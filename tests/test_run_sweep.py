@@ -26,6 +26,8 @@ from jaxbp.run.sweep import sweep
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `pytest`, unlike `python -m pytest`, does not
 from experiments import sweep as study
 
+MOMENTUM = ("--optimizer.arguments", "momentum", "0.9", "--optimizer.weight-decay", "0.1")
+ADAM = ("--optimizer.name", "adam", "--model.dtype", "bfloat16", "--optimizer.clip-norm", "1.0")
 FILES = ("config.toml", "provenance.json", "metrics.jsonl", "timings.jsonl", "scores.csv", "sweep.png")
 IRIS = """
 [data]
@@ -71,8 +73,8 @@ def separate(member: Path, capsys: pytest.CaptureFixture[str]) -> tuple[Path, st
     ("options", "rates", "died"),
     [
         (("--study.quantities", "squared_norms", "--model.label-smoothing", "0.1"), ("0.03", "0.3", "1e+30"), 1),
-        (("--optimizer.arguments", "momentum", "0.9", "--optimizer.weight-decay", "0.1"), ("0.3",), 0),
-        (("--optimizer.name", "adam", "--model.dtype", "bfloat16", "--optimizer.clip-norm", "1.0"), ("0.1",), 0),
+        pytest.param(MOMENTUM, ("0.3",), 0, marks=pytest.mark.slow),
+        pytest.param(ADAM, ("0.1",), 0, marks=pytest.mark.slow),
     ],
     ids=["sgd", "momentum", "adam"],
 )
