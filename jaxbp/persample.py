@@ -160,7 +160,7 @@ def dot(factors: Factors, tree: Params, per_layer: bool = False) -> Array | tupl
 
     Args:
       factors: of N samples.
-      tree: v = (V, v_b) of each layer, like the parameters.
+      tree: v = (V, v_b) of each layer, like the parameters; of numbers up to 1e30 (1e300 in float64).
 
     Returns:
       (N,), or L of them with `per_layer`; not divided by N.
@@ -181,10 +181,8 @@ def dot(factors: Factors, tree: Params, per_layer: bool = False) -> Array | tupl
 def _slopes(layer: Rows, v: Affine) -> Array:
     """δ · (V x + v_b) of one layer."""
     w, b = (a.astype(layer.x.dtype) for a in v)
-    root = scaled.root_of(jnp.maximum(jnp.max(jnp.abs(w)), jnp.max(jnp.abs(b))))
-    w, b = w / root / root, b / root / root
-    unit = layer.root * root
-    return jnp.sum(layer.delta * (layer.x @ w.T + layer.one[:, None] * b[None]), axis=1) * unit * unit
+    slopes = jnp.sum(layer.delta * (layer.x @ w.T + layer.one[:, None] * b[None]), axis=1)
+    return slopes * layer.root * layer.root
 
 
 @overload
@@ -481,7 +479,8 @@ def _mean_and_spread(x: Array, delta: Array, p: Array) -> tuple[Array, Array, Ar
     With x = x̄ + e, δ = δ̄ + d and C = E[d eᵀ] the mean is δ̄ x̄ᵀ + C, and gₙ − ḡ = d xᵀ + δ̄ eᵀ − C.
     """
     root_x, root_delta = (scaled.root_of(jnp.max(jnp.abs(a), initial=least)) for a, least in ((x, 1), (delta, 0)))
-    x, delta, one = x / root_x / root_x, delta / root_delta / root_delta, 1 / root_x / root_x
+    one = 1 / (root_x * root_x)
+    x, delta = x * one, delta * (1 / (root_delta * root_delta))
     share = p[:, None]
     x_mean, delta_mean = jnp.sum(share * x, axis=0), jnp.sum(share * delta, axis=0)
     e, d = x - x_mean[None], delta - delta_mean[None]
