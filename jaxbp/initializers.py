@@ -1,14 +1,19 @@
 """Initial weights and biases by their names in the literature; the draws themselves are `jax.nn.initializers`'."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import jax
+import jax.numpy as jnp
 from jax.nn import initializers
 
 from jaxbp.names import lookup
 
 Initializer = Callable[..., jax.Array]
 """(key, shape, dtype) ↦ an array, as in `jax.nn.initializers`."""
+
+Tree = TypeVar("Tree")
 
 AXES = {"in_axis": 1, "out_axis": 0}  # weights are (out, in)
 
@@ -35,3 +40,22 @@ def weights(scheme: str | Initializer) -> Initializer:
 def biases(scheme: str | Initializer) -> Initializer:
     """The bias initialiser of that name, or the callable that was given; ValueError for an unknown name."""
     return lookup("bias", scheme, BIASES) if isinstance(scheme, str) else scheme
+
+
+def in_a_loop(draw: Callable[[jax.Array], Tree], layers: Sequence[int]) -> list[Tree]:
+    """draw(layer) for each of the layers, and perhaps a few more, in a program whose size is that of one draw.
+
+    A thousand draws in a row take XLA minutes to compile, and so do a thousand slices of a stack, each a kernel of its
+    own. Moves in a queue are none. A queue of √n blocks of √n layers moves each layer 2 √n times.
+    """
+    size = math.isqrt(len(layers) - 1) + 1
+    count = -(-len(layers) // size)
+    numbers = jnp.resize(jnp.array(layers), (size * count,))
+    empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(draw, numbers[0]))
+
+    def block(k: jax.Array, queue: list[Tree]) -> list[Tree]:
+        drawn = jax.lax.fori_loop(0, size, lambda i, q: [*q[1:], draw(numbers[k * size + i])], [empty] * size)
+        return [*queue[size:], *drawn]
+
+    queue: list[Tree] = jax.lax.fori_loop(0, count, block, [empty] * (size * count))
+    return queue

@@ -11,9 +11,7 @@ Source: F. Fleuret, *Deep Learning* (EE-559 / 14x050), lecture 3.6, "Back-propag
 
 import dataclasses
 import functools
-import itertools
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, TypeVar
 
 import jax
@@ -23,7 +21,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxbp import activations, initializers, losses
 from jaxbp.activations import Activation
 from jaxbp.losses import Loss
-from jaxbp.shapes import check_params, check_shape, check_targets, uncut
+from jaxbp.shapes import check_params, check_shape, check_targets, shown, table, uncut
 
 Array = jax.Array
 
@@ -100,10 +98,10 @@ class Tape(NamedTuple):
     s: tuple[Array, ...]
 
     def __repr__(self) -> str:
-        return _shown(self)
+        return shown(self)
 
     def _repr_html_(self) -> str:
-        return _table(self)
+        return table(self)
 
 
 class Factors(NamedTuple):
@@ -116,30 +114,10 @@ class Factors(NamedTuple):
     delta: tuple[Array, ...]
 
     def __repr__(self) -> str:
-        return _shown(self)
+        return shown(self)
 
     def _repr_html_(self) -> str:
-        return _table(self)
-
-
-def _arrays(fields: Tape | Factors) -> dict[str, list[str]]:
-    """The arrays of each field as dtype[shape], for people; whatever else a tree may hold as it is."""
-    return {
-        name: [f"{a.dtype}{list(a.shape)}" if hasattr(a, "dtype") else repr(a) for a in arrays]
-        for name, arrays in fields._asdict().items()
-    }
-
-
-def _shown(fields: Tape | Factors) -> str:
-    arrays = (f"{name}=({', '.join(found)})" for name, found in _arrays(fields).items())
-    return f"{type(fields).__name__}({', '.join(arrays)})"
-
-
-def _table(fields: Tape | Factors) -> str:
-    """HTML, a row for the arrays of each layer."""
-    columns = _arrays(fields)
-    rows = [tuple(columns), *itertools.zip_longest(*columns.values(), fillvalue="")]
-    return "<table>" + "".join(f"<tr><td>{'</td><td>'.join(row)}</td></tr>" for row in rows) + "</table>"
+        return table(self)
 
 
 def init(
@@ -186,27 +164,8 @@ def init(
     params: dict[int, Affine] = {}
     for shape in set(shapes):
         layers = [layer for layer, other in enumerate(shapes) if other == shape]
-        params |= zip(layers, _in_a_loop(functools.partial(draw, shape=shape), layers), strict=False)
+        params |= zip(layers, initializers.in_a_loop(functools.partial(draw, shape=shape), layers), strict=False)
     return tuple(params[layer] for layer in range(len(shapes)))
-
-
-def _in_a_loop(draw: Callable[[Array], Affine], layers: Sequence[int]) -> list[Affine]:
-    """draw(layer) for each of the layers, and perhaps a few more, in a program whose size is that of one draw.
-
-    A thousand draws in a row take XLA minutes to compile, and so do a thousand slices of a stack, each a kernel of its
-    own. Moves in a queue are none. A queue of √n blocks of √n layers moves each layer 2 √n times.
-    """
-    size = math.isqrt(len(layers) - 1) + 1
-    count = -(-len(layers) // size)
-    numbers = jnp.resize(jnp.array(layers), (size * count,))
-    empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(draw, numbers[0]))
-
-    def block(k: Array, queue: list[Affine]) -> list[Affine]:
-        drawn = jax.lax.fori_loop(0, size, lambda i, q: [*q[1:], draw(numbers[k * size + i])], [empty] * size)
-        return [*queue[size:], *drawn]
-
-    queue: list[Affine] = jax.lax.fori_loop(0, count, block, [empty] * (size * count))
-    return queue
 
 
 def forward(net: MLP, params: Params, x: ArrayLike) -> Tape:

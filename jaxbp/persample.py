@@ -409,9 +409,7 @@ def _bounds(max_norm: ArrayLike, shapes: Sequence[tuple[int, ...]], dtype: DType
     check_shape("max_norm", bound.shape, *shapes)
     if not isinstance(bound, jax.core.Tracer) and not bool(jnp.all(bound >= 0)):
         raise ValueError(f"max_norm is {max_norm}, allowed: max_norm ≥ 0")
-    rounding = float(
-        jnp.finfo(dtype).eps - jnp.finfo(wide(dtype)).eps
-    )  # δ and the mean: half an ε each; 0 from float32 on
+    rounding = float(jnp.finfo(dtype).eps - jnp.finfo(wide(dtype)).eps)  # half an ε each for δ and the mean; else 0
     return jnp.broadcast_to(bound * (1 - rounding), shapes[-1] or (1,))
 
 
@@ -443,8 +441,8 @@ def noise_scale(
     """The simple noise scale tr Σ / |G|² of one batch: tr Σ = Σₙ pₙ ‖gₙ − ḡ‖² / (1 − Σ pₙ²), |G|² = ‖ḡ‖² − Σ pₙ² tr Σ.
 
     G is the true gradient, Σ the covariance of gₙ. It is `noise_scale_from_norms` with batches of 1 and of N, unequal
-    weights counting as N = 1 / Σ pₙ² samples; but the trace is the sum of `variance`, which does not cancel where the
-    samples agree.
+    weights counting as N = 1 / Σ pₙ² samples. But the trace is the sum of `variance`, with its error: it doesn't cancel
+    where the samples agree.
 
     Source: S. McCandlish et al., *An empirical model of large-batch training*, 2018, §2.2 and appendix A.1.
 

@@ -1,5 +1,9 @@
-"""What the public functions check before they compute: shapes always, values where there are any (not inside jit)."""
+"""What the public functions check before they compute: shapes always, values where there are any (not inside jit).
 
+And how tuples of arrays are shown to people.
+"""
+
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -75,3 +79,23 @@ def check_labels(y: jax.Array | np.ndarray, classes: int) -> None:
     if bad.size:
         hint = ": labels start at 0, not at 1" if labels.min() == 1 and labels.max() == classes else ""
         raise ValueError(f"y[{bad[0]}] is {labels[bad[0]]}, expected a label in 0 … {classes - 1}{hint}")
+
+
+def arrays_of(fields: Any) -> dict[str, list[str]]:
+    """The arrays of each field of a NamedTuple as dtype[shape]; whatever else a tree may hold as it is."""
+    return {
+        name: [f"{a.dtype}{list(a.shape)}" if hasattr(a, "dtype") else repr(a) for a in arrays]
+        for name, arrays in fields._asdict().items()
+    }
+
+
+def shown(fields: Any) -> str:
+    arrays = (f"{name}=({', '.join(found)})" for name, found in arrays_of(fields).items())
+    return f"{type(fields).__name__}({', '.join(arrays)})"
+
+
+def table(fields: Any) -> str:
+    """HTML, a row for the arrays of each layer."""
+    columns = arrays_of(fields)
+    rows = [tuple(columns), *itertools.zip_longest(*columns.values(), fillvalue="")]
+    return "<table>" + "".join(f"<tr><td>{'</td><td>'.join(row)}</td></tr>" for row in rows) + "</table>"
