@@ -239,7 +239,7 @@ def test_an_evaluation_in_parts_is_one_in_one_go(monkeypatch: pytest.MonkeyPatch
 
 def test_scores_of_labels_and_of_numbers() -> None:
     evaluation = Evaluation(jnp.array([1.0, 3.0]), jnp.array([[0.1, 0.9], [0.8, 0.2]]))
-    assert metrics.scores(evaluation, np.array([1, 1]), None) == metrics.Scores(2.0, accuracy=0.5)
+    assert metrics.scores(evaluation, np.array([1, 1]), "hinge", None) == metrics.Scores(2.0, accuracy=0.5)
     assert metrics.root_mean(jnp.array([[9.0], [16.0]])) == [np.sqrt(12.5)]
 
 
@@ -251,13 +251,13 @@ def test_rmse_and_r2_are_those_of_scikit_learn() -> None:
     rng = np.random.default_rng(0)
     y, scaled = rng.normal(size=(20, 3)) * [1, 10, 100], rng.normal(size=(20, 3))
     targets = Scaling.fit(y)
-    found = metrics.scores(Evaluation(jnp.zeros(20), jnp.asarray(scaled)), y, targets)
+    found = metrics.scores(Evaluation(jnp.zeros(20), jnp.asarray(scaled)), y, "squared_error", targets)
     guesses = scaled * y.std(axis=0) + y.mean(axis=0)
     assert found.rmse == pytest.approx(np.sqrt(np.mean((guesses - y) ** 2)), rel=1e-12)
     assert found.r2 == pytest.approx(r2_score(y, guesses), rel=1e-12)
-    one = metrics.scores(Evaluation(jnp.zeros(20), jnp.asarray(scaled[:, :1])), y[:, :1], None)
+    one = metrics.scores(Evaluation(jnp.zeros(20), jnp.asarray(scaled[:, :1])), y[:, :1], "squared_error", None)
     assert one.rmse == pytest.approx(root_mean_squared_error(y[:, 0], scaled[:, 0]), rel=1e-12)
-    constant = metrics.scores(Evaluation(jnp.zeros(20), jnp.asarray(scaled)), np.ones((20, 3)), None)
+    constant = metrics.scores(Evaluation(jnp.zeros(20), jnp.asarray(scaled)), np.ones((20, 3)), "huber", None)
     assert np.isnan(constant.r2)  # of targets without a spread there is none
 
 

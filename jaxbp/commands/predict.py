@@ -17,6 +17,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", metavar="FILE.csv", type=Path, help="where to write the predictions; standard output by default"
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace a file that exists; refused otherwise")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -24,4 +25,4 @@ def run(options: argparse.Namespace) -> None:
     find_devices()
     from jaxbp.run.predict import predict
 
-    predict(Path(options.folder), options.data, options.out)
+    predict(Path(options.folder), options.data, options.out, options.overwrite)

@@ -218,8 +218,8 @@ def _resumed(setup: Setup, folder: RunFolder, console: Console) -> ResumePoint |
 
 def epoch_row(setup: Setup, evaluations: dict[str, Evaluation], steps: Steps, epoch: int) -> EpochRow:
     """The row of an epoch, from the evaluations of both sets and the steps."""
-    step, problem = epoch * len(steps.loss), setup.problem
-    train, test = (metrics.scores(evaluations[s], problem.raw(s)[1], problem.targets) for s in ("train", "test"))
+    step, problem, loss = epoch * len(steps.loss), setup.problem, setup.problem.config.model.loss
+    train, test = (metrics.scores(evaluations[s], problem.raw(s)[1], loss, problem.targets) for s in ("train", "test"))
     rate = float(np.asarray(setup.spec.optimizer.learning_rate(step - 1)))
     return EpochRow(epoch, step, train, test, rate, *map(metrics.root_mean, (steps.delta, steps.gradient)))
 
@@ -237,10 +237,11 @@ def describe(setup: Setup) -> str:
 
 
 def _check_memory(problem: Problem, params: Params, state: Any, members: int) -> None:
-    """The samples; initial and trained parameters, a gradient, the optimiser's state; a batch's widest layer and δ."""
+    """The samples, targets and outputs; parameters twice, a gradient, the optimiser's state; a batch and its δ."""
     config, dataset = problem.config, problem.dataset
     split = min(meshes.shape(config.mesh)[0], jax.process_count())
-    inputs = (dataset.x_train.size + dataset.x_test.size) // split * params[0].w.dtype.itemsize
+    samples, numbers = len(dataset.x_train) + len(dataset.x_test), dataset.x_train.shape[1] + 2 * config.model.sizes[-1]
+    inputs = samples * numbers // split * params[0].w.dtype.itemsize
     memory.check(f"data.name: the samples of {dataset.name}, scaled, need", inputs)
     rows = min(config.train.batch_size, len(dataset.x_train)) // config.train.micro_batches
     batch = rows * max(config.model.sizes) * params[0].w.dtype.itemsize

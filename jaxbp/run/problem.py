@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
-from typing import NamedTuple
+import itertools
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,7 @@ import numpy as np
 from jaxbp import losses
 from jaxbp.initializers import BIASES, WEIGHTS, Initializer
 from jaxbp.mlp import MLP, Array, Params, init, wide
-from jaxbp.run import data
+from jaxbp.run import data, targets
 from jaxbp.run.config import Config, ModelConfig, choose
 from jaxbp.run.data import Dataset, Scaling
 from jaxbp.run.errors import UserError
@@ -43,6 +45,14 @@ class Problem:
         """The network with the loss that is reported: without label smoothing."""
         return dataclasses.replace(self.net, loss=self.config.model.loss)
 
+    @property
+    def title(self) -> str:
+        """Data, network and loss in a few words: "digits · 64-32×3-10 relu · softmax_cross_entropy"."""
+        runs = [(size, len(list(group))) for size, group in itertools.groupby(self.net.sizes)]
+        sizes = "-".join(f"{size}×{count}" if count > 2 else "-".join([str(size)] * count) for size, count in runs)
+        hidden = "/".join(dict.fromkeys(sigma.name for sigma in self.net.activations[:-1]))
+        return f"{Path(self.dataset.name).name} · {sizes} {hidden} · {self.config.model.loss}"
+
     def initial(self) -> Params:
         """The parameters that a run begins with."""
         weights, biases = _initializers(self.config.model)
@@ -62,7 +72,7 @@ class Problem:
         x = self.inputs.apply(x, np.float64 if dtype == np.float64 else np.float32).astype(dtype)
         if self.targets is not None:
             return x, self.targets.apply(y).astype(wide(dtype))
-        return x, np.eye(self.net.sizes[-1], dtype=dtype)[y] if losses.get(self.net.loss).target == "array" else y
+        return x, _one_hot(y, self.net.sizes[-1], dtype) if losses.get(self.net.loss).target == "array" else y
 
     def on_device(self, split: str) -> Split:
         """The whole of a set."""
@@ -79,33 +89,57 @@ def pose(config: Config, in_place: bool = False) -> Problem:
         jax.config.update("jax_enable_x64", True)
     dataset = processes.first_then_others(lambda: data.load(config.data, in_place))
     net = network(config.model)
-    _check_fit(net, dataset)
+    _check_fit(config, net, dataset)
     _initializers(config.model)  # says what is wrong with them before anything is computed
     inputs = Scaling.fit(dataset.x_train, config.data.standardize)
-    targets = None
+    outputs = None
     if not dataset.classes:
-        targets = Scaling.fit(dataset.y_train, "feature" if config.data.standardize_targets else "none")
-    return Problem(config, dataset, net, inputs, targets)
+        outputs = Scaling.fit(dataset.y_train, "feature" if config.data.standardize_targets else "none")
+    problem = Problem(config, dataset, net, inputs, outputs)
+    for split in SPLITS:
+        _check_range(problem, split)
+    return problem
 
 
-def _check_fit(net: MLP, dataset: Dataset) -> None:
+def _check_fit(config: Config, net: MLP, dataset: Dataset) -> None:
     inputs = dataset.x_train.shape[1]
     outputs = len(dataset.classes) if dataset.classes else dataset.y_train.shape[1]
     if net.sizes[0] != inputs:
         raise UserError(f"model.sizes: begins with {net.sizes[0]}, {dataset.name} has {inputs} inputs")
     if net.sizes[-1] != outputs:
-        kind = "classes" if dataset.classes else "targets"
-        raise UserError(f"model.sizes: ends with {net.sizes[-1]}, {dataset.name} has {outputs} {kind}")
+        what = "classes" if dataset.classes else "targets"
+        raise UserError(f"model.sizes: ends with {net.sizes[-1]}, {dataset.name} has {outputs} {what}")
     loss = losses.get(net.loss)
     if not dataset.classes and loss.target == "label":
         raise UserError(f"model.loss: {loss.name} takes labels, the targets of {dataset.name} are numbers")
-    probabilities = loss.target == "label or array" or loss.name == "kl_divergence"
-    if not dataset.classes and probabilities and not _are_probabilities(dataset.y_train):
-        raise UserError(f"model.loss: {loss.name} takes probabilities, the targets of {dataset.name} are numbers")
+    if dataset.classes:
+        return
+    for split, name in SPLITS.items():
+        targets.check(config.model.loss, getattr(dataset, f"y_{split}"), f"the {name} targets of {dataset.name}")
+    if config.data.standardize_targets and (kind := targets.kind_of(config.model.loss)):
+        raise UserError(f"data.standardize_targets: true, but {config.model.loss} takes {kind.allowed}, as they are")
 
 
-def _are_probabilities(y: np.ndarray) -> bool:
-    return bool(np.all(y >= 0) and np.allclose(y.sum(axis=1), 1))
+def _check_range(problem: Problem, split: str) -> None:
+    """UserError that names a row whose scaled numbers the dtype of the network can't hold."""
+    (x, y), dtype = problem.raw(split), jnp.dtype(problem.config.model.dtype)
+    parts = [("inputs", x, problem.inputs, dtype)]
+    parts += [("targets", y, problem.targets, jnp.dtype(wide(dtype)))] if problem.targets else []
+    for what, values, scaling, held in parts:
+        with np.errstate(over="ignore"):
+            ends = np.abs(scaling.apply(np.stack([values.min(axis=0), values.max(axis=0)])))
+        end, column = np.unravel_index(ends.argmax(), ends.shape)
+        if not ends[end, column] <= float(jnp.finfo(held).max):
+            row = (values[:, column].argmin, values[:, column].argmax)[end]()
+            found = f"row {row} of the {SPLITS[split]} {what} has {values[row, column]:.4g}"
+            raise UserError(f"data.name: {problem.dataset.name}: {found}, which scaled is too large for {held.name}")
+
+
+def _one_hot(labels: np.ndarray, classes: int, dtype: np.dtype[Any]) -> np.ndarray:
+    """(N, C): row by row, for the identity of C classes may not fit where N rows of it do."""
+    rows = np.zeros((len(labels), classes), dtype)
+    rows[np.arange(len(labels)), labels] = 1
+    return rows
 
 
 def _initializers(config: ModelConfig) -> tuple[Initializer, Initializer]:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxbp.run import targets
 from jaxbp.run.compute.epoch import Evaluation
 from jaxbp.run.compute.recording import Recording
 from jaxbp.run.compute.step import Steps
@@ -21,10 +22,12 @@ LARGER_IS_BETTER = ("accuracy", "r2")
 
 
 class Scores(NamedTuple):
-    """Of a set: the mean loss of a sample; for labels the accuracy, for numbers RMSE and R².
+    """Of a set: the mean loss of a sample; for labels and probabilities the accuracy, for numbers RMSE and R².
 
+    Accuracy: how often the largest output is that of the label, or of the largest probability.
     RMSE = √(mean of the squared errors over samples and outputs), in the units of the targets as they were read;
     R² = 1 − Σ(y − ŷ)² / Σ(y − ȳ)², averaged over the outputs; NaN where a column of targets is constant.
+    ŷ is the mean of the target that the loss stands for, such as eˣ of poisson.
     """
 
     loss: float
@@ -145,17 +148,16 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def scores(evaluation: Evaluation, y: np.ndarray, targets: Scaling | None) -> Scores:
+def scores(evaluation: Evaluation, y: np.ndarray, loss: str, scaling: Scaling | None) -> Scores:
     """Scores of a set from its evaluation and its targets as they were read: labels (N,) or numbers (N, C)."""
-    loss = float(jnp.mean(evaluation.loss))
-    output = np.asarray(evaluation.output, np.float64)
-    if y.ndim == 1:
-        return Scores(loss, accuracy=float(np.mean(output.argmax(axis=1) == y)))
-    errors = (output if targets is None else targets.inverse(output)) - y
-    spread = np.sum((y - y.mean(axis=0)) ** 2, axis=0)
-    unexplained = np.sum(errors**2, axis=0)
-    r2 = 1 - np.divide(unexplained, spread, out=np.full_like(spread, np.nan), where=spread > 0)
-    return Scores(loss, rmse=float(np.sqrt(np.mean(errors**2))), r2=float(np.mean(r2)))
+    mean_loss = float(jnp.mean(evaluation.loss))
+    if (labels := targets.labels(loss, y)) is not None:
+        return Scores(mean_loss, accuracy=float(np.mean(np.asarray(evaluation.output).argmax(axis=1) == labels)))
+    errors = targets.predicted(loss, np.asarray(evaluation.output), scaling) - y
+    constant = y.max(axis=0) == y.min(axis=0)  # the sum of its rounded deviations from its mean may not be 0
+    spread = np.where(constant, np.nan, np.sum((y - y.mean(axis=0)) ** 2, axis=0))
+    r2 = 1 - np.sum(errors**2, axis=0) / spread
+    return Scores(mean_loss, rmse=float(np.sqrt(np.mean(errors**2))), r2=float(np.mean(r2)))
 
 
 def divergence(steps: Steps, evaluations: dict[str, Evaluation], epoch: int) -> str | None:

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from jaxbp.run.errors import UserError
@@ -29,6 +29,16 @@ def replace(path: Path, content: bytes | str) -> None:
     """Writes the whole file, or leaves what was there."""
     with replaced(path) as part:
         part.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def check_new(out: Path | None, suffixes: Sequence[str], overwrite: bool) -> None:
+    """UserError for an --out that is there already, which --overwrite allows, or that has another suffix."""
+    if out is None:
+        return
+    if out.suffix not in suffixes:
+        raise UserError(f"--out: {str(out)!r} should end in {' or '.join(suffixes)}")
+    if out.exists() and not overwrite:
+        raise UserError(f"--out: {str(out)!r} exists, --overwrite replaces it")
 
 
 def synced(path: Path) -> None:

@@ -30,11 +30,10 @@ from jaxbp.run.report import metrics
 from jaxbp.run.report.metrics import EpochRow, MemberRow, Row, StepRecord, Timing
 from jaxbp.run.store import files, lock
 from jaxbp.run.store.checkpoint import Checkpoints, Position, Saved
-from jaxbp.run.store.model import Model
+from jaxbp.run.store.model import UNFINISHED, Model
 
 PACKAGES = ("jaxbp", "jax", "jaxlib", "numpy", "optax", "scikit-learn")
 METRICS, TIMINGS = "metrics.jsonl", "timings.jsonl"
-UNFINISHED = ".unfinished"  # there from the beginning of a run to its end; locked while a process works on it
 GIT_SECONDS = 10  # a repository on a slow disk holds no run up for longer
 How = Literal["auto", "resume", "new"]
 

@@ -1,5 +1,6 @@
 """A trained network together with its scaling and class names, as a file: safetensors, no pickle."""
 
+import html
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ import safetensors.numpy
 from jaxbp import activations, losses
 from jaxbp.mlp import MLP, Affine, Params, forward
 from jaxbp.run import config as configs
+from jaxbp.run import targets
 from jaxbp.run.config import Config, ModelConfig, choose
 from jaxbp.run.data import Scaling
 from jaxbp.run.errors import UserError
@@ -21,6 +23,7 @@ from jaxbp.shapes import check_params
 
 FILE = "params.safetensors"
 MEMBERS = "members"  # of a sweep, a run folder each
+UNFINISHED = ".unfinished"  # there from the beginning of a run to its end; locked while a process works on it
 
 
 class Model(NamedTuple):
@@ -36,17 +39,37 @@ class Model(NamedTuple):
     classes: tuple[str, ...] | None
 
     def predict(self, x: np.ndarray) -> np.ndarray:
-        """The network's output for raw inputs (N, n₀): (N, n_L), a regression's in the units of its targets.
+        """For raw inputs (N, n₀) the network's output (N, n_L); a regression's prediction in the units of its targets.
+
+        A regression predicts the mean of the target that its loss stands for: eˣ with poisson, σ(x) with
+        sigmoid_cross_entropy, softmax(x) with softmax_cross_entropy and kl_divergence, or else the output x.
 
         Raises:
-          ValueError: x has a wrong shape.
+          ValueError: x has a wrong shape; a row of x, or what the network makes of it, is not finite in its dtype.
         """
         x = np.asarray(x)
         if x.ndim != 2 or x.shape[1] != self.net.sizes[0]:
             raise ValueError(f"x has shape {x.shape}, expected (N, {self.net.sizes[0]})")
-        scaled = jnp.asarray(self.inputs.apply(x, np.float64), self.params[0].w.dtype)
+        dtype = self.params[0].w.dtype
+        with np.errstate(over="ignore"):
+            scaled = jnp.asarray(self.inputs.apply(x, np.float64), dtype)
+        _check_finite(scaled, f"row {{}} of x, scaled, is too large for {dtype}")
         output = np.asarray(_outputs(self.net, self.params, scaled), np.float64)
-        return output if self.targets is None else self.targets.inverse(output)
+        _check_finite(output, "the network's output for row {} of x is not finite")
+        return output if self.classes else targets.predicted(losses.get(self.net.loss).name, output, self.targets)
+
+    def __repr__(self) -> str:
+        """In one line: widths, loss and how many parameters, not the parameters."""
+        loss, count = losses.get(self.net.loss).name, sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        return f"Model({'-'.join(map(str, self.net.sizes))}, {loss}, {count:,} parameters)"
+
+    def _repr_html_(self) -> str:
+        """A row a layer, for a notebook."""
+        rows = [("layer", "w", "activation", "parameters")]
+        for layer, ((w, b), sigma) in enumerate(zip(self.params, self.net.activations, strict=True), 1):
+            rows += [(str(layer), " × ".join(map(str, w.shape)), sigma.name, f"{w.size + b.size:,}")]
+        body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in map(html.escape, row))}</tr>" for row in rows)
+        return f"<table><caption>{html.escape(repr(self))}</caption>{body}</table>"
 
     def save(self, folder: Path) -> None:
         """Writes params.safetensors: layer.1.w … layer.L.b, the scalings, and the class names as metadata."""
@@ -56,6 +79,13 @@ class Model(NamedTuple):
         scalings = {"inputs": self.inputs} | ({"targets": self.targets} if self.targets else {})
         tensors |= {f"{name}.{k}": v for name, scaling in scalings.items() for k, v in scaling._asdict().items()}
         files.replace(folder / FILE, safetensors.numpy.save(tensors, metadata={"classes": json.dumps(self.classes)}))
+
+
+def _check_finite(values: np.ndarray | jax.Array, fault: str) -> None:
+    """ValueError that names the first row with a NaN or an infinity."""
+    bad = np.flatnonzero(~np.isfinite(np.asarray(values)).all(axis=1))
+    if bad.size:
+        raise ValueError(fault.format(bad[0]))
 
 
 @jax.jit(static_argnums=0)
@@ -82,6 +112,11 @@ def network(config: ModelConfig) -> MLP:
         return MLP(config.sizes, config.hidden, config.output, loss)
     except ValueError as error:
         raise UserError(f"model.hidden: {error}") from None
+
+
+def finished(folder: Path) -> bool:
+    """Whether the run in the folder has ended; one that was stopped may go on, with other parameters."""
+    return not (folder / UNFINISHED).exists()
 
 
 def load(folder: str | Path) -> Model:
