@@ -176,11 +176,9 @@ def show(results: dict[str, Any]) -> None:
 
 def draw(results: dict[str, Any], groups: Sequence[sweep_scores.Group]) -> Figure:
     """The sweep's own picture."""
-    figure = sweep_plots.draw(groups)
     config = results["config"]
     network = "-".join(map(str, config["model"]["sizes"]))
-    figure.suptitle(f"{config['data']['name']}, {network}: {figure.get_suptitle()}")
-    return figure
+    return sweep_plots.curves(groups, f"{config['data']['name']} · {network}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

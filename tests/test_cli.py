@@ -178,7 +178,11 @@ def test_a_regression_and_its_scores_against_scikit_learn(capsys: pytest.Capture
 
     Path("d.toml").write_text(DIABETES)
     works("run", "d.toml", "--train.folder", "scaled")
-    assert {path.name for path in Path("scaled").glob("*.png")} == {"layers.png", "learning_curves.png"}
+    assert {path.name for path in Path("scaled").glob("*.png")} == {
+        "layers.png",
+        "learning_curves.png",
+        "residuals.png",
+    }
     works("run", "d.toml", "--train.no-plots", "--train.folder", "raw", "--data.no-standardize-targets",
           "--optimizer.learning-rate", "1e-4")  # fmt: skip
     data = load_data(DataConfig("diabetes"))
@@ -229,7 +233,8 @@ def test_plots_and_tensorboard() -> None:
     Path("digits.toml").write_text("[optimizer]\nlearning_rate = 0.1\n[train]\nepochs = 2\ntensorboard = true\n")
     works("run", "digits.toml")
     pictures = {path.name: image.imread(path) for path in Path("runs/digits").glob("*.png")}
-    assert set(pictures) == {"first_layer.png", "layers.png", "learning_curves.png", "worst.png"}
+    drawn = ("confusion.png", "first_layer.png", "layers.png", "learning_curves.png", "worst.png")
+    assert set(pictures) == set(drawn)
     for pixels in pictures.values():
         assert min(pixels.shape[:2]) > 200 and pixels[..., :3].std() > 0.02
     events = b"".join(path.read_bytes() for path in Path("runs/digits/events").iterdir())
@@ -286,8 +291,11 @@ def test_wrong_input_is_one_line(fails: Callable[..., str], arguments: list[str]
     ("loss", "match"),
     [
         ("hinge", "model.loss: hinge takes labels, the targets of diabetes are numbers"),
-        ("softmax_cross_entropy", "model.loss: softmax_cross_entropy takes probabilities, the targets of diabetes are"),
-        ("kl_divergence", "model.loss: kl_divergence takes probabilities, the targets of diabetes are numbers"),
+        ("softmax_cross_entropy", "row 0 of the training targets of diabetes is 85"),
+        (
+            "kl_divergence",
+            "model.loss: kl_divergence takes probabilities, row 0 of the training targets of diabetes is 85",
+        ),
     ],
 )
 def test_losses_that_do_not_fit_a_regression(fails: Callable[..., str], loss: str, match: str) -> None:
@@ -552,7 +560,7 @@ def test_predict(fails: Callable[..., str], capsys: pytest.CaptureFixture[str]) 
     }.items():
         fails("predict", "iris", "--data", f"{name}.npz", match=match)
     fails("predict", "iris", "--data", "x.toml", match="x.toml: not an .npz file")
-    fails("predict", "iris", "--data", "new.npz", "--out", "no/out.csv", match="--out: no/out.csv can't be written")
+    fails("predict", "iris", "--data", "new.npz", "--out", "no/out.csv", match="--out: 'no/out.csv' can't be written")
     assert capsys.readouterr().out == ""
 
 

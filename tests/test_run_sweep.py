@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-from test_run_plots import has_colour, looked_at
+from matplotlib import image
 
 from jaxbp.cli import main
 from jaxbp.run import config as configs
@@ -28,7 +28,7 @@ from experiments import sweep as study
 
 MOMENTUM = ("--optimizer.arguments", "momentum", "0.9", "--optimizer.weight-decay", "0.1")
 ADAM = ("--optimizer.name", "adam", "--model.dtype", "bfloat16", "--optimizer.clip-norm", "1.0")
-FILES = ("config.toml", "provenance.json", "metrics.jsonl", "timings.jsonl", "scores.csv", "sweep.png")
+FILES = ("config.toml", "provenance.json", "metrics.jsonl", "timings.jsonl", "scores.csv", "sweep.png", "rates.png")
 IRIS = """
 [data]
 name = "iris"
@@ -203,7 +203,7 @@ def test_the_folder_of_a_sweep(iris: Path, capsys: pytest.CaptureFixture[str]) -
     names = {path.name for path in folder.iterdir()}
     assert names == {*FILES, "members"}
     assert configs.read(folder / "config.toml").sweep == configs.SweepConfig(seeds=2, learning_rate=(0.1, 1e30))
-    looked_at(folder / "sweep.png")
+    assert all(image.imread(folder / f"{name}.png").std() > 0.02 for name in ("sweep", "rates"))
     last = [line["test_accuracy"] for line in lines(folder) if line["epoch"] == 2 and "diverged" not in line]
     with open(folder / "scores.csv", newline="") as file:
         table = {(row["learning_rate"], row["score"]): row for row in csv.DictReader(file)}
@@ -292,16 +292,29 @@ def test_scores_by_hand() -> None:
 
 @pytest.mark.parametrize("name", ["accuracy", "rmse"])
 @pytest.mark.parametrize(("seeds", "epochs"), [(1, 1), (5, 20)])
-def test_the_picture(tmp_path: Path, name: str, seeds: int, epochs: int) -> None:
+def test_the_pictures(name: str, seeds: int, epochs: int) -> None:
     read = [
         row(rate, seed, epoch, rate * epoch / (30 + seed), name)
         for rate in (0.1, 0.9)
         for seed in range(seeds)
         for epoch in range(1, epochs + 1)
     ]
-    sweep_plots.curves(sweep_scores.groups(configs.Config(), [*read, gone(0.9, seeds, 1)]), tmp_path / "a.png")
-    pixels = looked_at(tmp_path / "a.png")
-    assert has_colour(pixels, "#440154")  # the first of viridis
+    found = sweep_scores.groups(configs.Config(), [*read, gone(0.9, seeds, 1)])
+    curves, rates = sweep_plots.curves(found, "the sweep"), sweep_plots.rates(found, "the sweep")
+    for figure in (curves, rates):
+        figure.draw_without_rendering()
+        assert "the sweep" in figure.get_suptitle()
+    (train_loss, train, test_loss, test), legend = curves.axes, curves.legends[0]
+    assert train.get_ylim() == test.get_ylim() and train_loss.get_ylim() == test_loss.get_ylim()
+    assert [label.get_text() for label in legend.get_texts()] == ["0.1", f"0.9, 1 of {seeds + 1} diverged"]
+    against, heat = rates.axes[:2]
+    assert (against.get_xlabel(), against.get_xscale()) == ("learning rate", "log")
+    assert [label.get_text() for label in heat.get_xticklabels()] == ["0.1", "0.9"]
+    assert [label.get_text() for label in heat.get_yticklabels()] == [str(seed) for seed in range(seeds + 1)]
+    drawn = np.ma.filled(heat.images[0].get_array(), np.nan)
+    factor = 100 if name == "accuracy" else 1
+    assert drawn[0, 1] == pytest.approx(factor * 0.9 * epochs / 30) and np.isnan(drawn[seeds, 1])
+    assert "1 diverged" in [text.get_text() for text in against.texts]
 
 
 @pytest.mark.slow
@@ -312,7 +325,7 @@ def test_the_study(iris: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert [way["same_bits"] for way in found["ways"].values()][:2] == [2, 2]
     assert found["ways"][study.VMAP]["largest_relative_difference"] < 1e-5  # 6 steps in float32
     assert all(way["same_test_score"] == 2 for way in found["ways"].values())
-    looked_at(tmp_path / "sweep.png")
+    assert image.imread(tmp_path / "sweep.png").std() > 0.02
     iris.write_text(IRIS)
     with pytest.raises(SystemExit) as stop:
         study.main(["--config", str(iris), "--out", str(tmp_path / "none")])

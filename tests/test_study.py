@@ -4,6 +4,7 @@ import csv
 import functools
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ import oracles
 import pyarrow.parquet
 import pytest
 from matplotlib import image
+from rich.console import Console
 
 import jaxbp
 from jaxbp import MLP, persample
@@ -29,10 +31,10 @@ from jaxbp.run.compute.recording import Recording
 from jaxbp.run.compute.step import State, StepSpec
 from jaxbp.run.config import OptimizerConfig
 from jaxbp.run.quantities import studied
-from jaxbp.run.report import metrics, plots
-from jaxbp.run.report.metrics import StepRecord
+from jaxbp.run.report import metrics
 from jaxbp.run.study import measure as study
 from jaxbp.run.study import plots as study_plots
+from jaxbp.run.study import table as tables
 
 DIGITS = """
 [data]
@@ -192,7 +194,7 @@ def test_a_run_writes_its_records_before_the_line_of_the_epoch() -> None:
 
 def test_recording_leaves_the_training_as_it_is() -> None:
     """To rounding: the compiler may fuse the step in another way."""
-    assert main(["run", "digits.toml", "--train.folder", "plain", "--study.quantities"]) == 0
+    assert main(["run", "digits.toml", "--train.folder", "plain", "--study.quantities="]) == 0
     assert [row["step"] for row in lines("plain")] == [12, 24]
     with_records, without = (jaxbp.run.load(folder).params for folder in ("run", "plain"))
     for a, b in zip(jax.tree.leaves(with_records), jax.tree.leaves(without), strict=True):
@@ -211,13 +213,6 @@ def test_an_unknown_quantity_in_a_config(capsys: pytest.CaptureFixture[str]) -> 
     said = capsys.readouterr().err
     assert "study.quantities: unknown quantity 'noise', did you mean 'noise_scale'? Allowed: squared_norms, " in said
     assert said.count("\n") == 1 and not Path("never").exists()
-
-
-def test_noise_scales_are_ratios_of_means() -> None:
-    values = [(2.0, 1.0), (4.0, -1.0), (6.0, 3.0), (np.nan, 1.0)]
-    rows = [StepRecord(1, 1, 0.0, {"noise_scale": {"trace": a, "squared_gradient": b}}) for a, b in values]
-    np.testing.assert_allclose(plots.noise_scales(rows, 1), [2, np.nan, 2, np.nan])
-    np.testing.assert_allclose(plots.noise_scales(rows, 3), [np.nan, 4, 5, 3])  # 6/0, 12/3, 10/2 · 2/3 …
 
 
 # --- a whole data set -------------------------------------------------------------------------------------------------
@@ -334,7 +329,7 @@ def errors() -> dict[str, tuple[list[str], str]]:
         "split": (["run", "--split", "tset"], "unknown split 'tset', did you mean 'test'? Allowed: train, test"),
         "chunk": (["run", "--chunk", "0"], "--chunk: got 0"),
         "no number": (["run", "--chunk", "many"], "invalid int value: 'many'"),
-        "extension": (["run", "--out", "a.xlsx"], "unknown extension '.xlsx', did you mean"),
+        "extension": (["run", "--out", "a.xlsx"], "unknown extension '.xlsx'"),
         "no folder": (["run", "--out", "nowhere/a.csv"], "'nowhere/a.csv' can't be written: No such file or directory"),
         "a file": (["run", "--out", "iris.toml/a.csv"], "can't be written"),
         "is there": (["run"], "run/study_train.csv exists; name another file or pass --overwrite"),
@@ -362,7 +357,7 @@ def test_errors_are_one_line(name: str, capsys: pytest.CaptureFixture[str]) -> N
 def test_data_that_changed_since_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     x, y = np.random.default_rng(0).normal(size=(40, 4)), np.arange(40) % 3
     np.savez(tmp_path / "d.npz", x=x, y=y)
-    overrides = ["--data.name", str(tmp_path / "d.npz"), "--train.folder", str(tmp_path / "r"), "--study.quantities"]
+    overrides = ["--data.name", str(tmp_path / "d.npz"), "--train.folder", str(tmp_path / "r"), "--study.quantities="]
     assert main(["run", "iris.toml", *overrides]) == 0
     np.savez(tmp_path / "d.npz", x=x + 1, y=y)
     assert main(["study", str(tmp_path / "r")]) == 2
@@ -388,12 +383,89 @@ def test_in_a_process_of_its_own() -> None:
     assert done.stderr.count("\n") == 1
 
 
+@pytest.fixture(scope="module")
+def diverged(home: Path) -> Path:
+    """A run whose parameters give some samples gradients that overflow."""
+    folder = home / "diverged"
+    shutil.copytree(home / "run", folder, ignore=lambda *_: [name for name in _[1] if name.startswith("study")])
+    model = jaxbp.run.load(folder)
+    last = model.params[-1]
+    large = last.w.at[3].mul(1e20)
+    model._replace(params=(*model.params[:-1], last._replace(w=large))).save(folder)
+    return folder
+
+
+def test_samples_that_are_not_finite_are_named_and_the_rest_is_written(
+    diverged: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["study", str(diverged), "--split", "test"]) == 0
+    rows = table(str(diverged / "study_test.csv"))
+    bad = np.flatnonzero(~np.isfinite(rows["norm"]))
+    assert 0 < len(bad) < len(rows["norm"]) == 360
+    said = capsys.readouterr().out
+    shown = ", ".join(map(str, bad[:10])) + ", …" * (len(bad) > 10)
+    assert f"left out: {len(bad)} of 360 samples, their gradients are not finite: {shown}\n" in said
+    assert (diverged / "study_test_norms.png").exists()
+
+
+def test_the_whole_is_that_of_the_finite_samples() -> None:
+    """A sample of NaN changes nothing but its own row."""
+    s = subject("test")
+    x, raw = s.data.x.at[5].set(jnp.nan), np.delete(np.arange(360), 5)
+    asked = ["cosine", "noise_scale", "diversity", "coherence", "gram"]
+    found = study.measure(s._replace(data=s.data._replace(x=x)), asked, 100)
+    rest = s._replace(data=type(s.data)(s.data.x[raw], s.data.y[raw]), x=s.x[raw], y=s.y[raw])
+    expected = study.measure(rest, asked, 100)
+    assert np.flatnonzero(~found.finite).tolist() == [5]
+    assert found.numbers == pytest.approx(expected.numbers, rel=1e-4)
+    np.testing.assert_allclose(found.columns["cosine"][raw], expected.columns["cosine"], atol=1e-5)
+    np.testing.assert_allclose(found.class_cosine, expected.class_cosine, atol=1e-5)
+    np.testing.assert_allclose(found.eigenvalues, expected.eigenvalues, atol=1e-5 * expected.eigenvalues[0])
+
+
+def test_gradients_of_zero_have_no_diversity() -> None:
+    """As in persample: 0, not NaN; infinite where only their sum is 0."""
+    zero = (jaxbp.Affine(np.zeros((1, 1)), np.zeros(1)),)
+    name = "diversity Σ ‖g‖² / ‖Σ g‖²"
+    assert study._numbers({"diversity"}, np.zeros(3), zero) == {name: 0.0}
+    assert study._numbers({"diversity"}, np.ones(3), zero) == {name: np.inf}
+
+
+def test_a_noise_scale_that_the_noise_hides_is_not_estimated(capsys: pytest.CaptureFixture[str]) -> None:
+    mean = (jaxbp.Affine(np.full((1, 1), 0.1), np.zeros(1)),)
+    numbers = study._numbers({"noise_scale"}, np.ones(4), mean)
+    assert np.isnan(numbers["noise scale tr Σ / |G|² (samples)"]) and numbers["|G|²"] < 0
+    results = study.Results({}, np.ones(360, bool), numbers, None, None)
+    tables.print_summary(subject("test"), {"index": np.arange(360), "loss": np.ones(360)}, results, Console())
+    said = capsys.readouterr().out
+    assert "noise scale tr Σ / |G|² (samples): not estimated, |G|² can't be seen for the noise\n" in said
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_no_number_of_the_summary_is_cut(terminal: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    numbers = {name: np.full(360, 0.123456) for name in ("loss", "norm", "squared_norm", "el2n", "cosine_to_mean")}
+    columns = {"index": np.arange(360), "label": np.array(["0"]), "prediction": np.array(["0"])} | numbers
+    columns |= {name: np.resize(columns[name], 360) for name in ("label", "prediction")}
+    results = study.Results({}, np.ones(360, bool), {}, None, None)
+    tables.print_summary(subject("test"), columns, results, Console(width=40, force_terminal=terminal))
+    said = capsys.readouterr().out
+    assert "…" not in said and said.count("0.123") == 6 * 11
+    assert max(map(len, said.splitlines())) <= 40 or not terminal
+
+
+def test_an_unfinished_run_is_called_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree("run", tmp_path / "r")
+    (tmp_path / "r" / ".unfinished").touch()
+    assert main(["study", str(tmp_path / "r"), "--quantities", "squared_norms", "--out", str(tmp_path / "s.csv")]) == 0
+    assert f"{tmp_path / 'r'}, as trained so far, unfinished: digits" in capsys.readouterr().out
+
+
 def test_overwriting_removes_the_pictures_of_the_earlier_table(capsys: pytest.CaptureFixture[str]) -> None:
     out = ["--out", "again.csv", "--overwrite", "--quantities"]
     assert main(["study", "run", *out, "gram"]) == 0
     assert main(["study", "run", *out, "grand"]) == 0
     said = capsys.readouterr().out
-    assert "run: 64-16-10 as trained · 1,437 training samples of digits · softmax_cross_entropy · grand\n" in said
+    assert "run, as trained: digits · 64-16-10 relu · softmax_cross_entropy · 1,437 training samples · grand\n" in said
     assert "again.csv, again_norms.png, again_hardest.png, again_easiest.png" in said and "\x1b" not in said
     assert {path.stem for path in Path().glob("again*")} == {"again", "again_norms", "again_hardest", "again_easiest"}
     np.testing.assert_allclose(table("again.csv")["norm"], table("run/study_train.csv")["norm"], rtol=1e-5)
@@ -406,23 +478,27 @@ def test_help_names_every_quantity(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(f"\n  {name} " in said for name in studied())
 
 
-@pytest.mark.parametrize("values", [[0.0, 0.0], [2.0], [1e-30, 1e30]])
-def test_norms_without_a_spread(tmp_path: Path, values: list[float]) -> None:
-    study_plots.norms({"a": np.array(values), "b": np.array([])}, "samples", tmp_path / "n.png")
-    assert (tmp_path / "n.png").stat().st_size > 5000
+# --- its pictures -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("values", [[0.0, 0.0], [2.0], [1e-30, 1e30], [np.nan, np.inf, 1.0]])
+def test_norms_without_a_spread(values: list[float]) -> None:
+    figure = study_plots.norms({"a": np.array(values), "b": np.array([])}, "samples", "the run")
+    figure.draw_without_rendering()
+    first, second = (axis.texts[0].get_text() for axis in figure.axes)
+    notes = {0.0: ", 2 are 0", np.inf: ", 2 not finite"}.get(values[1] if len(values) > 1 else 2.0, "")
+    assert (first, second) == (f"a (n = {len(values)}{notes})", "b (n = 0)")
 
 
 @pytest.mark.parametrize("eigenvalues", [[0.0], [1.0], [0.0, 0.0], [2.0, 1.0, -1e-9]])
-def test_spectra_without_a_logarithm(tmp_path: Path, eigenvalues: list[float]) -> None:
-    study_plots.gram_spectrum(np.array(eigenvalues), 5, "samples", tmp_path / "g.png")
-    assert (tmp_path / "g.png").stat().st_size > 5000
+def test_spectra_without_a_logarithm(eigenvalues: list[float]) -> None:
+    figure = study_plots.gram_spectrum(np.array(eigenvalues), 5, "samples", "the run")
+    figure.draw_without_rendering()
+    assert "Gram matrix" in figure.axes[0].get_title() and figure.axes[1].lines[0].get_ydata()[-1] <= 100
 
 
-@pytest.mark.parametrize("count", [1, 100])
-def test_noise_scale_picture(tmp_path: Path, count: int) -> None:
-    rows = [
-        StepRecord(1, i, np.nan if i == 3 else 1.0, {"noise_scale": {"trace": 2.0, "squared_gradient": (-1.0) ** i}})
-        for i in range(1, count + 1)
-    ]
-    plots.noise_scale(rows, tmp_path / "s.png")
-    assert (tmp_path / "s.png").stat().st_size > 5000
+def test_the_hardest_have_an_index_and_wrong_ones_are_red() -> None:
+    chosen = {"index": [7, 8], "label": ["a", "b"], "prediction": ["a", "a"], "norm": [2.0, 1.0]}
+    figure = study_plots.images(np.ones((2, 4, 4)), chosen, "title", "the run")
+    captions = {text.get_text(): text.get_color() for text in figure.axes[0].texts}
+    assert captions == {"7: a → a\n2": "black", "8: b → a\n1": "tab:red"}

@@ -25,19 +25,11 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _list(_: argparse.Namespace) -> None:
-    from rich.markup import escape
-    from rich.table import Table
-
     from jaxbp.run import data
+    from jaxbp.run.report import text
 
-    table = Table()
-    for column in data.DataRow._fields:
-        table.add_column(column, justify="right" if column in ("samples", "inputs", "classes") else "left")
-    for row in data.describe():
-        table.add_row(
-            *("" if value is None else f"{value:,}" if isinstance(value, int) else escape(value) for value in row)
-        )
-    console().print(table)
+    rows = [["" if v is None else f"{v:,}" if isinstance(v, int) else v for v in row] for row in data.describe()]
+    text.table(console(), data.DataRow._fields, rows)
 
 
 def _import(options: argparse.Namespace) -> None:

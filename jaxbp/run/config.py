@@ -124,7 +124,9 @@ class TrainConfig:
     folder: str | None = None
     """Run folder: new, empty, or that of an unfinished run, which goes on; None: runs/<config>, runs/<config>-2 …"""
     plots: bool = True
-    """Whether to draw the PNGs."""
+    """Whether to draw the pictures."""
+    plot_format: Literal["png", "svg"] = "png"
+    """What the pictures are."""
     tensorboard: bool = False
     """Whether to write TensorBoard event files too."""
 

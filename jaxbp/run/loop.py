@@ -24,7 +24,7 @@ from jaxbp.run.config import Config
 from jaxbp.run.errors import Diverged, Stopped
 from jaxbp.run.host import memory, processes, signals
 from jaxbp.run.problem import Problem
-from jaxbp.run.report import metrics
+from jaxbp.run.report import metrics, text
 from jaxbp.run.report.events import events
 from jaxbp.run.report.metrics import EpochRow, Row, Timing
 from jaxbp.run.report.progress import progress, summary
@@ -78,7 +78,7 @@ def run(config: Config, name: str, console: Console, how: How = "auto") -> Path:
     setup = processes.on_all(lambda: prepare(config))
     with folders.opened(config, name, data.digest(setup.problem.dataset), how) as folder:
         try:
-            console.out(f"{describe(setup)}\nrun folder {folder.path}", highlight=False)  # brackets are no markup
+            text.line(console, f"{describe(setup)}\nrun folder {folder.path}")
             _train(setup, folder, console)
         except Diverged:
             folder.finish()
@@ -166,14 +166,14 @@ def _train(setup: Setup, folder: RunFolder, console: Console) -> None:
             raise
         except Diverged as error:
             folder.append(error.rows)
-            _write_results(setup, folder, last)
+            _write_results(setup, folder, last, f"diverged: {error}; these are the epochs before")
             raise
         except Stopped:
             _write_results(setup, folder, last)
             raise
     _write_results(setup, folder, last)
     if folder.epochs:
-        console.print(summary(folder.epochs, time.perf_counter() - started))
+        summary(console, folder.epochs, time.perf_counter() - started)
 
 
 def _keep(setup: Setup, folder: RunFolder, epoch: Epoch, signal: int) -> int:
@@ -188,8 +188,8 @@ def _keep(setup: Setup, folder: RunFolder, epoch: Epoch, signal: int) -> int:
     return stopped
 
 
-def _write_results(setup: Setup, folder: RunFolder, last: Epoch | None) -> None:
-    """The parameters after the last whole epoch, and the pictures."""
+def _write_results(setup: Setup, folder: RunFolder, last: Epoch | None, ended: str = "") -> None:
+    """The parameters after the last whole epoch, and the pictures, whose headings say how it ended before its end."""
     problem, program = setup.problem, setup.program
     model = problem.model(program.fetch(program.whole))
     folder.save(model)
@@ -200,7 +200,7 @@ def _write_results(setup: Setup, folder: RunFolder, last: Epoch | None) -> None:
     def draw(path: Path) -> None:
         from jaxbp.run.report import pictures  # matplotlib takes its time
 
-        pictures.draw(problem, model, folder.epochs, folder.records, evaluation, path)
+        pictures.draw(problem, model, folder.epochs, folder.records, evaluation, path, ended)
 
     folder.draw(draw)
 

@@ -69,13 +69,12 @@ def _noise_scale(batch: Batch) -> dict[str, Array]:
 
 
 def _coherence(batch: Batch) -> Array:
-    small, big = _mean_norms(batch)
-    return jnp.where(small == 0, 0, big / jnp.where(small == 0, 1, small))
+    return persample.coherence_from_norms(*_mean_norms(batch))
 
 
 def _diversity(batch: Batch) -> Array:
     small, big = _mean_norms(batch)
-    return jnp.where(small == 0, 0, small / (big * batch.samples.astype(small.dtype)))
+    return persample.diversity_from_norms(small, big, batch.samples.astype(small.dtype))
 
 
 def _variance(batch: Batch) -> Array:

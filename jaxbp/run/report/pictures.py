@@ -1,17 +1,20 @@
 """Which pictures a finished run has."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
 
+from jaxbp.run import targets
 from jaxbp.run.compute.epoch import Evaluation
 from jaxbp.run.problem import Problem
-from jaxbp.run.report import plots
+from jaxbp.run.report import figures, plots
 from jaxbp.run.report.metrics import EpochRow, StepRecord
 from jaxbp.run.store.model import Model
 
-WORST = 24  # images in worst.png
+WORST = 24  # images in the picture of the worst
+CLASSES_SHOWN = 50  # up to which there is a confusion matrix
 
 
 def draw(
@@ -21,24 +24,43 @@ def draw(
     records: Sequence[StepRecord],
     test: Evaluation,
     folder: Path,
+    ended: str = "",
 ) -> None:
-    """The pictures that the data, the network and what was recorded have, into the folder of the run."""
-    plots.learning_curves(epochs, folder / "learning_curves.png")
-    plots.layer_rms(epochs, folder / "layers.png")
+    """The pictures that the data, the network and what was recorded have, into the folder of the run.
+
+    ended: why the run did not come to its end, if it did not; stands in the headings.
+    """
+    heading = f"{folder.name} · {problem.title}" + f"\n{ended}" * bool(ended)
+    kind = problem.config.train.plot_format
+    for name, figure in (*_of_rows(epochs, records, heading), *_of_the_test(problem, model, test, heading)):
+        figures.save(figure, folder / f"{name}.{kind}")
+
+
+def _of_rows(epochs: Sequence[EpochRow], records: Sequence[StepRecord], heading: str) -> Iterator[tuple[str, Figure]]:
+    yield "learning_curves", plots.learning_curves(epochs, heading)
+    yield "layers", plots.layer_rms(epochs, heading)
     if records and "noise_scale" in records[0].quantities:
-        plots.noise_scale(records, folder / "noise_scale.png")
-    shape = problem.dataset.image_shape
-    if shape is None:
+        yield "noise_scale", plots.noise_scale(records, heading)
+    if records and (figure := plots.recorded(records, heading)):
+        yield "recorded", figure
+
+
+def _of_the_test(problem: Problem, model: Model, test: Evaluation, heading: str) -> Iterator[tuple[str, Figure]]:
+    """Of the first layer, and of what the network makes of the test set."""
+    shape, (x, y) = problem.dataset.image_shape, problem.raw("test")
+    loss, output = np.asarray(test.loss), np.asarray(test.output, np.float64)
+    if shape is not None:
+        yield "first_layer", plots.first_layer(np.asarray(model.params[0].w, np.float32), shape, heading)
+    labels = targets.labels(problem.config.model.loss, y)
+    if labels is None:
+        predicted = targets.predicted(problem.config.model.loss, output, model.targets)
+        yield "residuals", plots.residuals(y, predicted, heading)
         return
-    plots.first_layer(np.asarray(model.params[0].w, np.float32), shape, folder / "first_layer.png")
-    if model.classes:
-        _worst(problem, model.classes, test, shape, folder / "worst.png")
-
-
-def _worst(problem: Problem, classes: Sequence[str], test: Evaluation, shape: tuple[int, int], path: Path) -> None:
-    x, y = problem.raw("test")
-    loss = np.asarray(test.loss)
-    order = np.argsort(-loss, kind="stable")[:WORST]
-    labels = [classes[label] for label in y[order]]
-    guesses = [classes[label] for label in np.asarray(test.output)[order].argmax(axis=1)]
-    plots.worst(x[order], labels, guesses, loss[order], shape, path)
+    classes, guesses = model.classes or tuple(map(str, range(output.shape[1]))), output.argmax(axis=1)
+    if len(classes) <= CLASSES_SHOWN:
+        yield "confusion", plots.confusion(labels, guesses, classes, heading)
+    if shape is not None:
+        order = np.argsort(-loss, kind="stable")[:WORST]
+        true, guessed = ([classes[k] for k in which[order]] for which in (labels, guesses))
+        images = x[order].reshape(-1, *shape)
+        yield "worst", plots.worst(images, order.tolist(), true, guessed, loss[order], heading)

@@ -1,156 +1,246 @@
-"""The pictures of a run. Each function takes numbers and writes one PNG."""
+"""The pictures of a run. Each function takes numbers and a heading, and gives a figure."""
 
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
-import numpy.typing as npt
-
-matplotlib.use("agg")
-from matplotlib import pyplot as plt
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-from jaxbp.run.report.metrics import EpochRow, StepRecord
+from jaxbp.run.report.figures import COLOURS, fit_vertical, gallery, laid_out, marker, panels, short, whole_numbers
+from jaxbp.run.report.metrics import LARGER_IS_BETTER, EpochRow, StepRecord
+from jaxbp.run.report.progress import shown_score
 
-COLOURS = {"train": "tab:blue", "test": "tab:orange"}
+UNITS = {"loss": "loss", "accuracy": "accuracy (%)", "rmse": "RMSE (units of the target)"}
+UNITS_SHOWN = 64  # of the first layer
+DIGITS = 12  # classes up to which a matrix of classes has numbers in its squares
+OUTPUTS_SHOWN = 3  # of a regression
+POINTS = 5000  # of a scatter plot
+LINE_FROM = 40  # records of a noise scale from which on means over several of them are drawn
+STYLES = ("-", "--", "-.", ":")
 
 
-def learning_curves(rows: Sequence[EpochRow], path: Path) -> None:
-    """Loss and score of the training and the test set against the epoch."""
-    score = rows[0].test.main
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    for axis, name in zip(axes, ("loss", score), strict=True):
+def learning_curves(rows: Sequence[EpochRow], heading: str) -> Figure:
+    """Loss and score of the training and the test set against the epoch; η too where a schedule changes it."""
+    score, rates = rows[0].test.main, [row.learning_rate for row in rows]
+    figure, (axes,) = panels(1, 2 + (len(set(rates)) > 1), heading)
+    epochs = [row.epoch for row in rows]
+    for axis, name in zip(axes, ("loss", score), strict=False):
         for split, colour in COLOURS.items():
-            values = np.array([getattr(getattr(row, split), name) for row in rows])
-            values = 100 * values if name == "accuracy" else values
-            axis.plot([row.epoch for row in rows], values, color=colour, label=split, marker=_marker(rows))
-        axis.set(
-            xlabel="epoch", ylabel={"accuracy": "accuracy (%)", "rmse": "RMSE (units of the target)"}.get(name, name)
-        )
-        axis.grid(alpha=0.3)
-        axis.legend()
-    log_if_positive(axes[0], [getattr(row, split).loss for row in rows for split in COLOURS])
+            axis.plot(epochs, _scores(rows, split, name), color=colour, label=split, marker=marker(rows))
+        axis.set_ylabel(UNITS[name])
+    _mark_best(axes[1], rows, score)
+    fit_vertical(axes[0], [_scores(rows, split, "loss") for split in COLOURS])
     axes[0].set_title("mean loss of a sample")
     axes[1].set_title({"accuracy": "share classified correctly", "rmse": "root mean square error"}[score])
-    whole_epochs(axes)
-    save(figure, path)
+    for axis in axes[2:]:
+        axis.plot(epochs, rates, color="tab:gray", label="η of the last step")
+        axis.set(title="learning rate", ylabel="η")
+    for axis in axes:
+        axis.set_xlabel("epoch")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize="small")
+        whole_numbers(axis, epochs)
+    return figure
 
 
-def layer_rms(rows: Sequence[EpochRow], path: Path) -> None:
+def _scores(rows: Sequence[EpochRow], split: str, name: str) -> np.ndarray:
+    """In the units in which they are shown."""
+    return np.array([getattr(getattr(row, split), name) for row in rows]) * (100 if name == "accuracy" else 1)
+
+
+def _mark_best(axis: Axes, rows: Sequence[EpochRow], score: str) -> None:
+    values = _scores(rows, "test", score)
+    if not np.isfinite(values).any():
+        fit_vertical(axis, values)
+        return
+    best = int(np.nanargmax(values) if score in LARGER_IS_BETTER else np.nanargmin(values))
+    shown = shown_score(score, getattr(rows[best].test, score))
+    label = f"best test: {shown}, epoch {rows[best].epoch}"
+    axis.plot(rows[best].epoch, values[best], "o", color=COLOURS["test"], markerfacecolor="none", label=label)
+
+
+def layer_rms(rows: Sequence[EpochRow], heading: str) -> Figure:
     """The RMS of δ and of the gradient of each layer against the epoch, on a logarithmic scale."""
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    figure, (axes,) = panels(1, 2, heading, right=1.15)
+    epochs = [row.epoch for row in rows]
     titles = {"delta_rms": "δ = ∂ℓ/∂s of a sample", "gradient_rms": "gradient of the mean loss of a batch"}
     for axis, (name, title) in zip(axes, titles.items(), strict=True):
         values = np.array([getattr(row, name) for row in rows])
-        colours = plt.get_cmap("viridis")(np.linspace(0, 0.9, values.shape[1]))
-        for layer, colour in enumerate(colours):
-            axis.plot(
-                [row.epoch for row in rows],
-                values[:, layer],
-                color=colour,
-                label=f"layer {layer + 1}",
-                marker=_marker(rows),
-            )
+        _line_a_layer(axis, epochs, values)
         axis.set(xlabel="epoch", ylabel="root mean square", title=title)
-        log_if_positive(axis, values)
+        fit_vertical(axis, values)
         axis.grid(alpha=0.3)
-    axes[1].legend(fontsize="small", ncols=1 + values.shape[1] // 12)
-    whole_epochs(axes)
-    save(figure, path)
+        whole_numbers(axis, epochs)
+    axes[1].legend(fontsize="small", loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return figure
 
 
-def first_layer(w: np.ndarray, image_shape: tuple[int, int], path: Path) -> None:
+def _line_a_layer(axis: Axes, at: Sequence[int], values: np.ndarray) -> None:
+    """Of (steps, L) values; neighbours differ in colour and in style, and at most 9 of the layers are named."""
+    layers = values.shape[1]
+    named = np.unique(np.linspace(0, layers - 1, min(layers, 9)).round())
+    for layer, colour in enumerate(colormaps["viridis"](np.linspace(0, 0.9, layers))):
+        label = f"layer {layer + 1}" if layer in named else None
+        style = STYLES[layer % 4] if layers <= 9 else "-"
+        axis.plot(at, values[:, layer], style, color=colour, label=label, marker=marker(at))
+
+
+def first_layer(w: np.ndarray, image_shape: tuple[int, int], heading: str) -> Figure:
     """The weights of the first units of layer 1 as images; red is positive, blue negative, one scale for all."""
-    shown = w[:64].reshape(-1, *image_shape)
-    limit = float(np.abs(shown).max()) or 1.0
-    figure, axes = grid(len(shown), "weights w⁽¹⁾ of the first layer, a unit each")
-    for axis, image in zip(axes, shown, strict=False):
-        drawn = axis.imshow(image, cmap="RdBu_r", vmin=-limit, vmax=limit)
-    figure.colorbar(drawn, ax=axes, shrink=0.6, label="weight")
-    save(figure, path)
+    shown = w[:UNITS_SHOWN].reshape(-1, *image_shape)
+    count = len(shown)
+    units = f"units 1 to {count} of {len(w)}" if count < len(w) else f"all {count} units"
+    captions = [str(unit) for unit in range(1, count + 1)]
+    title = f"weights w⁽¹⁾ of the first layer, {units}"
+    return gallery(shown, captions, [False] * count, title, heading, colour_bar="weight")
 
 
 def worst(
-    x: np.ndarray,
-    labels: Sequence[str],
-    predicted: Sequence[str],
-    losses: np.ndarray,
-    image_shape: tuple[int, int],
-    path: Path,
-) -> None:
-    """The images given, in the order given, with label, prediction and loss; the caller sorts by loss."""
-    captions = [f"{label} → {guess}\n{loss:.3g}" for label, guess, loss in zip(labels, predicted, losses, strict=True)]
-    samples(x, captions, "test images with the largest loss: label → prediction, loss", image_shape, path)
+    x: np.ndarray, index: Sequence[int], labels: Sequence[str], guesses: Sequence[str], losses: np.ndarray, heading: str
+) -> Figure:
+    """The images (K, height, width) in the order given, with index, label, prediction and loss; the caller sorts."""
+    title = "test images with the largest loss: index: label → prediction, loss; red: wrong"
+    columns = zip(index, labels, guesses, losses, strict=True)
+    captions = [f"{i}: {short(label)} → {short(guess)}\n{loss:.3g}" for i, label, guess, loss in columns]
+    return gallery(x, captions, [a != b for a, b in zip(labels, guesses, strict=True)], title, heading)
 
 
-def samples(x: np.ndarray, captions: Sequence[str], title: str, image_shape: tuple[int, int], path: Path) -> None:
-    """Images in the order given, each with its caption."""
-    figure, axes = grid(len(x), title, size=1.25)
-    for axis, image, caption in zip(axes, x, captions, strict=False):
-        axis.imshow(image.reshape(image_shape), cmap="gray_r")
-        axis.set_title(caption, fontsize=7)
-    save(figure, path)
+def confusion(labels: np.ndarray, guesses: np.ndarray, classes: Sequence[str], heading: str) -> Figure:
+    """How many samples of each class were taken for which, and precision and recall of each class."""
+    count = len(classes)
+    matrix = np.zeros((count, count), np.int64)
+    np.add.at(matrix, (labels, guesses), 1)
+    sizes, taken, right = matrix.sum(axis=1), matrix.sum(axis=0), matrix.diagonal()
+    side = max(3.6, 0.36 * count + 1.4)
+    figure = laid_out(heading, (2 * side + 2.2, side + 1.0))
+    axes = figure.subplots(1, 2, width_ratios=(1, 0.7))
+    words = [f"{n:,}" if n else "" for n in matrix.flat]
+    class_matrix(axes[0], matrix / np.maximum(sizes, 1)[:, None], classes, "Blues", (0.0, 1.0), words)
+    axes[0].set(xlabel="prediction", ylabel="label", title="test samples; colour: share of the label")
+    for name, of, style in (("recall", sizes, "o"), ("precision", taken, "d")):
+        share = np.divide(100 * right, of, out=np.full(count, np.nan), where=of > 0)
+        face = {"recall": "tab:blue", "precision": "none"}[name]
+        axes[1].plot(share, np.arange(count), style, color="tab:blue", markerfacecolor=face, label=name)
+    names = [f"{name} (n = {n:,})" for name, n in zip(classes, sizes, strict=True)]
+    axes[1].set_yticks(np.arange(count), names, parse_math=False)
+    axes[1].set(ylim=(count - 0.5, -0.5), xlabel="%", title="recall: of the label, precision: of the prediction")
+    axes[1].title.set_fontsize("medium")
+    axes[0].title.set_fontsize("medium")
+    axes[1].grid(alpha=0.3)
+    axes[1].legend(fontsize="small")
+    return figure
 
 
-def noise_scale(recorded: Sequence[StepRecord], path: Path) -> None:
-    """The noise scale of the recorded steps, beside the loss of their batches, against the step."""
-    steps = np.array([row.step for row in recorded])
-    window = 1 + 2 * (len(recorded) // 40)
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    single = noise_scales(recorded, 1)
-    axes[0].plot(steps, single, ".", color="tab:gray", alpha=0.4, markersize=3, label="of one batch")
-    axes[0].plot(steps, noise_scales(recorded, window), color="tab:blue", label=f"tr Σ and |G|² averaged over {window}")
-    axes[0].set(xlabel="step", ylabel="samples", title="noise scale tr Σ / |G|²")
-    log_if_positive(axes[0], single)
-    unseen = int(np.isnan(single).sum())
-    note = f"; {unseen} of {len(single)} batches too small to see |G|²" if unseen else ""
-    axes[0].legend(fontsize="small", title=f"{len(single)} records{note}", title_fontsize="x-small")
-    losses = np.array([row.batch_loss for row in recorded], np.float64)
-    axes[1].plot(steps, losses, color="tab:blue", marker=_marker(recorded))
-    axes[1].set(xlabel="step", ylabel="loss", title="mean loss of a sample, of the same batches")
-    log_if_positive(axes[1], losses)
-    for axis in axes:
-        axis.grid(alpha=0.3)
-    whole_epochs(axes)
-    save(figure, path)
+def class_matrix(
+    axis: Axes,
+    values: np.ndarray,
+    classes: Sequence[str],
+    cmap: str,
+    limits: tuple[float, float],
+    words: Sequence[str],
+) -> Any:
+    """Squares of two classes, with words in them where there are few classes; gives what a colour bar takes."""
+    drawn = axis.imshow(values, cmap=cmap, vmin=limits[0], vmax=limits[1])
+    for ((a, b), value), word in zip(np.ndenumerate(values), words, strict=True):
+        if word and len(classes) <= DIGITS:
+            dark = abs(value) > 0.6 * limits[1]
+            axis.text(b, a, word, ha="center", va="center", fontsize=7, color="white" if dark else "black")
+    places = range(len(classes))
+    axis.set_xticks(places, classes, rotation=90 if max(map(len, classes)) > 3 else 0, parse_math=False)
+    axis.set_yticks(places, classes, parse_math=False)
+    return drawn
 
 
-def grid(count: int, title: str, size: float = 0.9) -> tuple[Figure, list[Axes]]:
-    columns = min(8, count)
-    rows = -(-count // columns)
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(max(size * columns + 1, 6), size * rows + 0.8), layout="constrained", squeeze=False
-    )
-    for axis in axes.flat:
+def residuals(y: np.ndarray, predicted: np.ndarray, heading: str) -> Figure:
+    """Prediction against target and residual against prediction, of the first outputs, (N, C) in their units."""
+    chosen = slice(None, None, -(-len(y) // POINTS))
+    outputs = min(y.shape[1], OUTPUTS_SHOWN)
+    figure, axes = panels(outputs, 2, heading)
+    for k, (left, right) in enumerate(axes):
+        target, guess = y[chosen, k], predicted[chosen, k]
+        name = f" {k}" if y.shape[1] > 1 else ""
+        ends = [min(target.min(), np.nanmin(guess)), max(target.max(), np.nanmax(guess))]
+        left.plot(ends, ends, color="black", linewidth=0.8)
+        left.set(xlabel=f"target{name}", ylabel=f"prediction{name}", title="test set; line: prediction = target")
+        right.axhline(0, color="black", linewidth=0.8)
+        right.set(xlabel=f"prediction{name}", ylabel="prediction − target", title="residuals of the test set")
+        left.plot(target, guess, ".", color="tab:blue", alpha=0.5)
+        right.plot(guess, guess - target, ".", color="tab:blue", alpha=0.5)
+        for axis in (left, right):
+            axis.title.set_fontsize("medium")
+            axis.grid(alpha=0.3)
+    return figure
+
+
+def recorded(records: Sequence[StepRecord], heading: str) -> Figure | None:
+    """A panel for each recorded quantity against the step; the noise scale has a picture of its own."""
+    names = [name for name in records[0].quantities if name != "noise_scale"]
+    if not names:
+        return None
+    columns = min(3, len(names))
+    figure, axes = panels(-(-len(names) // columns), columns, heading, (4.4, 3.1))
+    steps = [row.step for row in records]
+    for axis in axes.flat[len(names) :]:
         axis.set_axis_off()
-    figure.suptitle(title)
-    return figure, list(axes.flat)
+    for axis, name in zip(axes.flat, names, strict=False):
+        _quantity(axis, steps, [row.quantities[name] for row in records])
+        axis.set_title(name.replace("_", " "), fontsize="medium")
+        axis.set_xlabel("step")
+        axis.grid(alpha=0.3)
+        whole_numbers(axis, steps)
+    return figure
 
 
-def log_if_positive(axis: Axes, values: npt.ArrayLike) -> None:
-    """A logarithmic scale, unless a value is negative (poisson has such losses) or all are 0."""
-    finite = np.asarray(values, np.float64)[np.isfinite(values)]
-    if finite.size and finite.min() >= 0 and finite.max() > 0:
-        axis.set_yscale("log")
+def _quantity(axis: Axes, steps: Sequence[int], values: Sequence[Any]) -> None:
+    """A number, numbers by name, a number a layer, or a summary of the samples of a batch, step by step."""
+    if isinstance(values[0], Mapping) and "q25" in values[0]:
+        columns = {name: np.array([v[name] for v in values]) for name in ("min", "q25", "median", "q75", "max")}
+        axis.fill_between(steps, columns["min"], columns["max"], color="tab:blue", alpha=0.12, linewidth=0)
+        axis.fill_between(steps, columns["q25"], columns["q75"], color="tab:blue", alpha=0.3, linewidth=0)
+        axis.plot(steps, columns["median"], color="tab:blue", marker=marker(steps), label="median; quartiles; extremes")
+        fit_vertical(axis, np.stack(list(columns.values())))
+        axis.legend(fontsize="x-small")
+    elif isinstance(values[0], Mapping):
+        for name, style in zip(values[0], STYLES, strict=False):
+            axis.plot(steps, [v[name] for v in values], style, label=name.replace("_", " "), marker=marker(steps))
+        axis.legend(fontsize="x-small")
+    elif isinstance(values[0], Sequence):
+        _line_a_layer(axis, steps, np.array(values))
+        fit_vertical(axis, values)
+        axis.legend(fontsize="x-small")
+    else:
+        axis.plot(steps, values, color="tab:blue", marker=marker(steps))
+        fit_vertical(axis, values)
 
 
-def _marker(rows: Sequence[Any]) -> str:
-    return "o" if len(rows) == 1 else ""
-
-
-def whole_epochs(axes: Iterable[Axes]) -> None:
-    """No ticks between the epochs."""
-    for axis in axes:
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-
-
-def save(figure: Figure, path: Path) -> None:
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+def noise_scale(recorded: Sequence[StepRecord], heading: str) -> Figure:
+    """The noise scale of the recorded steps, beside the loss of their batches, against the step."""
+    steps = [row.step for row in recorded]
+    figure, (axes,) = panels(1, 2, heading)
+    single, many = noise_scales(recorded, 1), len(recorded) >= LINE_FROM
+    size, alpha = (3.0, 0.4) if many else (6.0, 1.0)
+    axes[0].plot(steps, single, ".", color="tab:gray", alpha=alpha, markersize=size, label="of one batch")
+    if many:
+        window = 1 + 2 * max(len(recorded) // 40, 2)
+        label = f"tr Σ and |G|² averaged over {window}"
+        axes[0].plot(steps, noise_scales(recorded, window), color="tab:blue", label=label)
+        axes[0].legend(fontsize="small")
+    unseen = int(np.isnan(single).sum())
+    note = f"; {unseen:,} of {len(single):,} batches too small to see |G|²" if unseen else ""
+    axes[0].set_title(f"noise scale tr Σ / |G|² of {len(single):,} batches{note}", fontsize="small")
+    axes[0].set_ylabel("samples")
+    losses = np.array([row.batch_loss for row in recorded], np.float64)
+    axes[1].plot(steps, losses, color="tab:blue", marker=marker(recorded))
+    axes[1].set_ylabel("loss")
+    axes[1].set_title("mean loss of the same batches, as it is trained on", fontsize="small")
+    for axis, values in zip(axes, (single, losses), strict=True):
+        fit_vertical(axis, values)
+        axis.set_xlabel("step")
+        axis.grid(alpha=0.3)
+        whole_numbers(axis, steps)
+    return figure
 
 
 def noise_scales(recorded: Sequence[StepRecord], window: int) -> np.ndarray:

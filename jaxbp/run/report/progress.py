@@ -1,12 +1,13 @@
 """How a run shows that it goes on: a bar with the time left on a terminal, a line an epoch elsewhere."""
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
+from jaxbp.run.report import text
 from jaxbp.run.report.metrics import LARGER_IS_BETTER, EpochRow, Timing
 
 Show = Callable[[Mapping[str, float], Timing], None]
@@ -42,18 +43,18 @@ def shown_score(name: str, value: float) -> str:
 def line(scores: Mapping[str, float], timing: Timing, epochs: int) -> str:
     """An epoch in one line for a person."""
     shown = "  ".join(f"{name.replace('_', ' ')} {shown_score(name, value)}" for name, value in scores.items())
-    return f"epoch {timing.epoch}/{epochs}  {shown}  {timing.samples_per_second:,.0f} samples/s"
+    return f"epoch {timing.epoch}/{epochs}  {shown}"
 
 
-def summary(rows: Sequence[EpochRow], seconds: float) -> Table:
-    """The last epoch's scores and the best test score, as a table."""
-    table = Table(title=f"{rows[-1].epoch} epochs, {seconds:.1f} s of training")
-    for column in ("", "train", "test", "best test (epoch)"):
-        table.add_column(column, justify="right" if column else "left")
+def summary(console: Console, rows: Sequence[EpochRow], seconds: float) -> None:
+    """Prints the last epoch's scores and the best test score that is a number."""
+    lines = []
     for name, train in rows[-1].train.named().items():
         choose = max if name in LARGER_IS_BETTER else min
-        best = choose(rows, key=lambda row: getattr(row.test, name))
+        finite = [row for row in rows if math.isfinite(getattr(row.test, name))] or rows
+        best = choose(finite, key=lambda row: getattr(row.test, name))
         values = (train, getattr(rows[-1].test, name), getattr(best.test, name))
         shown = [shown_score(name, value) for value in values]
-        table.add_row(name, *shown[:2], f"{shown[2]} ({best.epoch})")
-    return table
+        lines.append([name, *shown[:2], f"{shown[2]} ({best.epoch})"])
+    text.line(console, f"\n{rows[-1].epoch} epochs, {seconds:.1f} s of training")
+    text.table(console, ("", "train", "test", "best test (epoch)"), lines)

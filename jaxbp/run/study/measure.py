@@ -15,7 +15,7 @@ from jaxbp.run import problem as problems
 from jaxbp.run.config import Config
 from jaxbp.run.errors import UserError
 from jaxbp.run.problem import Problem, Split
-from jaxbp.run.store.model import Model, load
+from jaxbp.run.store.model import Model, finished, load
 
 OF_THE_MEAN = {"cosine", "noise_scale", "diversity", "coherence"}  # those that need the mean gradient of the split
 CLASSES_SHOWN = 20  # in the summary and the pictures; with more classes only what concerns all samples is shown
@@ -25,6 +25,7 @@ GRAM_SAMPLES = 1000
 class Subject(NamedTuple):
     """A problem, a network with parameters, and a split: as it was read and, on the device, as the loss takes it."""
 
+    source: Path
     problem: Problem
     model: Model
     split: str
@@ -37,14 +38,23 @@ class Subject(NamedTuple):
         """The network with the loss of the config, without label smoothing."""
         return self.problem.scored
 
+    @property
+    def state(self) -> str:
+        """Which parameters the network has."""
+        if not self.source.is_dir():
+            return "at initialisation, untrained"
+        return "as trained" if finished(self.source) else "as trained so far, unfinished"
+
 
 class Results(NamedTuple):
     """The columns by their names, of all samples; what was asked of the split as a whole.
 
+    finite: (N,), whether a sample's gradient is; what is said of the split as a whole leaves out the others.
     numbers: by a line that says what each is;  class_cosine: (C, C) mean cosines;  eigenvalues: of the Gram matrix.
     """
 
     columns: dict[str, np.ndarray]
+    finite: np.ndarray
     numbers: dict[str, float]
     class_cosine: np.ndarray | None
     eigenvalues: np.ndarray | None
@@ -63,7 +73,7 @@ def prepare(source: Path, config: Config, split: str = "train") -> Subject:
         model = load(source)
         if model.classes != problem.dataset.classes or not _same_scaling(model, problem):
             raise UserError(f"{source}: {config.data.name} is not the data that the run was trained on")
-    return Subject(problem, model, split, problem.on_device(split), *problem.raw(split))
+    return Subject(source, problem, model, split, problem.on_device(split), *problem.raw(split))
 
 
 def _same_scaling(model: Model, problem: Problem) -> bool:
@@ -75,20 +85,36 @@ def measure(subject: Subject, quantities: Sequence[str], chunk: int) -> Results:
     """All quantities of a split, never with the factors of more than `chunk` samples at a time."""
     net, params, (x, y) = subject.net, subject.model.params, subject.data
     asked = set(quantities)
-    mean = None
+    mean, finite = None, np.ones(len(x), bool)
     if asked & OF_THE_MEAN:
-        everything = np.full(len(x), 1 / len(x))
-        mean = jax.tree.map(lambda a: a[0], _sums(net, params, x, y, np.zeros(len(x), np.int32), everything, 1, chunk))
+        mean = _mean(subject, finite, chunk)
+        if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(mean)):
+            finite = np.isfinite(jax.device_get(_per_sample(net, params, None, x, y, chunk)["norm"]))
+            mean = _mean(subject, finite, chunk)
     columns = jax.device_get(_per_sample(net, params, mean, x, y, chunk))
-    numbers = {} if mean is None else _numbers(asked, columns["squared_norm"].astype(np.float64), mean)
+    finite = np.isfinite(columns["norm"])
+    numbers = {} if mean is None else _numbers(asked, columns["squared_norm"][finite].astype(np.float64), mean)
     class_cosine = eigenvalues = None
     if "cosine" in asked and subject.model.classes and len(subject.model.classes) <= CLASSES_SHOWN:
         class_cosine = _class_cosine(subject, columns["norm"], chunk)
     if "gram" in asked:
-        rows = gram_rows(len(x))
-        matrix = persample.gram_matrix(net, params, x[rows], y[rows], chunk)
-        eigenvalues = np.linalg.eigvalsh(np.asarray(matrix, np.float64))[::-1] / len(rows)
-    return Results(columns, numbers, class_cosine, eigenvalues)
+        eigenvalues = _spectrum(subject, np.flatnonzero(finite), chunk)
+    return Results(columns, finite, numbers, class_cosine, eigenvalues)
+
+
+def _mean(subject: Subject, counted: np.ndarray, chunk: int) -> Params:
+    """The mean gradient of the samples that count."""
+    weights = counted / max(int(counted.sum()), 1)
+    sums = _sums(subject.net, subject.model.params, *subject.data, np.zeros(len(counted), np.int32), weights, 1, chunk)
+    return jax.tree.map(lambda a: a[0], sums)
+
+
+def _spectrum(subject: Subject, rows: np.ndarray, chunk: int) -> np.ndarray | None:
+    """The eigenvalues of the Gram matrix / n of the rows, or of GRAM_SAMPLES of them; None where it overflows."""
+    x, y = subject.data
+    rows = rows[gram_rows(len(rows))]
+    matrix = np.asarray(persample.gram_matrix(subject.net, subject.model.params, x[rows], y[rows], chunk), np.float64)
+    return np.linalg.eigvalsh(matrix)[::-1] / max(len(rows), 1) if np.isfinite(matrix).all() else None
 
 
 def gram_rows(samples: int) -> np.ndarray:
@@ -166,31 +192,34 @@ def _scan_sums(net: MLP, params: Params, x: Array, y: Array, batches: tuple[Arra
 def _class_cosine(subject: Subject, norm: np.ndarray, chunk: int) -> np.ndarray:
     """Mean of cos(gₙ, gₘ) over n of class a and m ≠ n of class b, (C, C): products of sums of unit gradients.
 
-    NaN where there is no pair; a gradient of 0 has the cosine 0, as in `persample.cosine`.
+    NaN where there is no pair; a gradient of 0 has the cosine 0, as in `persample.cosine`. Those that are not finite
+    are left out.
     """
-    count, labels = len(subject.model.classes or ()), subject.y
-    inverse = np.divide(1, norm, out=np.zeros(len(norm)), where=norm > 0)
+    count, labels, finite = len(subject.model.classes or ()), subject.y, np.isfinite(norm)
+    inverse = np.divide(1, norm, out=np.zeros(len(norm)), where=finite & (norm > 0))
     sums = _sums(subject.net, subject.model.params, *subject.data, labels, inverse, count, chunk)
     flat = [np.asarray(leaf, np.float64).reshape(count, -1) for leaf in jax.tree.leaves(sums)]
     products = sum((leaf @ leaf.T for leaf in flat), np.zeros((count, count)))
-    sizes = np.bincount(labels, minlength=count).astype(np.float64)
+    sizes = np.bincount(labels[finite], minlength=count).astype(np.float64)
     pairs = np.outer(sizes, sizes) - np.diag(sizes)
-    products -= np.diag(np.bincount(labels, norm > 0, minlength=count))  # cos(gₙ, gₙ) = 1
+    products -= np.diag(np.bincount(labels, inverse > 0, minlength=count))  # cos(gₙ, gₙ) = 1
     return np.divide(products, pairs, out=np.full_like(products, np.nan), where=pairs > 0)
 
 
 def _numbers(asked: set[str], squared_norm: np.ndarray, mean: Params) -> dict[str, float]:
-    """The quantities of the split as a whole, from the mean of ‖gₙ‖² and the norm of the mean gradient."""
-    small, samples = float(squared_norm.mean()), len(squared_norm)
+    """The quantities of the split as a whole, from the mean of ‖gₙ‖² and the norm of the mean gradient.
+
+    In float64, which JAX has only in its x64 mode, and as `persample.noise_scale_from_norms` and its neighbours do it.
+    """
+    small, samples = float(squared_norm.mean()) if squared_norm.size else float("nan"), len(squared_norm)
     big = sum(float(np.sum(np.asarray(leaf, np.float64) ** 2)) for leaf in jax.tree.leaves(mean))
     found: dict[str, float] = {}
     if "noise_scale" in asked and samples > 1:
-        # In float64, which JAX has only in its x64 mode: persample.noise_scale_from_norms(small, big, 1, samples).
         trace, squared = (small - big) / (1 - 1 / samples), (samples * big - small) / (samples - 1)
-        scale = trace / squared if squared else float("nan")
+        scale = trace / squared if squared > 0 else float("nan")  # noise hides |G|²
         found |= {"noise scale tr Σ / |G|² (samples)": scale, "tr Σ": trace, "|G|²": squared}
     if "diversity" in asked:
-        found["diversity Σ ‖g‖² / ‖Σ g‖²"] = small / (samples * big) if big else float("nan")
+        found["diversity Σ ‖g‖² / ‖Σ g‖²"] = small / (samples * big) if big else (float("inf") if small else 0.0)
     if "coherence" in asked:
         found["coherence ‖mean g‖² / mean ‖g‖²"] = big / small if small else 0.0
     return found

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 from rich.console import Console
 
 from jaxbp import losses
@@ -16,17 +15,16 @@ from jaxbp.run.config import Config, choose
 from jaxbp.run.errors import UserError
 from jaxbp.run.problem import SPLITS
 from jaxbp.run.quantities import QUANTITIES, studied
-from jaxbp.run.report import metrics
+from jaxbp.run.report import metrics, text
 from jaxbp.run.report.metrics import StepRecord
 from jaxbp.run.store import files
 from jaxbp.run.store.folder import METRICS
 from jaxbp.run.store.model import load
-from jaxbp.run.study.measure import CLASSES_SHOWN, Results, Subject, measure, prepare
+from jaxbp.run.study.measure import Results, Subject, measure, prepare
 from jaxbp.run.study.table import Columns, print_summary, table, write_csv, write_parquet
 
 WRITERS = {".csv": write_csv, ".parquet": write_parquet}
 PICTURES = ("norms", "hardest", "easiest", "class_cosine", "noise_scale", "gram_spectrum")
-IMAGES = 24  # in the pictures of the hardest and the easiest
 
 
 class Request(NamedTuple):
@@ -52,13 +50,16 @@ def study(request: Request, console: Console) -> Path:
     _check(request)
     out = request.out or _default_out(request)
     write = choose("--out", "extension", out.suffix, WRITERS)
-    taken = next((path for path in (out, *_pictures(out).values()) if path.exists()), None)
+    config = _config(request.source)
+    made = [out, *_pictures(out, config.train.plot_format).values()]
+    taken = next((path for path in made if path.exists()), None)
     if taken is not None and not request.overwrite:
         raise UserError(f"--out: {taken} exists; name another file or pass --overwrite")
-    subject = prepare(request.source, _config(request.source), request.split)
+    subject = prepare(request.source, config, request.split)
     names = _fitting(subject, request.quantities)
     recorded = _recorded(request.source)
-    console.out(_describe(subject, request.source, names), highlight=False)
+    described = _describe(subject, request.source, names)
+    text.line(console, described)
     results = measure(subject, names, request.chunk)
     columns = table(subject, results.columns, set(names))
     with (
@@ -67,23 +68,39 @@ def study(request: Request, console: Console) -> Path:
     ):
         staged = Path(staging) / out.name
         write(columns, staged)
-        _draw(subject, columns, results, names, recorded, _pictures(staged))
-        written = _moved(staged, out)
-    print_summary(subject, columns, results.numbers, console)
-    console.out(f"{out}, {', '.join(written[1:]) if written[1:] else 'no pictures'}", highlight=False)
+        _draw(subject, columns, results, names, recorded, _pictures(staged, config.train.plot_format))
+        written = _moved(staged.parent, made)
+    print_summary(subject, columns, results, console)
+    pictures = ", ".join(written[1:]) or "no pictures"
+    text.line(console, f"{out}, {pictures}")
     return out
 
 
-def _moved(staged: Path, out: Path) -> list[str]:
+def _draw(
+    subject: Subject,
+    columns: Columns,
+    results: Results,
+    names: Sequence[str],
+    recorded: Sequence[StepRecord],
+    to: dict[str, Path],
+) -> None:
+    from jaxbp.run.report import figures  # matplotlib takes its time
+    from jaxbp.run.study import pictures
+
+    heading = f"{subject.source.resolve().stem}, {subject.state} · {subject.problem.title}"
+    for name, figure in pictures.drawn(subject, columns, results, names, recorded, heading):
+        figures.save(figure, to[name])
+
+
+def _moved(staging: Path, made: Sequence[Path]) -> list[str]:
     """Moves what is there, the table last; the names, the table first. Pictures of an older table go."""
-    made = [path.name for path in (out, *_pictures(out).values())]
-    written = [name for name in made if staged.with_name(name).exists()]
-    for name in reversed(written):
-        os.replace(staged.with_name(name), out.with_name(name))
-    for picture in _pictures(out).values():
-        if picture.name not in written:
+    written = [path for path in made if (staging / path.name).exists()]
+    for path in reversed(written):
+        os.replace(staging / path.name, path)
+    for picture in made[1:]:
+        if picture not in written:
             picture.unlink(missing_ok=True)
-    return written
+    return [path.name for path in written]
 
 
 def _check(request: Request) -> None:
@@ -107,8 +124,8 @@ def _default_out(request: Request) -> Path:
     return request.source / name if request.source.is_dir() else Path(f"{request.source.stem}_{name}")
 
 
-def _pictures(out: Path) -> dict[str, Path]:
-    return {name: out.with_name(f"{out.stem}_{name}.png") for name in PICTURES}
+def _pictures(out: Path, kind: str) -> dict[str, Path]:
+    return {name: out.with_name(f"{out.stem}_{name}.{kind}") for name in PICTURES}
 
 
 def _fitting(subject: Subject, asked: Sequence[str] | None) -> list[str]:
@@ -136,46 +153,5 @@ def _recorded(source: Path) -> list[StepRecord]:
 
 
 def _describe(subject: Subject, source: Path, quantities: Sequence[str]) -> str:
-    trained = "as trained" if source.is_dir() else "at initialisation, untrained"
-    samples = f"{len(subject.x):,} {SPLITS[subject.split]} samples of {subject.problem.dataset.name}"
-    network = f"{'-'.join(map(str, subject.net.sizes))} {trained}"
-    return f"{source}: {network} · {samples} · {losses.get(subject.net.loss).name} · {', '.join(quantities)}"
-
-
-def _draw(
-    subject: Subject,
-    columns: Columns,
-    results: Results,
-    quantities: Sequence[str],
-    recorded: Sequence[StepRecord],
-    to: dict[str, Path],
-) -> None:
-    """The pictures that the quantities have, without their table where there are too many classes."""
-    from jaxbp.run.study import plots  # matplotlib takes its time
-
-    classes, what = subject.model.classes, f"{SPLITS[subject.split]} samples"
-    shown = classes if classes and len(classes) <= CLASSES_SHOWN else None
-    if "grand" in quantities:
-        norm = columns["norm"]
-        plots.norms(
-            {name: norm[subject.y == k] for k, name in enumerate(shown)} if shown else {"": norm}, what, to["norms"]
-        )
-        for name, sign in (("hardest", -1), ("easiest", 1)):
-            rows = np.argsort(sign * norm, kind="stable")[:IMAGES]
-            _draw_images(
-                subject, columns, rows, f"the {name} {what}: index, label → prediction, gradient norm", to[name]
-            )
-    if results.class_cosine is not None and classes:
-        plots.class_cosine(results.class_cosine, classes, what, to["class_cosine"])
-    if results.eigenvalues is not None:
-        plots.gram_spectrum(results.eigenvalues, len(subject.x), what, to["gram_spectrum"])
-    if "noise_scale" in quantities and recorded:
-        plots.noise_scale(recorded, to["noise_scale"])
-
-
-def _draw_images(subject: Subject, columns: Columns, rows: np.ndarray, title: str, path: Path) -> None:
-    from jaxbp.run.study import plots
-
-    if subject.problem.dataset.image_shape:
-        chosen = {name: columns[name][rows].tolist() for name in ("index", "label", "prediction", "norm")}
-        plots.images(subject.x[rows], chosen, title, subject.problem.dataset.image_shape, path)
+    samples = f"{len(subject.x):,} {SPLITS[subject.split]} samples"
+    return f"{source}, {subject.state}: {subject.problem.title} · {samples} · {', '.join(quantities)}"

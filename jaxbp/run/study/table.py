@@ -6,15 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
+from jaxbp import losses
+from jaxbp.run import targets
 from jaxbp.run.problem import SPLITS
-from jaxbp.run.study.measure import CLASSES_SHOWN, Subject
+from jaxbp.run.report import text
+from jaxbp.run.study.measure import CLASSES_SHOWN, Results, Subject
 
 Columns = dict[str, np.ndarray]
+NAMED = 10  # of the samples that are left out
 
 
 def table(subject: Subject, columns: Columns, asked: set[str]) -> Columns:
@@ -25,7 +26,7 @@ def table(subject: Subject, columns: Columns, asked: set[str]) -> Columns:
         names = np.array(model.classes)
         table |= {"label": names[subject.y], "prediction": names[output.argmax(axis=1)]}
     else:
-        predicted = output.astype(np.float64) if model.targets is None else model.targets.inverse(output)
+        predicted = targets.predicted(losses.get(model.net.loss).name, output, model.targets)
         for name, values in (("target", subject.y), ("prediction", predicted)):
             table |= {f"{name}{k}": values[:, k] for k in range(values.shape[1])}
     table["loss"] = columns["loss"]
@@ -59,24 +60,33 @@ def write_parquet(table: Columns, path: Path) -> None:
     pyarrow.parquet.write_table(pyarrow.table(columns), str(path))
 
 
-def print_summary(subject: Subject, table: Columns, numbers: dict[str, float], console: Console) -> None:
-    """Means by class, and the numbers of the split as a whole."""
-    summary = Table(
-        title=f"{SPLITS[subject.split]} samples: means, where nothing else is said", box=SIMPLE_HEAD, pad_edge=False
-    )
+def print_summary(subject: Subject, table: Columns, results: Results, console: Console) -> None:
+    """Means by class, the numbers of the split as a whole, and which samples are left out of both."""
     columns = _summary_columns(table)
-    for name in ("", "samples", *columns):
-        summary.add_column(name, justify="right" if name else "left", no_wrap=True)
-    groups = {"all": np.arange(len(table["index"]))}
+    groups = [("all", results.finite)]
     classes = subject.model.classes or ()
     if len(classes) <= CLASSES_SHOWN:
-        groups = {name: np.flatnonzero(subject.y == k) for k, name in enumerate(classes)} | groups
-    for name, rows in groups.items():
-        cells = [column(rows) if len(rows) else "" for column in columns.values()]
-        summary.add_row(escape(name), f"{len(rows):,}", *cells, end_section=name == list(groups)[-2:][0] != "all")
-    console.print(summary)
-    for name, number in numbers.items():
-        console.out(f"{name} {number:.4g}", highlight=False)
+        groups = [(name, results.finite & (subject.y == k)) for k, name in enumerate(classes)] + groups
+    rows = []
+    for name, chosen in groups:
+        cells = [column(chosen) if chosen.any() else "" for column in columns.values()]
+        rows.append([name, f"{chosen.sum():,}", *cells])
+    text.line(console, f"\n{SPLITS[subject.split]} samples: means, where nothing else is said\n")
+    text.table(console, ("class" if classes else "", "samples", *columns), rows)
+    for name, number in results.numbers.items():
+        text.line(console, _line(name, number))
+    if not results.finite.all():
+        bad = np.flatnonzero(~results.finite)
+        which = ", ".join(map(str, bad[:NAMED])) + (", …" if len(bad) > NAMED else "")
+        line = f"left out: {len(bad):,} of {len(results.finite):,} samples, their gradients are not finite: {which}"
+        text.line(console, line)
+
+
+def _line(name: str, number: float) -> str:
+    if np.isnan(number):
+        why = "|G|² can't be seen for the noise" if name.startswith("noise scale") else "not finite"
+        return f"{name}: not estimated, {why}"
+    return f"{name}: {number:.4g}"
 
 
 def _summary_columns(table: Columns) -> dict[str, Callable[[np.ndarray], str]]:

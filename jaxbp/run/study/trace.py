@@ -1,5 +1,6 @@
 """`jaxbp trace`: one sample through a trained network and back, in numbers and one figure in the lecture's layout."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -7,16 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
 from jaxbp import losses
 from jaxbp.mlp import MLP, Affine, Array, Params, Tape, backward, forward, wide
 from jaxbp.run import config as configs
+from jaxbp.run import targets
 from jaxbp.run.config import choose
 from jaxbp.run.errors import UserError
 from jaxbp.run.problem import SPLITS
+from jaxbp.run.report import text
 from jaxbp.run.store import files
-from jaxbp.run.store.model import load
+from jaxbp.run.store.model import finished, load
 from jaxbp.run.study.measure import Subject, prepare
 
 
@@ -28,6 +30,20 @@ class Request(NamedTuple):
     split: str = "test"
     out: Path | None = None
     overwrite: bool = False
+
+
+class Outcome(NamedTuple):
+    """What the network says of the sample.
+
+    name: of the numbers, "softmax(x⁽³⁾)" say;  predicted, target: (C,), in the same units;
+    axis: "class" or "output";  ticks: names of the outputs.
+    """
+
+    name: str
+    predicted: np.ndarray
+    target: np.ndarray
+    axis: str
+    ticks: Sequence[str]
 
 
 class Trace(NamedTuple):
@@ -56,15 +72,13 @@ def trace(request: Request, console: Console) -> Path:
     if not 0 <= request.sample < len(subject.x):
         samples = f"the {request.split} set has samples 0 to {len(subject.x) - 1}"
         raise UserError(f"--sample: got {request.sample}, {samples}")
-    out = request.out or request.run / f"trace_{request.split}_{request.sample}.png"
-    if out.suffix != ".png":
-        raise UserError(f"--out: {str(out)!r} should end in .png")
-    if out.exists() and not request.overwrite:
-        raise UserError(f"--out: {str(out)!r} exists, --overwrite replaces it")
+    kind = subject.problem.config.train.plot_format
+    out = request.out or request.run / f"trace_{request.split}_{request.sample}.{kind}"
+    files.check_new(out, (".png", ".svg"), request.overwrite)
     found = measure(subject.net, subject.model.params, *(part[request.sample] for part in subject.data))
     title = _title(subject, request, found)
-    _print(found, title, console)
     _draw(found, subject, request.sample, title, out)
+    _print(found, title, console)
     console.out(str(out), highlight=False)
     return out
 
@@ -104,29 +118,51 @@ def _up(layer: int) -> str:
 
 
 def _title(subject: Subject, request: Request, found: Trace) -> str:
-    sizes, loss = "-".join(map(str, subject.net.sizes)), float(found.loss)
-    head = f"{subject.problem.dataset.name}, {request.split} sample {request.sample} · {sizes} · ℓ = {loss:.4g}"
-    if not subject.model.classes:
-        return head
-    label, guess = int(subject.y[request.sample]), int(np.argmax(np.asarray(found.tape.x[-1])))
-    return f"{head} · label {subject.model.classes[label]}, predicted {subject.model.classes[guess]}"
+    loss = float(found.loss) + 0.0  # no -0
+    run = f"{request.run.resolve().name}{'' if finished(request.run) else ' (unfinished)'}"
+    head = f"{run} · {subject.problem.title} · {SPLITS[request.split]} sample {request.sample} · ℓ = {loss:.4g}"
+    if subject.model.classes:
+        label, guess = int(subject.y[request.sample]), int(np.argmax(np.asarray(found.tape.x[-1])))
+        return f"{head} · label {subject.model.classes[label]}, predicted {subject.model.classes[guess]}"
+    outcome = _outcome(found, subject, request.sample)
+    pairs = (", ".join(f"{v:.4g}" for v in values[:4]) for values in (outcome.target, outcome.predicted))
+    more = ", …" if len(outcome.target) > 4 else ""
+    return f"{head} · target {next(pairs)}{more}, predicted {next(pairs)}{more}"
+
+
+def _outcome(found: Trace, subject: Subject, sample: int) -> Outcome:
+    """Prediction and target in the units of the targets; of labels probabilities where the loss knows of some."""
+    output, loss, last = np.asarray(found.tape.x[-1], np.float64)[None], subject.net.loss, _up(len(found.dl_ds))
+    kind, classes = targets.kind_of(losses.get(loss).name), subject.model.classes
+    name = f"{kind.name}(x{last})" if kind else f"x{last}"
+    if classes is None:
+        predicted = targets.predicted(losses.get(loss).name, output, subject.model.targets)[0]
+        return Outcome(
+            name if kind else "prediction",
+            predicted,
+            subject.y[sample],
+            "output",
+            [str(k) for k in range(len(predicted))],
+        )
+    label = np.arange(len(classes)) == subject.y[sample]
+    return Outcome(name, kind.mean(output)[0] if kind else output[0], label.astype(np.float64), "class", classes)
 
 
 def _print(found: Trace, title: str, console: Console) -> None:
-    table = Table()
-    for column in ("quantity", "shape", "norm", "mean", "min", "max", "zeros"):
-        table.add_column(column, justify="left" if column == "quantity" else "right", no_wrap=True)
+    rows = []
     for name, a in quantities(found):
-        numbers = (np.linalg.norm(a), a.mean(), a.min(), a.max())
-        table.add_row(name, "×".join(map(str, a.shape)), *(f"{v:.4g}" for v in numbers), f"{np.mean(a == 0):.1%}")
-    console.out(title, highlight=False)  # brackets in a name are no markup
-    console.print(table)
+        numbers = (f"{v + 0.0:.4g}" for v in (np.linalg.norm(a), a.mean(), a.min(), a.max()))
+        rows.append([name, "×".join(map(str, a.shape)), *numbers, f"{np.mean(a == 0):.1%}"])
+    text.line(console, title)
+    text.table(console, ("quantity", "shape", "norm", "mean", "min", "max", "zeros"), rows)
 
 
 def _draw(found: Trace, subject: Subject, sample: int, title: str, out: Path) -> None:
+    from jaxbp.run.report import figures  # matplotlib takes its time
     from jaxbp.run.study import trace_plots
 
     shape = subject.problem.dataset.image_shape
     image = None if shape is None else np.asarray(subject.x[sample], np.float64).reshape(shape)
     with files.writable(f"--out: {str(out)!r}"), files.replaced(out) as part:
-        trace_plots.draw(dict(quantities(found)), image, title, part)
+        outcome = _outcome(found, subject, sample)
+        figures.save(trace_plots.draw(dict(quantities(found)), image, outcome, title), part, out.suffix[1:])

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from rich.table import Table
+from rich.console import Console
 
 from jaxbp.run.config import Config
+from jaxbp.run.report import text
 from jaxbp.run.report.metrics import Divergence, EpochRow, MemberRow
 from jaxbp.run.report.progress import shown_score
 from jaxbp.run.store import files
@@ -69,18 +70,16 @@ def write(found: Sequence[Group], path: Path) -> None:
                 table.writerow((group.learning_rate, name, *counts, *statistics(group.last, name).values()))
 
 
-def table(found: Sequence[Group], title: str) -> Table:
-    """The test score for a person, over the members that live, and the mean of the test loss."""
-    score = main_score(found)
-    shown = Table(title=f"{title}, {score.replace('_', ' ')} over the seeds")
-    for column in ("learning rate", "diverged", "mean", "s.d.", "min", "max", "test loss"):
-        shown.add_column(column, justify="right")
+def show(found: Sequence[Group], title: str, console: Console) -> None:
+    """Prints the test score for a person, over the members that live, and the mean of the test loss."""
+    score, rows = main_score(found), []
     for group in found:
         cells = [_cell(score, value) for value in statistics(group.last, score).values()]
         gone = f"{len(group.diverged)} of {len(group.last) + len(group.diverged)}" if group.diverged else ""
         loss = _cell("test_loss", statistics(group.last, "test_loss")["mean"])
-        shown.add_row(group.learning_rate, gone, *cells, loss)
-    return shown
+        rows.append([group.learning_rate, gone, *cells, loss])
+    text.line(console, f"\n{title}, {score.replace('_', ' ')} over the seeds\n")
+    text.table(console, ("learning rate", "diverged", "mean", "s.d.", "min", "max", "test loss"), rows)
 
 
 def best(found: Sequence[Group]) -> str:

@@ -31,7 +31,7 @@ from jaxbp.run.errors import Diverged, Stopped, UserError
 from jaxbp.run.host import signals
 from jaxbp.run.loop import Setup
 from jaxbp.run.problem import Split
-from jaxbp.run.report import metrics
+from jaxbp.run.report import metrics, text
 from jaxbp.run.report.metrics import Divergence, EpochRow, MemberRow, Row, Timing
 from jaxbp.run.report.progress import progress
 from jaxbp.run.store import files
@@ -106,7 +106,7 @@ def run(config: Config, name: str, console: Console, how: How = "auto") -> Path:
     sweep = prepare(config)
     with folders.opened(config, name, digest(sweep.setup.problem.dataset), "new") as folder:
         try:
-            console.out(f"{describe(sweep)}\nrun folder {folder.path}", highlight=False)  # brackets are no markup
+            text.line(console, f"{describe(sweep)}\nrun folder {folder.path}")
             with files.writable(f"{folder.path}:", after="; what was written before is whole"):
                 _train(sweep, folder.path, console)
         except Diverged:
@@ -136,7 +136,7 @@ def _train(sweep: Sweep, path: Path, console: Console) -> None:
         groups = scores.groups(config, rows)
         _save(sweep, params, groups, path)
     shown = f"{config.train.epochs} epochs, {time.perf_counter() - started:.1f} s of training"
-    console.print(scores.table(groups, shown))
+    scores.show(groups, shown, console)
     console.out(scores.best(groups), highlight=False)
 
 
@@ -311,6 +311,10 @@ def _save(sweep: Sweep, params: Params, groups: Sequence[Group], path: Path) -> 
     if scores.names(groups):
         scores.write(groups, path / "scores.csv")
         if sweep.config.train.plots:
-            from jaxbp.run.sweep import plots  # matplotlib takes its time
+            from jaxbp.run.report import figures  # matplotlib takes its time
+            from jaxbp.run.sweep import plots
 
-            plots.curves(groups, path / "sweep.png")
+            kind, heading = sweep.config.train.plot_format, f"{path.name} · {sweep.setup.problem.title}"
+            figures.save(plots.curves(groups, heading), path / f"sweep.{kind}")
+            if len(groups) > 1:
+                figures.save(plots.rates(groups, heading), path / f"rates.{kind}")

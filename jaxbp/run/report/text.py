@@ -1,0 +1,44 @@
+"""Lines and tables for a person: no word is broken, no number is ever cut."""
+
+from collections.abc import Sequence
+
+from rich.cells import cell_len
+from rich.console import Console
+
+GAP = "  "
+
+
+def table(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Prints the rows under their columns: the first column to the left, the others to the right.
+
+    What a terminal has no room for stands below, with the first column again. Without a terminal there is room.
+    """
+    widths = [max(map(cell_len, column)) for column in zip(columns, *rows, strict=True)]
+    for block in _blocks(widths, console.width if console.is_terminal else None):
+        chosen = [[row[k] for k in block] for row in (columns, *rows)]
+        room = [widths[k] for k in block]
+        lines = [GAP.join(_padded(*cell) for cell in zip(row, room, block, strict=True)) for row in chosen]
+        rule = "─" * max(map(cell_len, lines))
+        for row in (lines[0], rule, *lines[1:], ""):
+            console.out(row.rstrip(), highlight=False)
+
+
+def line(console: Console, text: str) -> None:
+    """Prints a line, broken between words where a terminal ends; brackets are no markup."""
+    console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=not console.is_terminal)
+
+
+def _blocks(widths: Sequence[int], width: int | None) -> list[list[int]]:
+    """The columns of each part of the table, the first one in all of them."""
+    blocks = [[0]]
+    for k in range(1, len(widths)):
+        taken = sum(widths[i] + len(GAP) for i in blocks[-1]) + widths[k]
+        if width is not None and taken > width and len(blocks[-1]) > 1:
+            blocks.append([0])
+        blocks[-1].append(k)
+    return blocks
+
+
+def _padded(cell: str, width: int, column: int) -> str:
+    space = " " * (width - cell_len(cell))
+    return space + cell if column else cell + space
