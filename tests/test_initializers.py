@@ -84,7 +84,7 @@ def test_a_deep_network_is_drawn_inside_jit_by_a_program_of_one_layer():
     """A thousand layers took XLA minutes. The draws are those outside of jit, with keys of any kind."""
     draw = jax.jit(jaxbp.init, static_argnums=0)
     programs = [draw.lower(MLP((4,) * layers), jax.random.key(0)).as_text() for layers in (11, 101)]
-    assert len({program.count("stablehlo.xor") for program in programs}) == 1  # of which a draw's bits are made
+    assert len({program.count("call @") for program in programs}) == 1  # of the functions that draw
     for impl in ("threefry2x32", "rbg"):
         key = jax.random.key(3, impl=impl)
         oracles.assert_same_bits(draw(MLP((5, 4, 4, 3, 4, 4)), key), jaxbp.init(MLP((5, 4, 4, 3, 4, 4)), key))
