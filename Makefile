@@ -16,12 +16,12 @@ run: .venv/installed
 # In two sessions, because XLA takes its options once: nearly everything, compiled quickly; what is about the bits, bytes
 # and last digits of the programs that users get.
 test: .venv/installed
-	$(BIN)/pytest -n 2 -m "not slow and not production" $(PYTEST_ARGS)
-	$(BIN)/pytest -n 2 -m "not slow and production" $(PYTEST_ARGS)
+	$(BIN)/pytest -n 2 --dist loadfile -m "not slow and not production" $(PYTEST_ARGS)
+	$(BIN)/pytest -n 2 --dist loadfile -m "not slow and production" $(PYTEST_ARGS)
 
 # Everything, compiled as users compile it.
 test-all: .venv/installed
-	$(BIN)/pytest -n 2 $(PYTEST_ARGS)
+	$(BIN)/pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 check: .venv/installed
 	$(BIN)/ruff check .

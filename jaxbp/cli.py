@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from jaxbp import __version__
 from jaxbp.commands import Parser, ended
+from jaxbp.names import short
 from jaxbp.run.errors import UserError
 
 COMMANDS = {
@@ -33,7 +34,7 @@ def _command(arguments: Sequence[str] | None) -> int | None:
     if "overrides" in options:
         options.overrides = overrides
     elif overrides:
-        raise UserError(f"command line: unknown argument {overrides[0]!r}, see --help")
+        raise UserError(f"command line: unknown argument {short(overrides[0])}, see --help")
     status: int | None = options.run(options)
     return status
 

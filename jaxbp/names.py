@@ -51,3 +51,14 @@ def nearest(name: str, allowed: Iterable[str], form: str = "{}") -> str:
 
 def _plain(name: str) -> str:
     return name.casefold().replace("-", "_").replace(" ", "_")
+
+
+def short(value: object) -> str:
+    """repr(value), cut after 60 characters.
+
+    Example:
+      >>> short("a" * 100) == f"'{'a' * 59}…"
+      True
+    """
+    shown = repr(value)
+    return shown if len(shown) <= 60 else f"{shown[:60]}…"

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from oracles import assert_close, assert_same_bits
-from tiers import one_in
+from tiers import one_in, slow
 
 import jaxbp
 from jaxbp import MLP, Affine, Factors, persample
@@ -190,7 +190,7 @@ def every_quantity(f, g, bound):
     ("net", "dtype"),
     [
         *((net, jnp.float64) for net in NETS),
-        *(pytest.param(net, jnp.float32, marks=[pytest.mark.slow] * (net != NETS[0])) for net in NETS[:3]),
+        *slow(*((net, jnp.float32) for net in NETS[:3])),
     ],
     ids=lambda v: f"{v.hidden}-{v.loss}" if isinstance(v, MLP) else v.__name__,
 )

@@ -446,6 +446,7 @@ TABLES = st.fixed_dictionaries(
                 "folder": optional(TEXT),
                 "plots": st.booleans(),
                 "tensorboard": st.booleans(),
+                "plot_format": st.sampled_from(["png", "svg"]),
             }
         ),
         "mesh": st.fixed_dictionaries({"data": COUNT, "model": COUNT}),

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from matplotlib import image
+from tiers import slow
 
 from jaxbp.cli import main
 from jaxbp.run import config as configs
@@ -73,8 +74,7 @@ def separate(member: Path, capsys: pytest.CaptureFixture[str]) -> tuple[Path, st
     ("options", "rates", "died"),
     [
         (("--study.quantities", "squared_norms", "--model.label-smoothing", "0.1"), ("0.03", "0.3", "1e+30"), 1),
-        pytest.param(MOMENTUM, ("0.3",), 0, marks=pytest.mark.slow),
-        pytest.param(ADAM, ("0.1",), 0, marks=pytest.mark.slow),
+        *slow((MOMENTUM, ("0.3",), 0), (ADAM, ("0.1",), 0)),
     ],
     ids=["sgd", "momentum", "adam"],
 )
@@ -101,6 +101,7 @@ def test_a_member_is_the_separate_run_bit_for_bit(
         assert seen == died
 
 
+@pytest.mark.slow
 def test_members_at_once_agree_with_their_turns(iris: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """vmap in float64: sums in another order, nothing else; 4 of 6 at once leaves a rest of 2."""
     options = ("--model.dtype", "float64", "--sweep.seeds", "3", "--sweep.learning-rate", "0.1", "3e38")

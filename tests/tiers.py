@@ -11,3 +11,8 @@ def one_in(every: int, cases: Sequence[Any]) -> list[Any]:
     return [
         case if number % every == 0 else pytest.param(case, marks=pytest.mark.slow) for number, case in enumerate(cases)
     ]
+
+
+def slow(*cases: tuple[Any, ...]) -> list[Any]:
+    """Cases of several parameters each, all of them marked slow."""
+    return [pytest.param(*case, marks=pytest.mark.slow) for case in cases]

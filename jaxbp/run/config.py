@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import ConfigDict, Field
 
-from jaxbp.names import Entry, lookup, nearest
+from jaxbp.names import Entry, lookup, nearest, short
 from jaxbp.run import overrides
 from jaxbp.run.errors import UserError
 
@@ -323,7 +323,7 @@ def _describe(errors: Sequence[Any]) -> list[str]:
         elif error["type"] == "value_error":
             found[f"{_key(error['loc'])}: {error['ctx']['error']}"] = []
         else:
-            where = f"{_key(error['loc'])}: got {_short(error['input'])}"
+            where = f"{_key(error['loc'])}: got {short(error['input'])}"
             found.setdefault(where, []).append(_allowed(error))
     return [f"{where}, {' or '.join(dict.fromkeys(allowed))}" if allowed else where for where, allowed in found.items()]
 
@@ -333,11 +333,6 @@ def _key(location: Sequence[str | int]) -> str:
     key = ".".join(map(str, location))
     known = next((k for k in keys() if f"{key}.".startswith(f"{k}.")), key)
     return f"{known}.{location[2]}" if known.endswith("arguments") and len(location) > 2 else known
-
-
-def _short(value: Any) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= 60 else f"{shown[:60]}…"
 
 
 def _allowed(error: Any) -> str:

@@ -5,7 +5,7 @@ import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from jaxbp.names import nearest
+from jaxbp.names import nearest, short
 from jaxbp.run.errors import UserError
 
 HELP = """\
@@ -62,7 +62,7 @@ def _split(options: Sequence[str]) -> list[tuple[str, list[str]]]:
         elif found and (word[:1] != "-" or _numbers(word)):
             found[-1][1].append(word)
         else:
-            raise UserError(f"command line: unknown argument {word!r}, see --help")
+            raise UserError(f"command line: unknown argument {short(word)}, see --help")
     return found
 
 
