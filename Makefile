@@ -13,11 +13,10 @@ GALLERY := nielsen_overfitting nielsen_weight_initialization jax_mnist_classifie
 run: .venv/installed
 	$(BIN)/jaxbp run configs/digits.toml
 
-# In two sessions, because XLA takes its options once: nearly everything, compiled quickly; what is about the bits, bytes
-# and last digits of the programs that users get.
+# XLA takes its options once a process. This session compiles quickly, and leaves out what is slow and what holds for the
+# programs that users get alone: their bits, bytes and last digits.
 test: .venv/installed
 	$(BIN)/pytest -n 2 --dist loadfile -m "not slow and not production" $(PYTEST_ARGS)
-	$(BIN)/pytest -n 2 --dist loadfile -m "not slow and production" $(PYTEST_ARGS)
 
 # Everything, compiled as users compile it.
 test-all: .venv/installed

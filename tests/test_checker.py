@@ -44,7 +44,7 @@ WRONG_CUBE = cube_with(lambda x, u: (2 * x**2 * u,))
 # Planted bugs and right rules; all 12 runs of each: experiments/checker_tables.py ------------------------------------
 
 
-@pytest.mark.parametrize("bug", one_in(9, planted.BUGS), ids=str)
+@pytest.mark.parametrize("bug", one_in(16, planted.BUGS), ids=str)
 def test_planted_bug(bug: planted.Bug) -> None:
     """Caught; the first line of the report names a leaf where the error enters; the diagnosis is the right one."""
     subject = bug.build(*planted.RUNS[planted.BUGS.index(bug) % len(planted.RUNS)])
@@ -55,7 +55,7 @@ def test_planted_bug(bug: planted.Bug) -> None:
         assert any(re.search(bug.diagnosis, row.diagnosis) for row in report.failures), report
 
 
-@pytest.mark.parametrize("case", one_in(3, real_world.CASES), ids=lambda case: case.name)
+@pytest.mark.parametrize("case", one_in(9, real_world.CASES), ids=lambda case: case.name)
 def test_rule_in_use(case: real_world.Case) -> None:
     report = jaxbp.check(case.fun, case.args, **case.options)
     assert report.verdict == case.expected, report
@@ -316,6 +316,7 @@ def test_complex_arguments_are_refused_by_name() -> None:
 # The command ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_network_of_a_config(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["check", str(ROOT / "configs/digits.toml"), "--json", str(tmp_path / "report.json")]) == 0
     out = capsys.readouterr().out

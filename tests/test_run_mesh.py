@@ -170,6 +170,7 @@ def test_parameters_and_momenta_are_split() -> None:
         assert here == (256 * 784 + 256 + 256 * 256) // model + 256 + 2570
 
 
+@pytest.mark.slow
 def test_a_run_on_four_devices_goes_on_on_one_or_two(tmp_path: Path) -> None:
     """Three epochs in one go on one device, and one epoch on 2 × 2 followed by two on another mesh."""
     whole = trained((1, 1), {})[2]

@@ -65,6 +65,7 @@ def test_bfloat16_adds_its_micro_batches_up_in_float32() -> None:
     assert_close(got.gradient, want.gradient, 2 * 2.0**-8)  # rounded once here, and each 1/64 part there
 
 
+@pytest.mark.slow
 def test_mixed_is_the_bfloat16_network_with_a_float32_update() -> None:
     params, x, y = oracles.data(NET, seed=1, batch=8, dtype=jnp.float32)
     low = jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)

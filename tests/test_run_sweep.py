@@ -118,6 +118,7 @@ def test_members_at_once_agree_with_their_turns(iris: Path, tmp_path: Path, caps
     ]
 
 
+@pytest.mark.slow
 def test_the_step_is_traced_as_often_for_many_members_as_for_one(iris: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One program, however many members; no epoch traces it again."""
     calls: list[int] = []
@@ -137,6 +138,7 @@ def test_the_step_is_traced_as_often_for_many_members_as_for_one(iris: Path, mon
     assert 0 < traced[0] == traced[1]
 
 
+@pytest.mark.slow
 def test_seeds_alone_keep_the_schedule(iris: Path, capsys: pytest.CaptureFixture[str]) -> None:
     iris.write_text(
         IRIS.replace("learning_rate = 0.1", 'schedule = "linear_schedule"')

@@ -284,6 +284,7 @@ def test_pictures_of_a_run() -> None:
         assert 0.002 < np.mean(pixels.min(axis=-1) < 0.9) < 0.95, name
 
 
+@pytest.mark.slow
 def test_the_same_bytes_again_and_parquet_holds_the_same_numbers(tmp_path: Path) -> None:
     assert main(["study", "run", "--out", str(tmp_path / "a.parquet")]) == 0
     for name in PICTURES:

@@ -136,6 +136,7 @@ def test_one_output_is_a_narrow_bar() -> None:
 
 
 @pytest.mark.parametrize(("layers", "columns", "panels"), [(4, 8, 0), (5, 8, 1), (20, 8, 1)])
+@pytest.mark.slow
 def test_many_layers_stay_on_a_slide(layers: int, columns: int, panels: int) -> None:
     figure, axes = picture(traced((3, *[3] * layers)), ["a", "b", "c"])
     width, height = figure.get_size_inches()
