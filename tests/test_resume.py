@@ -280,6 +280,17 @@ def test_a_run_takes_the_newest_folder_if_it_is_unfinished(capsys: pytest.Captur
     assert Path("runs/x-3/.unfinished").exists() and not Path("runs/x-4/.unfinished").exists()
 
 
+def test_another_number_of_cores_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    """XLA splits sums over its threads, so the promise of the same bytes is for the same number of them."""
+    killed(folder, "append", 6)
+    begun = json.loads(Path("runs/x/provenance.json").read_text())
+    Path("runs/x/provenance.json").write_text(json.dumps(begun | {"cores": 1000}))
+    capsys.readouterr()
+    run()
+    said = capsys.readouterr().err
+    assert said.startswith("jaxbp: warning: runs/x began on 1000 cores and goes on on ") and said.count("\n") == 1
+
+
 def test_data_that_changed_since_the_run_was_stopped(capsys: pytest.CaptureFixture[str]) -> None:
     x, y = np.random.default_rng(0).normal(size=(60, 4)), np.arange(60) % 3
     np.savez("mine.npz", x=x, y=y)

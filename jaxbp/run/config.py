@@ -137,7 +137,7 @@ class StudyConfig:
     """Per-sample gradients while training, as lines of metrics.jsonl; nothing by default."""
 
     quantities: tuple[str, ...] = ()
-    """squared_norms, grand, el2n, noise_scale, diversity, coherence, stiffness, variance: of a step's batch."""
+    """What is recorded of a step's batch, by the names of run/quantities.py, such as squared_norms and noise_scale."""
     every: Count = 100
     """Steps from one record to the next; the first step is recorded."""
 

@@ -157,6 +157,7 @@ def _taken(stack: contextlib.ExitStack, config: Config, name: str, data: str, ho
         resumed = (path / "config.toml").exists()
         if resumed:
             _check_same(config, path, data)
+            _warn_of_cores(path)
         files.replace(path / "provenance.json", json.dumps(_provenance(config, path, data), indent=2) + "\n")
         if not resumed:
             again = dataclasses.replace(config, train=dataclasses.replace(config.train, folder=None))
@@ -251,6 +252,7 @@ def _provenance(config: Config, path: Path, data: str) -> dict[str, Any]:
         "platform": platform.platform(),
         "processes": jax.process_count(),
         "devices": [device.device_kind for device in jax.devices()],
+        "cores": _cores(),
         "git_commit": _git_commit(),
         "seed": {"data": config.data.seed, "train": config.train.seed},
         "data_sha256": data,
@@ -259,6 +261,18 @@ def _provenance(config: Config, path: Path, data: str) -> dict[str, Any]:
         return now
     begun = _begun(path)
     return begun | {"resumed": [*begun.get("resumed", []), now]}
+
+
+def _cores() -> int:
+    """The cores that this process may use: XLA has a thread for each, and splits large sums over them."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _warn_of_cores(path: Path) -> None:
+    before = _begun(path).get("cores", _cores())
+    if before != _cores():
+        change = f"began on {before} cores and goes on on {_cores()}"
+        print(f"jaxbp: warning: {path} {change}: the last digits may differ", file=sys.stderr)
 
 
 def _begun(path: Path) -> dict[str, Any]:
