@@ -1,7 +1,8 @@
 """Measures the checker: planted bugs caught, false alarms, verdicts on rules in use.
 
 Run from the repository, with the extra [dev] installed: ``python -m experiments.checker_tables mutations`` (half an
-hour), ``false-alarms`` (half an hour) or ``real-world`` (20 seconds). Writes experiments/results/checker_<table>.md.
+hour), ``false-alarms`` (half an hour), ``wrong-rules`` (20 minutes) or ``real-world`` (20 seconds). Writes
+experiments/results/checker_<table>.md.
 
 The same mutants go through `jax.test_util.check_grads` and `chex.assert_numerical_grads`, in reverse mode, the one that
 a custom_vjp function has, and with their other defaults; whatever they raise counts as caught.
@@ -27,6 +28,7 @@ sys.path[:0] = [str(ROOT.parent / "tests")]
 import generated  # noqa: E402
 import planted  # noqa: E402
 import real_world  # noqa: E402
+import wrong_rules  # noqa: E402
 
 Caught = Callable[[planted.Subject], bool]
 
@@ -91,6 +93,30 @@ def real() -> Iterable[str]:
         yield table_row(case.name, jaxbp.check(case.fun, case.args, **case.options).verdict, case.expected)
 
 
+def registry_of_wrong_rules() -> Iterable[str]:
+    """By kind: the wrong rules that are caught at level fast, the verdicts on their right twins, and what crashes."""
+    columns = ("PASS", "FAIL", "INCONCLUSIVE or UNEXERCISED", "crash")
+    yield table_head(
+        "kind", "wrong rules caught", "wrong rules that crash", *(f"right twins: {name}" for name in columns)
+    )
+    for kind in dict.fromkeys(case.kind for case in wrong_rules.CASES):
+        cases = [case for case in wrong_rules.CASES if case.kind == kind]
+        wrong = [_verdict(case.wrong) for case in cases]
+        right = [_verdict(case.right) for case in cases]
+        other = len(cases) - sum(right.count(name) for name in ("PASS", "FAIL", "crash"))
+        counts = (right.count("PASS"), right.count("FAIL"), other, right.count("crash"))
+        yield table_row(kind, f"{wrong.count('FAIL')} of {len(cases)}", wrong.count("crash"), *counts)
+
+
+def _verdict(build: Callable[[], wrong_rules.Subject]) -> str:
+    """Of a subject at level fast; "crash" where an exception leaves the checker."""
+    subject = build()
+    try:
+        return str(jaxbp.check(subject.fun, subject.args, **subject.options).verdict)
+    except Exception:  # whatever it is, a report belongs in its place
+        return "crash"
+
+
 def table_head(*names: str) -> str:
     return f"{table_row(*names)}\n{table_row(*['---'] * len(names))}"
 
@@ -99,7 +125,12 @@ def table_row(*cells: Any) -> str:
     return f"| {' | '.join(map(str, cells))} |"
 
 
-TABLES = {"mutations": mutations, "false-alarms": false_alarms, "real-world": real}
+TABLES = {
+    "mutations": mutations,
+    "false-alarms": false_alarms,
+    "real-world": real,
+    "wrong-rules": registry_of_wrong_rules,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import planted
 import pytest
 import real_world
+import wrong_rules
 from tiers import one_in
 
 import jaxbp
@@ -369,3 +370,13 @@ def test_a_function_of_a_module(
     if status == 2:
         assert len(captured.err.strip().splitlines()) == 1
     sys.modules.pop("mine_", None)
+
+
+def test_the_registry_of_wrong_rules_covers_its_kinds() -> None:
+    """At least three rules a kind, each with a name of its own, and a twin that is another function."""
+    kinds = [case.kind for case in wrong_rules.CASES]
+    names = [(case.kind, case.name) for case in wrong_rules.CASES]
+    assert len(names) == len(set(names)) >= 150 and min(map(kinds.count, kinds)) >= 3
+    for case in wrong_rules.CASES[::20]:
+        wrong, right = case.wrong(), case.right()
+        assert wrong.fun is not right.fun or wrong.options != right.options
