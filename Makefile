@@ -18,9 +18,9 @@ run: .venv/installed
 test: .venv/installed
 	$(BIN)/pytest -n 2 --dist loadfile -m "not slow and not production" $(PYTEST_ARGS)
 
-# Everything, compiled as users compile it.
-test-all: .venv/installed
-	$(BIN)/pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+# And the rest, compiled as users compile it.
+test-all: test
+	$(BIN)/pytest -n 2 --dist loadfile -m "slow or production" $(PYTEST_ARGS)
 
 check: .venv/installed
 	$(BIN)/ruff check .

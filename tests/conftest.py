@@ -3,9 +3,9 @@
 Environment variables come first: XLA reads them once, when JAX is first used. What XLA compiles is kept for the session
 in a temporary folder: many tests, both workers of pytest-xdist and the processes that tests start compile the same.
 
-Two markers sort the tests. `slow`: only `make test-all` runs it. `production`: it is about what XLA makes of a program
-as users compile it, its bits, its bytes, its last digits. A session that leaves these out (`-m "not production"`)
-compiles in half the time, with fewer optimisations; every other session compiles as users do.
+`make test` leaves out two kinds of tests, which `make test-all` adds. `slow`: it takes long. `production`: it is about
+what XLA makes of a program as users compile it, its bits, its bytes, its last digits. A session that leaves these out
+(`-m "not production"`) compiles in half the time, with fewer optimisations; every other session compiles as users do.
 """
 
 import atexit
