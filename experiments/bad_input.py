@@ -49,7 +49,7 @@ BASE: dict[str, dict[str, Any]] = {
     "data": {"name": "iris", "test_fraction": 0.2, "seed": 0, "standardize": "global"},
     "model": {"sizes": [4, 8, 3], "hidden": "relu", "loss": "softmax_cross_entropy", "dtype": "float32"},
     "optimizer": {"name": "adam", "arguments": {"b1": 0.8}, "schedule": "cosine_decay_schedule"}
-    | {"schedule_arguments": {"init_value": 0.1, "decay_steps": 9}},
+    | {"schedule_arguments": {"init_value": 0.1, "decay_steps": "all"}},
     "study": {"quantities": ["squared_norms"], "every": 2},
 }
 VALUES: tuple[Any, ...] = (

@@ -53,7 +53,8 @@ def averaged(recorded: Sequence[StepRecord]) -> dict[str, float | None]:
 
 def of_the_training_set(problem: Problem, params: Params) -> float:
     """tr Σ / |G|² over all training samples: what `jaxbp study` prints."""
-    subject = Subject(problem, problem.model(params), "train", problem.on_device("train"), *problem.raw("train"))
+    model, split = problem.model(params), problem.on_device("train")
+    subject = Subject(Path("noise_scale"), problem, model, "train", split, *problem.raw("train"))
     numbers = study.measure(subject, ("noise_scale",), CHUNK).numbers
     return next(value for name, value in numbers.items() if name.startswith("noise scale"))
 

@@ -15,7 +15,7 @@ Dtypes. Gradients come in the dtype of the factors, everything else in float32 a
 
 Range. Factors are first scaled by powers of two, which rounds nothing. So nothing on the way overflows or underflows,
 and what is right depends on the result alone. In float32 "normal" means 1.2e-38 … 3.4e38, in float64 2.2e-308 …
-1.8e308; smaller numbers count as 0, because XLA flushes them on CPUs.
+1.8e308; smaller numbers count as 0, because XLA flushes them on CPUs::
 
     grand, el2n                                            where the norm is normal
     squared_norms, gram, dot, influence                    where the product of the norms (‖gₙ‖², ‖gₙ‖ ‖v‖) is normal
@@ -25,7 +25,7 @@ and what is right depends on the result alone. In float32 "normal" means 1.2e-38
     gradients, mean_gradient                               where δ x is normal
 
 Time and memory. A quantity costs at most a few matrix products (N, out) × (N, in), each as much as the batch gradient's
-own. The gradients themselves are `gradients(factors)`, or one line of the lecture's code under `jax.vmap`:
+own. The gradients themselves are `gradients(factors)`, or one line of the lecture's code under `jax.vmap`::
 
     jax.vmap(lambda x, y: jaxbp.value_and_grad(net, params, x[None], y[None])[1])(x, y)
 

@@ -1,6 +1,6 @@
 """The whole of `jaxbp run CONFIG` on one page.
 
-A run goes through these rooms, in this order. Each room is a folder here; a file is one concern.
+A run goes through these rooms, in this order. Each room is a folder here; a file is one concern::
 
     config.py         a TOML file and the command line's options, `overrides`, → one frozen, checked `Config`
     data/             the samples that it names, split into training and test set → `Dataset`, `Scaling`
@@ -32,7 +32,7 @@ before it a line a recorded step), timings.jsonl, params.safetensors, checkpoint
 .unfinished is there, and locked, while the run trains.
 
 How it ends: `loop.run` returns the folder, or raises one of `errors.py`: `UserError` (exit status 2), `Diverged` (3),
-`Lost` (4), `Stopped` (128 + the signal). What was measured is on disk in each case.
+`Lost` (4), `Stopped` (128 + the signal). What was measured is on disk in each case. What a run leaves is used so::
 
     import jaxbp.run
     model = jaxbp.run.load("runs/digits")
