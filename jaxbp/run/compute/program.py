@@ -21,7 +21,7 @@ from jaxbp.run.problem import Problem
 class OneDevice:
     """The data live on the device, an epoch is one compiled program.
 
-    whole: the parameters after the last whole epoch, see `keep`.
+    whole: the parameters after the last whole epoch, see `keep`;  sets: "train" and "test" on the device.
     """
 
     in_place: ClassVar[bool] = False  # whether samples may stay on disk until a device takes them
@@ -29,7 +29,7 @@ class OneDevice:
 
     def __init__(self, problem: Problem, spec: StepSpec) -> None:
         self._problem, self._spec = problem, spec
-        self._sets = {name: problem.on_device(name) for name in ("train", "test")}
+        self.sets = {name: problem.on_device(name) for name in ("train", "test")}
 
     @staticmethod
     def check(config: Config, problem: Problem) -> None:
@@ -45,7 +45,7 @@ class OneDevice:
         make = functools.partial(first_state, self._problem, self._spec)
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), jax.eval_shape(make))
         jitted = jax.jit(epoch, static_argnums=0, donate_argnums=1)
-        lowered = jitted.lower(self._spec, shapes, *self._sets["train"], jax.random.key(0), 0)
+        lowered = jitted.lower(self._spec, shapes, *self.sets["train"], jax.random.key(0), 0)
         with ThreadPoolExecutor(1) as other:  # XLA holds no Python lock
             compiled = other.submit(lowered.compile)
             state = make() if saved is None else saved
@@ -56,7 +56,7 @@ class OneDevice:
     def epoch(self, key: Array, done: int) -> Steps:
         """Trains for an epoch in the order drawn from the key, `done` steps after the first one."""
         self.whole = jax.tree.map(jnp.copy, self.whole)  # the epoch takes the state away
-        self._state, steps = self._compiled(self._state, *self._sets["train"], key, done)
+        self._state, steps = self._compiled(self._state, *self.sets["train"], key, done)
         return steps
 
     def keep(self) -> None:
@@ -70,7 +70,7 @@ class OneDevice:
 
     def evaluate(self, params: Params, split: str) -> Evaluation:
         """Loss and output of every sample of "train" or "test"."""
-        return evaluate(self._problem.scored, params, *self._sets[split])
+        return evaluate(self._problem.scored, params, *self.sets[split])
 
     def fetch(self, tree: Any) -> Any:
         """Arrays on the devices as NumPy arrays; all processes call it, and each gets the whole."""

@@ -24,6 +24,7 @@ from jaxbp.run import loop
 from jaxbp.run.compute import mesh as meshes
 from jaxbp.run.compute import optimizers
 from jaxbp.run.compute.epoch import Evaluation, epoch, evaluate, order_key
+from jaxbp.run.compute.program import OneDevice
 from jaxbp.run.compute.step import State, Steps
 from jaxbp.run.config import Config, SweepConfig, to_dict
 from jaxbp.run.data import digest
@@ -166,8 +167,9 @@ def epochs(sweep: Sweep) -> Iterator[Epoch]:
     Raises:
       Diverged: no member is left.
     """
-    (problem, spec, _), config = sweep.setup, sweep.config
-    sets = {name: problem.on_device(name) for name in ("train", "test")}
+    (_, spec, program), config = sweep.setup, sweep.config
+    assert isinstance(program, OneDevice)  # `prepare` refuses a mesh
+    sets = program.sets
     state, members = _start(sweep), _inputs(sweep)
     compiled = jax.jit(_program(sweep), donate_argnums=0).lower(state, members, sets, 1, 0).compile()
     params, alive = jax.device_get((state.params, state.alive))
