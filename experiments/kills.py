@@ -72,7 +72,7 @@ def until(condition: Callable[[], bool], process: subprocess.Popen[bytes], secon
 
 
 def half_written(folder: Path) -> set[tuple[str, int]]:
-    """Checkpoints that were begun: a hidden folder without its name yet, or a folder without a manifest; with inodes."""
+    """Checkpoints that were begun, with inodes: a hidden folder without its name, or a folder without a manifest."""
     there = list((folder / "checkpoints").glob("*")) if (folder / "checkpoints").exists() else []
     names = {path.name for path in there}
     begun = [path for path in there if path.suffix != ".sha256" and f"{path.name}.sha256" not in names]
