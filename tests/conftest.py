@@ -9,6 +9,7 @@ what XLA makes of a program as users compile it, its bits, its bytes, its last d
 """
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -17,6 +18,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # a worker has its parent's
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxbp-compiled-")
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"  # a program need not name the lines that it comes from
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
 os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS", "cpu")
 os.environ["MPLBACKEND"] = "agg"
@@ -25,6 +27,8 @@ import hypothesis
 import jax
 import pytest
 from jaxtyping import install_import_hook
+
+gc.set_threshold(200_000, 20, 100)  # tracing makes many small objects and few cycles: 700, Python's own, costs a tenth
 
 install_import_hook("jaxbp", "beartype.beartype")  # type annotations of the library are checked at every call
 
@@ -44,3 +48,4 @@ def pytest_configure(config: pytest.Config) -> None:
 
         options = QUICK["compiler_options"].items()
         os.environ["XLA_FLAGS"] += "".join(f" --{name}={str(value).lower()}" for name, value in options)
+        os.environ["XLA_FLAGS"] += " --xla_cpu_parallel_codegen_split_count=1"  # small programs, compiled by one thread
