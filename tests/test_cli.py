@@ -602,8 +602,11 @@ COMMAND = (
 
 
 def start(*arguments: str, **options: Any) -> subprocess.Popen[str]:
-    environment = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "PYTHONWARNINGS")}
+    """The command in a process of its own, with the cache folder "cache"."""
+    strict = ("XLA_FLAGS", "PYTHONWARNINGS", "JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
+    environment = {name: value for name, value in os.environ.items() if name not in strict}
     environment |= {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "TERM": "xterm-256color", "COLUMNS": "80"}
+    environment["XDG_CACHE_HOME"] = str(Path("cache").absolute())
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment} | options
     return subprocess.Popen([sys.executable, "-c", COMMAND, *arguments], **options)
 
@@ -649,6 +652,16 @@ def test_processes_without_a_terminal() -> None:
     out, err = wrong.communicate(timeout=120)
     assert (out, wrong.returncode) == ("", 2)
     one_line(err, "the following arguments are required: --data")
+
+
+@pytest.mark.slow
+def test_a_second_process_finds_the_programs_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JAX_LOG_COMPILES", "1")
+    said = [start("run", "x.toml", "--train.folder", name).communicate(timeout=120)[1] for name in ("first", "second")]
+    assert ["cache hit for 'jit_epoch'" in err for err in said] == [False, True]
+    assert any(path.name.startswith("jit_epoch-") for path in Path("cache/jaxbp/programs").rglob("*-cache"))
+    first, second = (Path(name, "params.safetensors").read_bytes() for name in ("first", "second"))
+    assert first == second
 
 
 @pytest.mark.slow

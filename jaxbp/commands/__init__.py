@@ -1,10 +1,14 @@
 """What all commands have in common: arguments, output, devices and the way they end."""
 
 import argparse
+import contextlib
+import hashlib
 import io
 import os
+import platform
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jaxbp.run.errors import UserError, outcome
@@ -55,17 +59,36 @@ def console(speaks: bool = True) -> "Console":
     return Unbroken(quiet=not speaks)
 
 
-def find_devices() -> None:
-    """Has JAX look for its devices, so that a missing one is one line.
+def start_jax() -> None:
+    """Has JAX look for its devices, so that a missing one is one line, and keep what it compiles for the next command.
+
+    The programs lie in the user's cache folder, or in JAX_COMPILATION_CACHE_DIR where that is set. The folder may be
+    deleted at any time.
 
     Raises:
       UserError: there is no device of the kind that JAX_PLATFORMS names.
     """
     import jax
 
+    if not jax.config.jax_compilation_cache_dir:
+        with contextlib.suppress(OSError):  # a home that can't be written: the next command compiles again
+            _programs().mkdir(parents=True, exist_ok=True)
+            jax.config.update("jax_compilation_cache_dir", str(_programs()))
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:
         reason = str(error).partition("\n")[0].partition(" (set JAX")[0] or "JAX finds no such device"
         asked = os.environ.get("JAX_PLATFORMS", "")
         raise UserError(f"JAX_PLATFORMS={asked}: {reason}; JAX_PLATFORMS=cpu works everywhere") from None
+
+
+def _programs() -> Path:
+    """A folder for each kind of processor: machines that differ may share the cache folder, but not their programs."""
+    import pooch
+
+    kind = platform.processor()
+    if sys.platform == "linux":
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        kind = "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
+    return Path(pooch.os_cache("jaxbp")) / "programs" / hashlib.sha256(kind.encode()).hexdigest()[:12]

@@ -9,7 +9,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxbp.commands import console, find_devices
+from jaxbp.commands import console, start_jax
 from jaxbp.names import nearest
 from jaxbp.run.errors import UserError
 
@@ -68,7 +68,7 @@ def _of_config(path: Path, options: argparse.Namespace) -> "tuple[Table, Report]
     from jaxbp.run.store.model import network
 
     config = configs.read(path)
-    find_devices()
+    start_jax()
     net = network(config.model)
     report = check(net, level=options.level, seed=options.seed, dtypes=(config.model.dtype,))
     table = Table(title="largest error in ULPs of the largest element")
@@ -97,7 +97,7 @@ def _of_function(options: argparse.Namespace) -> "Report":
     given = {name: value for name in RULES if (value := getattr(options, name))}
     rules = {name: imported(value) for name, value in given.items()}
     wrt = _positions(options.wrt)
-    find_devices()
+    start_jax()
     try:
         return check(fun, options.inputs or (), wrt=wrt, level=options.level, seed=options.seed, **rules)
     except Exception as error:

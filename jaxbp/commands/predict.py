@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from jaxbp.commands import find_devices
+from jaxbp.commands import start_jax
 
 HELP = "Writes a row a sample: its index, then the predicted class, or the numbers in the units of the targets."
 
@@ -22,7 +22,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Applies the network."""
-    find_devices()
+    start_jax()
     from jaxbp.run.predict import predict
 
     predict(Path(options.folder), options.data, options.out, options.overwrite)

@@ -6,7 +6,7 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxbp.commands import console, find_devices
+from jaxbp.commands import console, start_jax
 from jaxbp.run.errors import UserError, outcome
 from jaxbp.run.overrides import HELP as OVERRIDES
 
@@ -80,7 +80,7 @@ def _train(config: "Config", options: argparse.Namespace) -> None:
     path = Path(options.config)
     name = path.resolve().parent.name if path.name == "config.toml" else path.stem  # that of a run is in its folder
     with processes.joined(outcome):
-        find_devices()
+        start_jax()
         try:
             (sweep if config.sweep.enabled else loop).run(config, name, console(processes.leads()), options.how)
         except UserError as error:

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from jaxbp.commands import console, find_devices
+from jaxbp.commands import console, start_jax
 from jaxbp.run.quantities import QUANTITIES
 
 HELP = """\
@@ -37,7 +37,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Writes the table, the summary and the pictures."""
-    find_devices()
+    start_jax()
     from jaxbp.run.study import study
 
     request = study.Request(

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from jaxbp.commands import console, find_devices
+from jaxbp.commands import console, start_jax
 
 HELP = "Shows one sample on its way through a trained network and back: a table of every layer, and a figure."
 
@@ -19,7 +19,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Prints the table and draws the figure."""
-    find_devices()
+    start_jax()
     from jaxbp.run.study import trace
 
     request = trace.Request(Path(options.folder), options.sample, options.split, options.out, options.overwrite)
