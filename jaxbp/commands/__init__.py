@@ -70,7 +70,7 @@ def start_jax() -> None:
     """
     import jax
 
-    if not jax.config.jax_compilation_cache_dir:
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         with contextlib.suppress(OSError):  # a home that can't be written: the next command compiles again
             _programs().mkdir(parents=True, exist_ok=True)
             jax.config.update("jax_compilation_cache_dir", str(_programs()))
