@@ -190,6 +190,11 @@ def show(results: dict[str, Any]) -> None:
             for row in results["other_mesh"]
         ],
     )
+    show_plan(results)
+
+
+def show_plan(results: dict[str, Any]) -> None:
+    """The share of a step in which a device computes, by the model of `mesh_step`, and what was measured for it."""
     report.table(
         f"{'-'.join(map(str, mesh_step.WIDE.sizes))}: the share of a step in which a device computes",
         ("of", "samples a device", *map(str, mesh_step.DEVICES)),

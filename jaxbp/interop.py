@@ -15,10 +15,7 @@ def apply(net: MLP, params: Params, x: ArrayLike) -> Array:
     over the batch. A factor 1/N is in it only if the caller's loss is a mean.
 
     The parameters are a field of an Equinox module as they are, and ``self.param("mlp", lambda key: init(net, key))``
-    makes them in Flax Linen. Flax NNX wants a variable around each array::
-
-        self.params = nnx.data([(nnx.Param(w), nnx.Param(b)) for w, b in init(net, key)])     # in __init__
-        return apply(net, tuple(Affine(w[...], b[...]) for w, b in self.params), x)           # in __call__
+    makes them in Flax Linen. In Flax NNX, see below, each array is an ``nnx.Param``.
 
     Forward mode does not go through `jax.custom_vjp`: `jax.jvp` and `jax.jacfwd` of `apply` raise a TypeError. Use them
     on `forward`, which is plain JAX.
@@ -33,7 +30,7 @@ def apply(net: MLP, params: Params, x: ArrayLike) -> Array:
     Raises:
       ValueError: x or a parameter has a wrong shape.
 
-    In a Flax NNX module each array becomes an ``nnx.Param``, and is read with ``[...]``; then ``nnx.Optimizer`` works:
+    In a Flax NNX module each array becomes an ``nnx.Param``, and is read with ``[...]``; then ``nnx.Optimizer`` works::
 
         class Model(nnx.Module):
             def __init__(self, net, key):
