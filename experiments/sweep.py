@@ -43,14 +43,15 @@ def separate_runs(config: Config) -> Iterator[tuple[Params, list[MemberRow]]]:
     for _ in range(config.train.epochs):
         found = [next(run) for run in runs]
         params = jax.tree.map(lambda *leaves: np.stack(leaves), *(setup.program.params for setup in setups))
-        rows = [MemberRow(m.seed, e.row.learning_rate, e.row) for m, e in zip(members, found, strict=True)]
+        rows = [MemberRow(m.seed, e.row.learning_rate, m.setting, e.row) for m, e in zip(members, found, strict=True)]
         yield params, rows
 
 
 def one_program(config: Config, at_once: int) -> Iterator[tuple[Params, list[MemberRow]]]:
     """The sweep as `jaxbp run` trains it."""
     table = dataclasses.replace(config.sweep, at_once=at_once)
-    for epoch in sweep.epochs(sweep.prepare(dataclasses.replace(config, sweep=table))):
+    [cohort] = sweep.prepare(dataclasses.replace(config, sweep=table)).cohorts
+    for epoch in sweep.epochs(cohort):
         yield epoch.params, epoch.rows
 
 
@@ -63,7 +64,10 @@ def measure(config: Config) -> tuple[dict[str, Any], list[sweep_scores.Group]]:
     """
     if not config.sweep.enabled or config.train.epochs < 2:
         raise UserError("sweep.seeds, sweep.learning_rate: this study needs one of them, and train.epochs of 2 or more")
-    members = len(sweep.prepare(config).members)
+    prepared = sweep.prepare(config)
+    if len(prepared.cohorts) > 1:
+        raise UserError("sweep: this study is about one program: seeds and learning rates only")
+    members = len(prepared.members)
     runs = {SEPARATE: separate_runs(config), TURNS: one_program(config, 1), VMAP: one_program(config, members)}
     seconds: dict[str, list[float]] = {way: [] for way in runs}
     lines: dict[str, list[MemberRow]] = {way: [] for way in runs}
@@ -75,16 +79,14 @@ def measure(config: Config) -> tuple[dict[str, Any], list[sweep_scores.Group]]:
             seconds[way].append(time.perf_counter() - started)
             lines[way] += found
         print(f"epoch {epoch + 1}: " + ", ".join(f"{way} {s[-1]:.2f} s" for way, s in seconds.items()), flush=True)
-    groups = sweep_scores.groups(config, lines[TURNS])
+    groups = sweep_scores.groups(lines[TURNS])
     results = {
         "config": configs.to_dict(config),
         "members": members,
         "ways": {way: timing(seconds[way], seconds[SEPARATE]) | agreement(way, params, lines) for way in runs},
         "vmap_against_one": sources(),
         "scores": {
-            group.learning_rate: {
-                name: sweep_scores.statistics(group.last, name) for name in sweep_scores.names(groups)
-            }
+            group.label: {name: sweep_scores.statistics(group.last, name) for name in sweep_scores.names(groups)}
             for group in groups
         },
     }

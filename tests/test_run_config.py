@@ -250,6 +250,11 @@ def test_a_string_is_data_whatever_it_says(tmp_path: Path) -> None:
         (["--optimizer.schedule-arguments.decay-steps", "900"], "optimizer.schedule_arguments", {"decay_steps": 900}),
         (["--data.test-fraction", "0.25"], "data.test_fraction", 0.25),
         (["--sweep.learning-rate", "0.1"], "sweep.learning_rate", (0.1,)),
+        (["--sweep.optimizer.name", "sgd,adam"], "sweep.optimizer", {"name": ("sgd", "adam")}),
+        (["--sweep.optimizer.name", "sgd"], "sweep.optimizer", {"name": ("sgd",)}),
+        (["--sweep.model.sizes", "[[64,10],[64,8,10]]"], "sweep.model", {"sizes": ([64, 10], [64, 8, 10])}),
+        (["--sweep.optimizer.arguments.b1=0.8, 0.9"], "sweep.optimizer", {"arguments": {"b1": (0.8, 0.9)}}),
+        (["--sweep.train.epochs", "1 2", "--sweep.train.epochs="], "sweep.train", {}),
     ],
 )
 def test_overrides(tmp_path: Path, options: list[str], key: str, expected: object) -> None:
@@ -453,9 +458,14 @@ TABLES = st.fixed_dictionaries(
         "study": st.fixed_dictionaries({"quantities": st.lists(TEXT, max_size=3).map(tuple), "every": COUNT}),
         "sweep": st.fixed_dictionaries(
             {
-                "seeds": st.integers(1, 3000),
-                "learning_rate": st.lists(RATE, max_size=3).map(tuple),
+                "seeds": st.integers(1, 200),
+                "learning_rate": st.lists(RATE, max_size=3, unique=True).map(tuple),
                 "at_once": COUNT,
+                "data": st.just({"standardize": ("none", "global")}) | st.just({}),
+                "model": st.just({"sizes": ([4, 3], [4, 8, 3])}) | st.just({}),
+                "optimizer": st.just({"arguments": {"momentum": (0.5, 0.9)}, "clip_norm": ("none", 1.0)}),
+                "train": st.just({}),
+                "study": st.just({}),
             }
         ),
         "checkpoint": st.fixed_dictionaries({"every": optional(COUNT), "keep": COUNT}),

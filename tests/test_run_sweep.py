@@ -1,6 +1,7 @@
 """A sweep against the separate runs of its members: parameters bit for bit, lines of metrics.jsonl, what it refuses."""
 
 import csv
+import dataclasses
 import json
 import os
 import signal
@@ -29,7 +30,7 @@ from experiments import sweep as study
 
 MOMENTUM = ("--optimizer.arguments", "momentum", "0.9", "--optimizer.weight-decay", "0.1")
 ADAM = ("--optimizer.name", "adam", "--model.dtype", "bfloat16", "--optimizer.clip-norm", "1.0")
-FILES = ("config.toml", "provenance.json", "metrics.jsonl", "timings.jsonl", "scores.csv", "sweep.png", "rates.png")
+FILES = ("config.toml", "provenance.json", "metrics.jsonl", "timings.jsonl", "scores.csv", "sweep.png", "scores.png")
 IRIS = """
 [data]
 name = "iris"
@@ -99,6 +100,93 @@ def test_a_member_is_the_separate_run_bit_for_bit(
             assert (f"diverged: {diverged[0]};" in error) if diverged else (error == "")
             seen += len(diverged)
         assert seen == died
+
+
+@pytest.mark.production
+def test_members_of_other_keys_are_the_separate_runs(iris: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    swept = ("--sweep.model.sizes", "[[4,8,3],[4,3]]", "--sweep.optimizer.learning-rate", "0.1,0.2")
+    assert jaxbp(capsys, iris, *swept)[0] == 0
+    members = sorted((iris.parent / "run" / "members").iterdir())
+    assert [m.name for m in members] == [
+        f"seed-0_learning-rate-{rate}_model.sizes-{sizes}" for rate in (0.1, 0.2) for sizes in ("4-3", "4-8-3")
+    ]
+    for member in members[::3]:
+        alone, _ = separate(member, capsys)
+        assert (member / "params.safetensors").read_bytes() == (alone / "params.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_sweep_over_other_keys(iris: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two keys of a table in the config: what is written of them, and that it is read again."""
+    iris.write_text(IRIS.replace("plots = false", "") + "[sweep]\ntrain.batch_size = [60, 120]\n")
+    status, shown = jaxbp(capsys, iris, "--sweep.optimizer.clip-norm", "none,1e-3", "--train.epochs", "1")
+    folder = iris.parent / "run"
+    assert status == 0 and "sweep of 4: seed 0 × optimizer.clip_norm none, 0.001 × train.batch_size 60, 120" in shown
+    assert "best member: " in shown and ", optimizer.clip_norm none, train.batch_size 60\n" in shown
+    again = configs.read(folder / "config.toml")
+    assert again.sweep.values() == {"train.batch_size": (60, 120), "optimizer.clip_norm": (None, 1e-3)}
+    settings = [(line["optimizer.clip_norm"], line["train.batch_size"]) for line in lines(folder)]
+    assert settings == [(None, 60), (None, 120), (1e-3, 60), (1e-3, 120)]
+    with open(folder / "scores.csv", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["score"] == "test_loss"]
+    assert [row["optimizer.clip_norm"] for row in rows] == ["none", "none", "0.001", "0.001"]
+    assert [float(row["mean"]) for row in rows] == [line["test_loss"] for line in lines(folder)]
+    own = [configs.read(member / "config.toml") for member in (folder / "members").iterdir()]
+    assert {(c.optimizer.clip_norm, c.train.batch_size) for c in own} == set(settings)
+    assert all(image.imread(folder / f"{name}.png").std() > 0.02 for name in ("sweep", "scores"))
+
+
+def test_what_is_written_of_other_keys(iris: Path, tmp_path: Path) -> None:
+    """Seeds and learning rates of two batch sizes: the lines of metrics.jsonl, scores.csv and the best member."""
+    swept = ("--sweep.train.batch-size", "60,120", "--sweep.seeds", "2", "--sweep.learning-rate", "0.1,0.2")
+    found = sweep.prepare(configs.read(iris, swept))
+    assert [len(cohort.members) for cohort in found.cohorts] == [4, 4]
+    settings = [m.setting for m in found.members]
+    assert settings[1] == {"train.batch_size": 60, "learning_rate": 0.2}
+    assert found.members[1].name == "seed-0_learning-rate-0.2_train.batch_size-60"
+    rows = [
+        dataclasses.replace(row(m.learning_rate or 0, m.seed, 1, 0.1 * i), setting=m.setting)
+        for i, m in enumerate(found.members)
+    ]
+    assert list(rows[5].line().items())[:3] == [("seed", 0), ("learning_rate", 0.2), ("train.batch_size", 120)]
+    groups = sweep_scores.groups(rows)
+    assert "best member: 70.00 %, seed 1, train.batch_size 120, learning rate 0.2" in sweep_scores.best(groups)
+    sweep_scores.write(groups, tmp_path / "scores.csv")
+    with open(tmp_path / "scores.csv", newline="") as file:
+        table = [r for r in csv.DictReader(file) if r["score"] == "test_accuracy"]
+    assert [(r["train.batch_size"], r["learning_rate"]) for r in table] == [
+        ("60", "0.1"),
+        ("60", "0.2"),
+        ("120", "0.1"),
+        ("120", "0.2"),
+    ]
+    assert [float(r["mean"]) for r in table] == pytest.approx([0.1, 0.2, 0.5, 0.6])
+    laid_out = sweep_plots.grid(groups)
+    assert (laid_out.key, laid_out.columns, laid_out.other) == ("learning_rate", [0.1, 0.2], "train.batch_size")
+    np.testing.assert_allclose(laid_out.values.mean(axis=2), [[10, 20], [50, 60]])
+    figure = sweep_plots.against(groups, "the sweep")
+    figure.draw_without_rendering()
+    assert [t.get_text() for t in figure.axes[0].get_legend().get_texts()] == laid_out.rows == ["60", "120"]
+
+
+def test_a_schedule_is_swept_by_its_peak(iris: Path) -> None:
+    schedule = ("--sweep.learning-rate", "0.1,0.2", "--optimizer.learning-rate=", "--optimizer.schedule")
+    decays = ("cosine_decay_schedule", "--optimizer.schedule-arguments", "{init_value = 9, decay_steps = 'all'}")
+    warms = ("warmup_constant_schedule", "--optimizer.schedule-arguments", "{init_value = 0, warmup_steps = 3}")
+    with jax.numpy_dtype_promotion("standard"):
+        found = sweep.prepare(configs.read(iris, (*schedule, *decays)))
+        warmed = sweep.prepare(configs.read(iris, (*schedule, *warms))).members[0]
+        rates = [cohort.setup.spec.optimizer.learning_rate(0) for cohort in found.cohorts]
+    assert rates == pytest.approx([0.1, 0.2])
+    assert [member.config.optimizer.schedule_arguments["init_value"] for member in found.members] == [0.1, 0.2]
+    assert warmed.config.optimizer.schedule_arguments == {"init_value": 0, "peak_value": 0.1, "warmup_steps": 3}
+    assert warmed.name == "seed-0_optimizer.schedule_arguments.peak_value-0.1"
+
+
+def test_members_whose_names_would_be_too_long_have_numbers(iris: Path) -> None:
+    wide = str([[4, *[8] * width, 3] for width in (1, 100)])
+    found = sweep.prepare(configs.read(iris, ("--sweep.model.sizes", wide)))
+    assert [member.name for member in found.members] == ["member-1", "member-2"]
 
 
 @pytest.mark.slow
@@ -178,9 +266,43 @@ def test_seeds_alone_keep_the_schedule(iris: Path, capsys: pytest.CaptureFixture
         (("--sweep.seeds", "2", "--train.tensorboard"), "train.tensorboard: a sweep writes no event files"),
         (
             ("--sweep.learning-rate", "0.1", "--optimizer.schedule", "linear_schedule"),
-            "sweep.learning_rate: optimizer.schedule gives the learning rate; leave one of them out",
+            "init_value 0.1: optimizer.learning_rate: set it or optimizer.schedule; both are set",
         ),
         (("--sweep.learning-rate", "0.1", "--optimizer.name", "adm"), "unknown optimizer 'adm', did you mean 'adam'?"),
+        (("--sweep.optimizer.name", "sgd,adm"), "sweep, optimizer.name adm: optimizer.name: unknown optimizer 'adm'"),
+        (("--sweep.optimizer.nam", "sgd"), "sweep: unknown key 'optimizer.nam', did you mean 'optimizer.name'?"),
+        (("--sweep.optimizer.name", "[]"), "sweep.optimizer.name: got [], it needs at least 1 item"),
+        (("--sweep.optimizer.name", "sgd,sgd"), "sweep.optimizer.name: sgd is there twice"),
+        (
+            ("--sweep.train.batch-size", "50,0"),
+            "sweep: train.batch_size: got 0, it should be greater than or equal to 1",
+        ),
+        (("--sweep.model.sizes", "4,8,3"), "sweep: model.sizes: got 4, it should be a valid array"),
+        (
+            ("--sweep.model.sizes", "[[4,3],[4,2]]"),
+            "sweep, model.sizes 4-2: model.sizes: ends with 2, iris has 3 classes",
+        ),
+        (("--sweep.optimizer.arguments.b1", "0.5"), "arguments.b1 0.5: optimizer.arguments: sgd has no argument 'b1'"),
+        (
+            ("--sweep.train.folder", "a,b"),
+            "sweep.train.folder: it can't be swept, for it belongs to the sweep as a whole",
+        ),
+        (
+            ("--sweep.mesh.data", "1,2"),
+            "sweep.mesh.data: it can't be swept: a sweep runs on one device and writes no ch",
+        ),
+        (
+            ("--sweep.seeds", "2", "--sweep.train.seed", "1,5"),
+            "sweep.train.seed: sweep.seeds counts on from train.seed",
+        ),
+        (
+            ("--sweep.learning-rate", "0.1", "--sweep.optimizer.learning-rate", "0.2"),
+            "sweep.optimizer.learning_rate: sweep.learning_rate is the same; leave one of them out",
+        ),
+        (
+            ("--sweep.train.memory", "store-all,sqrt", "--sweep.at-once", "2"),
+            "sweep, train.memory sqrt: train.memory: members that share a step save nothing by it",
+        ),
     ],
 )
 def test_what_does_not_fit_is_one_line(
@@ -206,7 +328,7 @@ def test_the_folder_of_a_sweep(iris: Path, capsys: pytest.CaptureFixture[str]) -
     names = {path.name for path in folder.iterdir()}
     assert names == {*FILES, "members"}
     assert configs.read(folder / "config.toml").sweep == configs.SweepConfig(seeds=2, learning_rate=(0.1, 1e30))
-    assert all(image.imread(folder / f"{name}.png").std() > 0.02 for name in ("sweep", "rates"))
+    assert all(image.imread(folder / f"{name}.png").std() > 0.02 for name in ("sweep", "scores"))
     last = [line["test_accuracy"] for line in lines(folder) if line["epoch"] == 2 and "diverged" not in line]
     with open(folder / "scores.csv", newline="") as file:
         table = {(row["learning_rate"], row["score"]): row for row in csv.DictReader(file)}
@@ -246,7 +368,7 @@ def test_a_stopped_sweep_keeps_its_last_whole_epoch(
     after = []
     epochs = sweep.epochs
 
-    def stopped(found: sweep.Sweep) -> Any:
+    def stopped(found: sweep.Cohort) -> Any:
         for epoch in epochs(found):
             after.append(epoch.params)
             os.kill(os.getpid(), signal.SIGTERM)
@@ -264,19 +386,19 @@ def test_a_stopped_sweep_keeps_its_last_whole_epoch(
 
 def row(rate: float, seed: int, epoch: int, score: float, name: str = "accuracy") -> MemberRow:
     train, test = (Scores(loss, **{name: score}) for loss in (1.0, 2.0))
-    return MemberRow(seed, rate, EpochRow(epoch, epoch, train, test, rate, [], []))
+    return MemberRow(seed, rate, {"learning_rate": rate}, EpochRow(epoch, epoch, train, test, rate, [], []))
 
 
 def gone(rate: float, seed: int, epoch: int) -> MemberRow:
-    return MemberRow(seed, rate, Divergence(epoch, epoch, "…"))
+    return MemberRow(seed, rate, {"learning_rate": rate}, Divergence(epoch, epoch, "…"))
 
 
 def test_scores_by_hand() -> None:
     """0.1: two seeds; 0.3: one of them diverged in epoch 2; 9.0: both, in epoch 1."""
     read = [row(r, s, 1, 0.1) for r, s in ((0.1, 0), (0.1, 1), (0.3, 0), (0.3, 1))]
     read += [row(0.1, 0, 2, 0.5), row(0.1, 1, 2, 0.7), row(0.3, 0, 2, 0.65), gone(0.3, 1, 2), gone(9.0, 0, 1)]
-    found = sweep_scores.groups(configs.Config(), read)
-    assert [(g.learning_rate, len(g.last), len(g.diverged)) for g in found] == [
+    found = sweep_scores.groups(read)
+    assert [(g.label, len(g.last), len(g.diverged)) for g in found] == [
         ("0.1", 2, 0),
         ("0.3", 1, 1),
         ("9.0", 0, 1),
@@ -288,9 +410,7 @@ def test_scores_by_hand() -> None:
     said = "best mean test accuracy: 65.00 %, learning rate 0.3\nbest member: 70.00 %, seed 1, learning rate 0.1"
     assert sweep_scores.best(found) == said
     errors = [row(0.1, 0, 1, 5.0, "rmse"), row(0.3, 0, 1, 4.0, "rmse")]
-    assert "best mean test rmse: 4, learning rate 0.3" in sweep_scores.best(
-        sweep_scores.groups(configs.Config(), errors)
-    )
+    assert "best mean test rmse: 4, learning rate 0.3" in sweep_scores.best(sweep_scores.groups(errors))
 
 
 @pytest.mark.parametrize("name", ["accuracy", "rmse"])
@@ -302,8 +422,8 @@ def test_the_pictures(name: str, seeds: int, epochs: int) -> None:
         for seed in range(seeds)
         for epoch in range(1, epochs + 1)
     ]
-    found = sweep_scores.groups(configs.Config(), [*read, gone(0.9, seeds, 1)])
-    curves, rates = sweep_plots.curves(found, "the sweep"), sweep_plots.rates(found, "the sweep")
+    found = sweep_scores.groups([*read, gone(0.9, seeds, 1)])
+    curves, rates = sweep_plots.curves(found, "the sweep"), sweep_plots.against(found, "the sweep")
     for figure in (curves, rates):
         figure.draw_without_rendering()
         assert "the sweep" in figure.get_suptitle()

@@ -11,7 +11,7 @@ A run goes through these rooms, in this order. Each room is a folder here; a fil
     store/            what is kept: `folder.RunFolder`, with its lock; `checkpoint`; the trained `model`; `files`
     report/           what is said: the rows of metrics.jsonl, `metrics`; `progress`; TensorBoard `events`; `plots`
     host/             where it runs: the other `processes`, `launch`; `signals`; `memory`
-    study/ sweep/     `jaxbp study` and `jaxbp trace`; a run for many seeds and learning rates in one program
+    study/ sweep/     `jaxbp study` and `jaxbp trace`; a run for many seeds, learning rates and other values
     predict.py        a trained network on new data
 
 From a batch down. `loop.epochs` asks the program for an epoch. The program calls one compiled function, `epoch.epoch`:

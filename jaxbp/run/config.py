@@ -8,6 +8,7 @@ import dataclasses
 import inspect
 import itertools
 import json
+import math
 import re
 import textwrap
 import tomllib
@@ -21,6 +22,7 @@ from pydantic import ConfigDict, Field
 from jaxbp.names import Entry, lookup, nearest, short
 from jaxbp.run import overrides
 from jaxbp.run.errors import UserError
+from jaxbp.run.sweep import keys as swept_keys
 
 STRICT = ConfigDict(extra="forbid")  # an unknown key in a table is an error
 MOST_BYTES = 10**6  # of a config file; what is larger is not one
@@ -37,6 +39,9 @@ Argument = Number | dict[str, Finite]
 """An Optax argument; a table maps steps to numbers, as piecewise_constant_schedule takes them."""
 Slots = Annotated[dict[Literal["slots"], Count], Field(min_length=1)]
 """{slots = 8}"""
+Values = Annotated[tuple[Any, ...], Field(min_length=1)]
+Swept = dict[str, Values | Annotated[dict[str, Values], Field(min_length=1)]]
+"""Of a table: keys, and those of its arguments, with the list of values that a sweep gives them."""
 
 
 @pydantic.with_config(STRICT)
@@ -145,25 +150,39 @@ class StudyConfig:
 @pydantic.with_config(STRICT)
 @dataclasses.dataclass(frozen=True)
 class SweepConfig:
-    """The same run for several seeds and learning rates, in one compiled program; by default a run is no sweep."""
+    """The same run for several seeds, learning rates and values of any other key; by default a run is no sweep."""
 
     seeds: Count = 1
     """How many seeds: train.seed, train.seed + 1, …"""
     learning_rate: tuple[Rate, ...] = ()
-    """Learning rates in the place of optimizer.learning_rate; each is combined with each seed."""
+    """Learning rates, each with each seed; with a schedule, its peak_value or else init_value."""
     at_once: Count = 1
     """Members of the sweep that share a step by vmap. 1: the numbers of the separate run, bit for bit; more of them
     round differently and take more memory."""
-
-    def __post_init__(self) -> None:
-        members = self.seeds * max(1, len(self.learning_rate))
-        if members > MOST_MEMBERS:
-            raise ValueError(f"{members:,} members, at most {MOST_MEMBERS:,} are allowed")
+    data: Swept = dataclasses.field(default_factory=dict)
+    """Keys of [data] with a list of values each, such as --sweep.data.standardize global,none."""
+    model: Swept = dataclasses.field(default_factory=dict)
+    """Keys of [model], such as --sweep.model.sizes [[64,32,10],[64,64,10]]."""
+    optimizer: Swept = dataclasses.field(default_factory=dict)
+    """Keys of [optimizer], such as --sweep.optimizer.name sgd,adam or --sweep.optimizer.arguments.momentum 0.5,0.9."""
+    train: Swept = dataclasses.field(default_factory=dict)
+    """Keys of [train], such as --sweep.train.batch-size 32,128."""
+    study: Swept = dataclasses.field(default_factory=dict)
+    """Keys of [study]."""
 
     @property
     def enabled(self) -> bool:
         """Whether the run is a sweep."""
-        return self.seeds > 1 or bool(self.learning_rate)
+        return self.seeds > 1 or bool(self.values())
+
+    def values(self) -> dict[str, tuple[Any, ...]]:
+        """What is swept besides the seeds, by dotted keys; "none" clears a key, if it is no value of its own."""
+        tables = {name: table for name, table in dataclasses.asdict(self).items() if isinstance(table, dict)}
+        found: dict[str, tuple[Any, ...]] = {swept_keys.LEARNING_RATE: self.learning_rate} if self.learning_rate else {}
+        for key, values in swept_keys.flat(tables).items():
+            empty = None if _fault(key, None) is None else "none"
+            found[key] = tuple(empty if value in (None, "none") else value for value in values)
+        return found
 
 
 @pydantic.with_config(STRICT)
@@ -225,11 +244,14 @@ def validate(values: dict[str, Any], source: str) -> Config:
     By way of JSON, because pydantic's strict mode takes a table for a dataclass and an array for a tuple only there.
     """
     try:
-        return _ADAPTER.validate_json(_json(source, values), strict=True)
+        config = _ADAPTER.validate_json(_json(source, values), strict=True)
     except pydantic.ValidationError as error:
         problems = list(dict.fromkeys(_describe(error.errors())))
         more = f" (and {len(problems) - 1} more)" if problems[1:] else ""
         raise UserError(f"{source}: {problems[0]}{more}") from None
+    if fault := _sweep_fault(config.sweep):
+        raise UserError(f"{source}: {fault}")
+    return config
 
 
 def keys(config: type = Config, prefix: str = "") -> list[str]:
@@ -254,6 +276,7 @@ def documented(table: type) -> dict[str, str]:
 def to_dict(config: Config) -> dict[str, dict[str, Any]]:
     """Nested tables without the keys that are None, which TOML cannot write; `validate` takes them back."""
     tables = dataclasses.asdict(config)
+    tables["sweep"] = {name: _without_none(v) for name, v in tables["sweep"].items() if v != {}}
     return {name: {k: v for k, v in table.items() if v is not None} for name, table in tables.items()}
 
 
@@ -267,11 +290,46 @@ def choose(key: str, kind: str, name: str, table: Mapping[str, Entry]) -> Entry:
 
 def _fits(table: str, key: str, value: Any) -> bool:
     """Whether a key may have this value."""
+    return _fault(f"{table}.{key}", value) is None
+
+
+def _fault(key: str, value: Any) -> str | None:
+    """Why a dotted key may not have this value; None where it may."""
     try:
-        _ADAPTER.validate_json(_json("command line", {table: {key: value}}), strict=True)
-    except pydantic.ValidationError:
-        return False
-    return True
+        _ADAPTER.validate_json(_json("command line", swept_keys.put({}, {key: value})), strict=True)
+    except pydantic.ValidationError as error:
+        return _describe(error.errors())[0]
+    return None
+
+
+def _sweep_fault(sweep: SweepConfig) -> str | None:
+    """What is wrong with the keys that a sweep varies, and their values; None where nothing is."""
+    found = sweep.values()
+    members = sweep.seeds * math.prod(map(len, found.values()))
+    if members > MOST_MEMBERS:
+        return f"sweep: {members:,} members, at most {MOST_MEMBERS:,} are allowed"
+    if sweep.learning_rate and "learning_rate" in sweep.optimizer:
+        return "sweep.optimizer.learning_rate: sweep.learning_rate is the same; leave one of them out"
+    if sweep.seeds > 1 and "seed" in sweep.train:
+        return "sweep.train.seed: sweep.seeds counts on from train.seed; leave one of them out"
+    for key, values in found.items():
+        if key in swept_keys.FIXED:
+            return f"sweep.{key}: it can't be swept, for it belongs to the sweep as a whole"
+        if fault := next(filter(None, (_fault(key, value) for value in values)), None):
+            return f"sweep: {fault}"
+        if twice := [value for value in values if values.count(value) > 1]:
+            shown = "learning_rate" if values == sweep.learning_rate else key
+            return f"sweep.{shown}: {twice[0]} is there twice"
+    return None
+
+
+def _without_none(value: Any) -> Any:
+    """A value of a sweep with "none" for None, which TOML cannot write."""
+    if isinstance(value, dict):
+        return {key: _without_none(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_none(inner) for inner in value]
+    return "none" if value is None else value
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -332,13 +390,14 @@ def _key(location: Sequence[str | int]) -> str:
     """The dotted key, with the name of an optimiser's argument, without pydantic's names for the members of a union."""
     key = ".".join(map(str, location))
     known = next((k for k in keys() if f"{key}.".startswith(f"{k}.")), key)
-    return f"{known}.{location[2]}" if known.endswith("arguments") and len(location) > 2 else known
+    tables = known.endswith("arguments") or known.startswith("sweep.")
+    return f"{known}.{location[2]}" if tables and isinstance(location[-1], str) and len(location) > 2 else known
 
 
 def _allowed(error: Any) -> str:
     text = error["msg"].replace("Input should", "it should").replace("an object", "a table")
     text = re.sub(
-        r"^Tuple should have at (least|most) (\d+) items after validation, not (\d+)", r"it needs at \1 \2 items", text
+        r"^Tuple should have at (least|most) (\d+ items?) after validation, not (\d+)", r"it needs at \1 \2", text
     )
     text = re.sub(r"\d{20,}", lambda number: f"{float(number[0]):g}", text)
     choices = re.findall(r"'(\w+)'", error["ctx"]["expected"]) if error["type"] == "literal_error" else []

@@ -89,17 +89,17 @@ def run(config: Config, name: str, console: Console, how: How = "auto") -> Path:
     return folder.path
 
 
-def prepare(config: Config, members: int = 1) -> Setup:
-    """Reads the data and builds network and optimiser; UserError for what does not fit together.
-
-    members: of a sweep, which train at the same time.
-    """
+def prepare(config: Config) -> Setup:
+    """Reads the data and builds network and optimiser; UserError for what does not fit together."""
     kind = OnMesh if meshes.wanted(config.mesh) else OneDevice  # nobody asks again
-    return assemble(problems.pose(config, kind.in_place), kind, members)
+    return assemble(problems.pose(config, kind.in_place), kind)
 
 
 def assemble(problem: Problem, kind: type[Program] = OneDevice, members: int = 1) -> Setup:
-    """The step and the program that a problem is learned with; UserError for what its config does not fit."""
+    """The step and the program that a problem is learned with; UserError for what its config does not fit.
+
+    members: of a sweep, which train at the same time.
+    """
     config = problem.config
     recording.check(config.study.quantities)
     steps.check(config, len(problem.dataset.x_train))

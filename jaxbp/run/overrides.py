@@ -16,6 +16,7 @@ Any key can be overridden, with - or _ in it, after CONFIG; the last value count
   --optimizer.arguments.momentum=0.9            sets or adds one argument
   --optimizer.arguments b1=0.8 or '{b1 = 0.8}'  replaces all arguments; {} clears them
   --train.folder= or --train.folder none        clears a key, or one argument
+  --sweep.optimizer.name sgd,adam               a sweep over any key; lists as [[64,32,10],[64,64,10]]
 """
 WORDS = {"": None, "none": None, "true": True, "yes": True, "false": False, "no": False}
 
@@ -42,6 +43,8 @@ def applied(config: Tables, options: Sequence[str], fits: Fits) -> Tables:
 def unknown(key: str, tables: Mapping[str, Iterable[str]]) -> str:
     """What is said about a key that is not there."""
     table, _, name = key.rpartition(".")
+    if re.match(r"sweep\.(mesh|checkpoint)\b", key):
+        return f"{key}: it can't be swept: a sweep runs on one device and writes no checkpoints"
     if table in tables:
         near, allowed = nearest(name, tables[table], f"{table}.{{}}"), tables[table]
     else:

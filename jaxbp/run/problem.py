@@ -79,15 +79,17 @@ class Problem:
         return Split(*(jnp.asarray(part) for part in self.scaled(*self.raw(split))))
 
 
-def pose(config: Config, in_place: bool = False) -> Problem:
-    """Reads the data and fits the scaling; `in_place` leaves on disk what can stay there, see `data.load`.
+def pose(config: Config, in_place: bool = False, dataset: Dataset | None = None) -> Problem:
+    """Reads the data, if they are not given, and fits the scaling.
+
+    in_place: leaves on disk what can stay there, see `data.load`.
 
     Raises:
       UserError: what cannot be read, or data, network and loss that do not fit together.
     """
     if config.model.dtype == "float64":
         jax.config.update("jax_enable_x64", True)
-    dataset = processes.first_then_others(lambda: data.load(config.data, in_place))
+    dataset = dataset or processes.first_then_others(lambda: data.load(config.data, in_place))
     net = network(config.model)
     _check_fit(config, net, dataset)
     _initializers(config.model)  # says what is wrong with them before anything is computed

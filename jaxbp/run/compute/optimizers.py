@@ -72,6 +72,16 @@ def in_steps(config: OptimizerConfig, steps: int, epochs: int) -> OptimizerConfi
     return config
 
 
+def peak(schedule: str) -> str:
+    """The argument of a schedule that a sweep over learning rates sets: peak_value, or else init_value or value.
+
+    Raises:
+      UserError: an unknown schedule.
+    """
+    parameters = inspect.signature(choose("optimizer.schedule", "schedule", schedule, SCHEDULES)).parameters
+    return next(name for name in ("peak_value", "init_value", "value") if name in parameters)
+
+
 def build(config: OptimizerConfig, params: Params) -> Optimizer:
     """The optimiser of a config, tried once on the shapes of params so that a bad argument shows before training.
 

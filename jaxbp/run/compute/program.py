@@ -15,13 +15,13 @@ from jaxbp.mlp import Array, Params
 from jaxbp.run.compute.epoch import Evaluation, epoch, evaluate
 from jaxbp.run.compute.step import State, Steps, StepSpec
 from jaxbp.run.config import Config
-from jaxbp.run.problem import Problem
+from jaxbp.run.problem import Problem, Split
 
 
 class OneDevice:
     """The data live on the device, an epoch is one compiled program.
 
-    whole: the parameters after the last whole epoch, see `keep`;  sets: "train" and "test" on the device.
+    whole: the parameters after the last whole epoch, see `keep`.
     """
 
     in_place: ClassVar[bool] = False  # whether samples may stay on disk until a device takes them
@@ -29,7 +29,11 @@ class OneDevice:
 
     def __init__(self, problem: Problem, spec: StepSpec) -> None:
         self._problem, self._spec = problem, spec
-        self.sets = {name: problem.on_device(name) for name in ("train", "test")}
+
+    @functools.cached_property
+    def sets(self) -> dict[str, Split]:
+        """The training and the test set on the device, from the first use on."""
+        return {name: self._problem.on_device(name) for name in ("train", "test")}
 
     @staticmethod
     def check(config: Config, problem: Problem) -> None:

@@ -99,16 +99,20 @@ Row = EpochRow | StepRecord | Divergence
 
 @dataclasses.dataclass(frozen=True)
 class MemberRow:
-    """A row of one member of a sweep, with its seed and its η (that of the row's step, under a schedule)."""
+    """A row of one member of a sweep, with its seed and its η (that of the row's step, under a schedule).
+
+    setting: the values of all that is swept besides the seed, by dotted keys, and of the learning rate if nothing is.
+    """
 
     seed: int
     learning_rate: float
+    setting: dict[str, Any]
     row: Row
 
     def line(self) -> dict[str, Any]:
         """The keys and values in the file."""
         own = {"seed": self.seed, "learning_rate": self.learning_rate}
-        return own | self.row.line() | {"learning_rate": self.learning_rate}
+        return own | self.setting | self.row.line() | own
 
 
 @dataclasses.dataclass(frozen=True)

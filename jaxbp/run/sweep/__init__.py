@@ -1,1 +1,1 @@
-"""A [sweep]: the members of several seeds and learning rates in one compiled program."""
+"""A [sweep]: the same run for several seeds, learning rates and values of other keys."""

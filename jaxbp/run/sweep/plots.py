@@ -1,12 +1,16 @@
 """The pictures of a sweep."""
 
-from collections.abc import Sequence
+import json
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.ticker import NullLocator
 
 from jaxbp.run.report import metrics
 from jaxbp.run.report.figures import fit_vertical, laid_out, marker, whole_numbers
@@ -14,11 +18,13 @@ from jaxbp.run.report.plots import UNITS
 from jaxbp.run.sweep import scores
 from jaxbp.run.sweep.scores import Group
 
+LABELS = 12  # of lines in one legend
+TICKS = 8  # numbers below an axis
 WORDS = 80  # members up to which the squares of the heat map have numbers
 
 
 def curves(found: Sequence[Group], heading: str) -> Figure:
-    """The median over the seeds, in a band from the lowest to the highest value; a colour a learning rate."""
+    """The median over the seeds, in a band from the lowest to the highest value; a colour a setting."""
     score = scores.main_score(found).removeprefix("test_")
     members = max(len(g.last) + len(g.diverged) for g in found)
     seeds = f"median over {members} seeds, band from the lowest to the highest" if members > 1 else "one seed"
@@ -37,7 +43,9 @@ def curves(found: Sequence[Group], heading: str) -> Figure:
         axis.set_xlabel("epoch")
         whole_numbers(axis, range(1, max(len(group.epochs) for group in found) + 1))
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(found), 6), title="learning rate")
+    columns = max(1, min(len(found), 6, 120 // (max(map(len, labels)) + 6)))
+    title = ", ".join(map(scores.shown_key, scores.keys(found)))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, title=title, fontsize="small")
     return figure
 
 
@@ -47,49 +55,108 @@ def _band(axis: Axes, group: Group, name: str, colour: np.ndarray) -> None:
     members = len(group.last) + len(group.diverged)
     gone = f", {len(group.diverged)} of {members} diverged" if group.diverged else ""
     at, values = [epoch for epoch, _ in lived], [v for _, v in lived]
-    label = f"{group.learning_rate}{gone}"
+    label = f"{group.label}{gone}"
     axis.plot(at, [np.median(v) for v in values], color=colour, label=label, marker=marker(at))
     axis.fill_between(at, [min(v) for v in values], [max(v) for v in values], color=colour, alpha=0.2, linewidth=0)
 
 
-def rates(found: Sequence[Group], heading: str) -> Figure:
-    """The last test score against the learning rate, a dot a member, and member by member, seed × learning rate."""
+class Grid(NamedTuple):
+    """The last test scores of a sweep, laid out over one of its keys and all that else differs.
+
+    values: (rows, columns, members), NaN for a member that diverged and where there is none.
+    """
+
+    key: str
+    columns: list[Any]
+    other: str
+    rows: list[str]
+    values: np.ndarray
+    diverged: list[int]
+
+
+def grid(found: Sequence[Group]) -> Grid:
+    """Over the learning rate, or else the first key with numbers, or else the first; the rows are the other keys."""
+    name, varied = scores.main_score(found), _varied(found)
+    key = next((k for k in varied if k == "learning_rate"), None) or next(filter(_numeric(found), varied), varied[0])
+    columns: list[Any] = list({json.dumps(group.setting.get(key)): group.setting.get(key) for group in found}.values())
+    if _numeric(found)(key):
+        columns.sort()
+    others = [k for k in varied if k != key]
+    cells: dict[tuple[str, int], list[float]] = {}
+    diverged = [0] * len(columns)
+    for group in found:
+        column = columns.index(group.setting.get(key))
+        diverged[column] += len(group.diverged)
+        for row in (*group.last, *group.diverged):
+            label = ", ".join(scores.shown(group.setting.get(k)) for k in others) or f"{row.seed}"
+            value = np.nan if isinstance(row.row, metrics.Divergence) else _value(row, name)
+            cells.setdefault((label, column), []).append(value)
+    rows = list(dict.fromkeys(label for label, _ in cells))
+    values = np.full((len(rows), len(columns), max(map(len, cells.values()))), np.nan)
+    for (label, column), own in cells.items():
+        values[rows.index(label), column, : len(own)] = own
+    return Grid(key, columns, ", ".join(others), rows, values, diverged)
+
+
+def against(found: Sequence[Group], heading: str) -> Figure:
+    """The last test score against what was swept, a dot a member, and as a heat map of it and what else differs."""
     name = scores.main_score(found)
-    unit = UNITS[name.removeprefix("test_")]
-    seeds = sorted({row.seed for group in found for row in (*group.last, *group.diverged)})
-    last = np.full((len(seeds), len(found)), np.nan)
-    for column, group in enumerate(found):
-        for row in group.last:
-            last[seeds.index(row.seed), column] = _value(row, name)
-    figure = laid_out(heading, (11.0, max(4.5, 1.8 + 0.3 * len(seeds))))
+    unit, drawn = UNITS[name.removeprefix("test_")], grid(found)
+    figure = laid_out(heading, (11.0, max(4.5, 1.8 + 0.3 * len(drawn.rows))))
     left, right = figure.subplots(1, 2)
-    _against_rate(left, found, last)
-    left.set(xlabel="learning rate", ylabel=unit, title="test set, last epoch")
-    drawn = _heat_map(right, last, name)
-    names = [group.learning_rate for group in found]
-    right.set_xticks(range(len(names)), names, rotation=90 if max(map(len, names)) > 5 else 0)
-    right.set_yticks(range(len(seeds)), [str(seed) for seed in seeds])
-    right.set(xlabel="learning rate", ylabel="seed", title="test set, last epoch; gray: diverged")
-    figure.colorbar(drawn, ax=right, label=unit)
+    _lines(left, drawn)
+    left.set(xlabel=scores.shown_key(drawn.key), ylabel=unit, title="test set, last epoch")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # NaN where all members of a square diverged
+        medians = np.nanmedian(drawn.values, axis=2)
+    image = _heat_map(right, medians, name)
+    names = list(map(scores.shown, drawn.columns))
+    right.set_xticks(range(len(names)), names, rotation=90 if sum(map(len, names)) > 50 else 0)
+    right.set_yticks(range(len(drawn.rows)), drawn.rows)
+    members = ", median over the seeds" if drawn.other and drawn.values.shape[2] > 1 else ""
+    right.set(xlabel=scores.shown_key(drawn.key), ylabel=drawn.other or "seed")
+    right.set_title(f"test set, last epoch{members}; gray: diverged", fontsize="medium")
+    figure.colorbar(image, ax=right, label=unit)
     return figure
 
 
-def _against_rate(axis: Axes, found: Sequence[Group], last: np.ndarray) -> None:
-    """Of the scores (seeds, rates), NaN for a member that diverged."""
-    rate = np.array([float(group.learning_rate) for group in found])
-    order = np.argsort(rate)
-    order = order[~np.isnan(last[:, order]).all(axis=0)]
-    axis.plot(np.repeat(rate, len(last)), last.T.ravel(), ".", color="tab:gray", label="a seed")
-    medians = np.nanmedian(last[:, order], axis=0)
-    axis.plot(rate[order], medians, color="tab:blue", marker="o", markersize=4, label="median")
-    for at, group in zip(rate, found, strict=True):
-        if group.diverged:
-            gone = f"{len(group.diverged)} diverged"
-            axis.text(at, 0.02, gone, rotation=90, ha="center", transform=axis.get_xaxis_transform())
-    axis.set_xscale("log" if rate.min() > 0 else "symlog")
-    axis.set_xlim(rate.min() / 2, rate.max() * 2)
+def _varied(found: Sequence[Group]) -> list[str]:
+    """The keys with more than one value."""
+    return [k for k in scores.keys(found) if len({json.dumps(group.setting.get(k)) for group in found}) > 1]
+
+
+def _numeric(found: Sequence[Group]) -> Callable[[str], bool]:
+    def test(key: str) -> bool:
+        values = [group.setting.get(key) for group in found]
+        return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+
+    return test
+
+
+def _lines(axis: Axes, drawn: Grid) -> None:
+    """A dot a member and a line through the medians; where other keys differ, a colour for each of their values."""
+    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in drawn.columns)
+    at = np.array(drawn.columns, np.float64) if numbers else np.arange(len(drawn.columns), dtype=np.float64)
+    series = drawn.values if drawn.other else drawn.values.transpose(2, 1, 0)
+    colours = colormaps["viridis"](np.linspace(0, 0.9, len(series))) if drawn.other else ["tab:blue"]
+    for label, values, colour in zip(drawn.rows if drawn.other else ["median"], series, colours, strict=True):
+        lived = ~np.isnan(values).all(axis=1)
+        dots = {"label": "a seed", "color": "tab:gray"} if not drawn.other else {"color": colour, "alpha": 0.5}
+        axis.plot(np.repeat(at, values.shape[1]), values.ravel(), ".", **dots)
+        medians = np.nanmedian(values[lived], axis=1)
+        axis.plot(at[lived], medians, color=colour, marker="o", markersize=4, label=label)
+    for x, count in zip(at, drawn.diverged, strict=True):
+        if count:
+            axis.text(x, 0.02, f"{count} diverged", rotation=90, ha="center", transform=axis.get_xaxis_transform())
+    if numbers and at.min() > 0:
+        axis.set_xscale("log")
+        axis.set_xlim(at.min() / 2, at.max() * 2)
+    if not numbers or len(at) <= TICKS:
+        axis.set_xticks(at, list(map(scores.shown, drawn.columns)))
+        axis.xaxis.set_minor_locator(NullLocator())
     axis.grid(alpha=0.3)
-    axis.legend(fontsize="small")
+    if len(series) <= LABELS:
+        axis.legend(fontsize="small", title=drawn.other or None)
 
 
 def _heat_map(axis: Axes, last: np.ndarray, name: str) -> AxesImage:

@@ -1,29 +1,30 @@
-"""What came out of a sweep: the last scores of its members, by learning rate, over the seeds."""
+"""What came out of a sweep: the last scores of its members, by what was swept, over the seeds."""
 
 import csv
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
 
-from jaxbp.run.config import Config
 from jaxbp.run.report import text
 from jaxbp.run.report.metrics import Divergence, EpochRow, MemberRow
 from jaxbp.run.report.progress import shown_score
 from jaxbp.run.store import files
 
-COLUMNS = ("learning_rate", "score", "members", "diverged", "mean", "sd", "min", "max")
+COLUMNS = ("score", "members", "diverged", "mean", "sd", "min", "max")
 
 
 class Group(NamedTuple):
-    """The members of one learning rate (or of the schedule, then by its name).
+    """The members of one setting: all seeds of it.
 
+    setting: the values of what is swept, by dotted keys, or the learning rate (of a schedule, its name);
     epochs: for each epoch the rows of the members that lived to its end;  diverged: the others'.
     """
 
-    learning_rate: str
+    setting: dict[str, Any]
     epochs: list[list[MemberRow]]
     diverged: list[MemberRow]
 
@@ -32,21 +33,58 @@ class Group(NamedTuple):
         """The rows of the last epoch: one for each member that lives."""
         return self.epochs[-1]
 
+    @property
+    def label(self) -> str:
+        """The values of the setting in a few words: "adam, 0.1"."""
+        return ", ".join(map(shown, self.setting.values()))
 
-def groups(config: Config, rows: Sequence[MemberRow]) -> list[Group]:
-    """The rows of a sweep by learning rate, in its order."""
-    named: dict[str, list[MemberRow]] = {}
+
+def groups(rows: Sequence[MemberRow]) -> list[Group]:
+    """The rows of a sweep by setting, in its order."""
+    found: dict[str, list[MemberRow]] = {}
     for row in rows:
-        named.setdefault(config.optimizer.schedule or str(row.learning_rate), []).append(row)
-    count = max((member.row.epoch for member in rows), default=0)
+        found.setdefault(json.dumps(row.setting), []).append(row)
     return [
-        Group(
-            name,
-            [[m for m in found if isinstance(m.row, EpochRow) and m.row.epoch == e] for e in range(1, count + 1)],
-            [member for member in found if isinstance(member.row, Divergence)],
-        )
-        for name, found in named.items()
+        Group(mine[0].setting, _by_epoch(mine), [member for member in mine if isinstance(member.row, Divergence)])
+        for mine in found.values()
     ]
+
+
+def _by_epoch(rows: Sequence[MemberRow]) -> list[list[MemberRow]]:
+    measured = [member for member in rows if isinstance(member.row, EpochRow)]
+    return [[m for m in measured if m.row.epoch == e] for e in range(1, max(m.row.epoch for m in rows) + 1)]
+
+
+def shown(value: Any) -> str:
+    """A value of a key in a few words: 64-32-10, none.
+
+    Example:
+      >>> [shown(value) for value in (0.1, "adam", [64, 32, 10], None, {"slots": 8})]
+      ['0.1', 'adam', '64-32-10', 'none', 'slots = 8']
+    """
+    match value:
+        case list() | tuple():
+            return "-".join(map(shown, value))
+        case dict():
+            return ", ".join(f"{key} = {shown(inner)}" for key, inner in value.items()) or "{}"
+        case None | bool():
+            return str(value).lower()
+    return str(value)
+
+
+def shown_key(key: str) -> str:
+    """A dotted key for a person; the learning rate by its name."""
+    return key.replace("_", " ") if key == "learning_rate" else key
+
+
+def titled(setting: Mapping[str, Any]) -> str:
+    """Keys and values: "optimizer.name adam, learning rate 0.1"."""
+    return ", ".join(f"{shown_key(key)} {shown(value)}" for key, value in setting.items())
+
+
+def keys(found: Sequence[Group]) -> list[str]:
+    """What the settings of the groups give values to."""
+    return list(dict.fromkeys(key for group in found for key in group.setting))
 
 
 def names(found: Sequence[Group]) -> list[str]:
@@ -60,14 +98,15 @@ def of(member: MemberRow) -> dict[str, float]:
 
 
 def write(found: Sequence[Group], path: Path) -> None:
-    """A line a learning rate and score, of the members that live; s.d. is that of a sample, divided by n − 1."""
+    """A line a setting and score, of the members that live; s.d. is that of a sample, divided by n − 1."""
     with files.replaced(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
-        table.writerow(COLUMNS)
+        table.writerow((*keys(found), *COLUMNS))
         for group in found:
+            setting = [shown(group.setting[key]) if key in group.setting else "" for key in keys(found)]
             for name in names(found):
                 counts = (len(group.last), len(group.diverged))
-                table.writerow((group.learning_rate, name, *counts, *statistics(group.last, name).values()))
+                table.writerow((*setting, name, *counts, *statistics(group.last, name).values()))
 
 
 def show(found: Sequence[Group], title: str, console: Console) -> None:
@@ -77,21 +116,22 @@ def show(found: Sequence[Group], title: str, console: Console) -> None:
         cells = [_cell(score, value) for value in statistics(group.last, score).values()]
         gone = f"{len(group.diverged)} of {len(group.last) + len(group.diverged)}" if group.diverged else ""
         loss = _cell("test_loss", statistics(group.last, "test_loss")["mean"])
-        rows.append([group.learning_rate, gone, *cells, loss])
+        rows.append([group.label, gone, *cells, loss])
     text.line(console, f"\n{title}, {score.replace('_', ' ')} over the seeds\n")
-    text.table(console, ("learning rate", "diverged", "mean", "s.d.", "min", "max", "test loss"), rows)
+    swept = ", ".join(map(shown_key, keys(found)))
+    text.table(console, (swept, "diverged", "mean", "s.d.", "min", "max", "test loss"), rows)
 
 
 def best(found: Sequence[Group]) -> str:
-    """The learning rate with the best mean of the test score, and the best member."""
+    """The setting with the best mean of the test score, and the best member."""
     score = main_score(found)
     choose: Callable[..., Any] = min if score.endswith("rmse") else max
     group = choose((g for g in found if g.last), key=lambda g: statistics(g.last, score)["mean"])
     row = choose((row for g in found for row in g.last), key=lambda row: of(row)[score])
-    shown = score.replace("_", " ")
+    name = score.replace("_", " ")
     return (
-        f"best mean {shown}: {_cell(score, statistics(group.last, score)['mean'])}, learning rate {group.learning_rate}"
-        f"\nbest member: {_cell(score, of(row)[score])}, seed {row.seed}, learning rate {row.learning_rate}"
+        f"best mean {name}: {_cell(score, statistics(group.last, score)['mean'])}, {titled(group.setting)}"
+        f"\nbest member: {_cell(score, of(row)[score])}, seed {row.seed}, {titled(row.setting)}"
     )
 
 

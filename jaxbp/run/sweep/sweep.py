@@ -1,9 +1,11 @@
-"""`jaxbp run` with a [sweep] table: a run for several seeds and learning rates, in one compiled program.
+"""`jaxbp run` with a [sweep] table: a run for several seeds, learning rates and values of any other key.
 
 A member of a sweep is what `jaxbp run --train.seed s --optimizer.learning-rate η` trains: the same initial parameters,
-the same order of the samples and, with at_once = 1, the same numbers, bit for bit. Then the members take their turns
-within an epoch's program (`lax.map`). With more at once they share each step (`vmap`); XLA's CPU back end gives the
-matrix products the same bits then, and another order to the sums over samples (biases) and classes (softmax).
+the same order of the samples and, with at_once = 1, the same numbers, bit for bit. Members that differ in seed and
+learning rate only are a cohort, one compiled program, in which they take their turns within an epoch (`lax.map`). With
+more at once they share each step (`vmap`); XLA's CPU back end gives the matrix products the same bits then, and another
+order to the sums over samples (biases) and classes (softmax). Another value of any other key makes another cohort, and
+so does each learning rate of a schedule, whose numbers are compiled in. Cohorts train one after the other.
 """
 
 import dataclasses
@@ -20,14 +22,15 @@ import tomli_w
 from rich.console import Console
 
 from jaxbp.mlp import Array, Params
-from jaxbp.run import loop
+from jaxbp.run import data, loop, targets
+from jaxbp.run import problem as problems
 from jaxbp.run.compute import mesh as meshes
 from jaxbp.run.compute import optimizers
 from jaxbp.run.compute.epoch import Evaluation, epoch, evaluate, order_key
 from jaxbp.run.compute.program import OneDevice
 from jaxbp.run.compute.step import State, Steps
-from jaxbp.run.config import Config, SweepConfig, to_dict
-from jaxbp.run.data import digest
+from jaxbp.run.config import Config, to_dict
+from jaxbp.run.data import Dataset
 from jaxbp.run.errors import Diverged, Stopped, UserError
 from jaxbp.run.host import signals
 from jaxbp.run.loop import Setup
@@ -40,33 +43,32 @@ from jaxbp.run.store import folder as folders
 from jaxbp.run.store.folder import METRICS, TIMINGS, How
 from jaxbp.run.store.model import MEMBERS
 from jaxbp.run.sweep import scores
+from jaxbp.run.sweep.members import Member, named, title, together
 from jaxbp.run.sweep.scores import Group
 
 
-class Member(NamedTuple):
-    """One of the separate runs: its config, and what tells it from the others; no learning_rate: a schedule has it."""
+class Cohort(NamedTuple):
+    """Members that differ in seed and learning rate only; `setup` is that of the first one.
 
-    config: Config
-    seed: int
-    learning_rate: float | None
+    at_once: how many of them share a step.
+    """
 
-    @property
-    def group(self) -> str:
-        """The learning rate, or the name of the schedule: what the members of several seeds have in common."""
-        return str(self.config.optimizer.schedule if self.learning_rate is None else self.learning_rate)
-
-    @property
-    def name(self) -> str:
-        """Of its folder."""
-        return f"seed-{self.seed}" + ("" if self.learning_rate is None else f"_learning-rate-{self.learning_rate}")
+    setup: Setup
+    members: tuple[Member, ...]
+    at_once: int
 
 
 class Sweep(NamedTuple):
-    """All that a sweep needs, checked; `setup` is that of the first member."""
+    """All that a sweep needs, checked; the data sets are those that its members train on."""
 
     config: Config
-    setup: Setup
-    members: tuple[Member, ...]
+    cohorts: tuple[Cohort, ...]
+    datasets: tuple[Dataset, ...]
+
+    @property
+    def members(self) -> list[Member]:
+        """Of all cohorts."""
+        return [member for cohort in self.cohorts for member in cohort.members]
 
 
 class Inputs(NamedTuple):
@@ -92,10 +94,10 @@ class Epoch(NamedTuple):
 def run(config: Config, name: str, console: Console, how: How = "auto") -> Path:
     """Trains every member of a sweep and returns the folder, always a new one; `name` names it if the config does not.
 
-    The folder holds config.toml, provenance.json, metrics.jsonl (the lines of a run with `seed` and `learning_rate`; a
-    line with `diverged` for a member that did), timings.jsonl, scores.csv, sweep.png, and members/NAME, the run folder
-    of each member: config.toml, which trains that one again, and params.safetensors. A sweep that was stopped stays
-    marked as unfinished.
+    The folder holds config.toml, provenance.json, metrics.jsonl (the lines of a run with `seed`, `learning_rate` and
+    what else is swept; a line with `diverged` for a member that did), timings.jsonl, scores.csv, sweep.png, scores.png,
+    and members/NAME, the run folder of each member: config.toml, which trains that one again, and params.safetensors. A
+    sweep that was stopped stays marked as unfinished, without the members that were not begun.
 
     Raises:
       UserError: something in the config does not fit, or the folder can't be written.
@@ -105,7 +107,8 @@ def run(config: Config, name: str, console: Console, how: How = "auto") -> Path:
     if how == "resume":
         raise UserError("--resume: a sweep writes no checkpoints; it can only begin again")
     sweep = prepare(config)
-    with folders.opened(config, name, digest(sweep.setup.problem.dataset), "new") as folder:
+    digests = dict.fromkeys(map(data.digest, sweep.datasets))
+    with folders.opened(config, name, ", ".join(digests), "new") as folder:
         try:
             text.line(console, f"{describe(sweep)}\nrun folder {folder.path}")
             with files.writable(f"{folder.path}:", after="; what was written before is whole"):
@@ -120,58 +123,90 @@ def run(config: Config, name: str, console: Console, how: How = "auto") -> Path:
 
 
 def _train(sweep: Sweep, path: Path, console: Console) -> None:
-    """Trains to the end; what was measured is in the folder however it ends."""
-    config, rows, started = sweep.config, list[MemberRow](), time.perf_counter()
-    params = jax.device_get(_initial(sweep))
+    """Trains cohort by cohort to the end; what was measured is in the folder however it ends."""
+    rows, started = list[MemberRow](), time.perf_counter()
     try:
-        with progress(console, config.train.epochs) as show, signals.deferred() as stop:
-            for params, found, timing in epochs(sweep):  # noqa: B007  (the last ones are saved below)
+        with signals.deferred() as stop:
+            for number, cohort in enumerate(sweep.cohorts, 1):
+                if len(sweep.cohorts) > 1:
+                    which = f"{number} of {len(sweep.cohorts)}: {title(cohort.members[0])}"
+                    text.line(console, f"\n{which}\n{loop.describe(cohort.setup)}")
+                _train_cohort(cohort, rows, path, console, stop)
+                if stop.signal and number < len(sweep.cohorts):
+                    raise Stopped(f"stopped after {number} of {len(sweep.cohorts)} parts", stop.signal)
+    finally:
+        groups = scores.groups(rows)
+        _report(sweep, groups, path)
+    if not any(group.last for group in groups):
+        raise Diverged(f"every member of the sweep did; the last ones, {rows[-1].row.line()['diverged']}")
+    epochs = " or ".join(dict.fromkeys(str(member.config.train.epochs) for member in sweep.members))
+    scores.show(groups, f"{epochs} epochs, {time.perf_counter() - started:.1f} s of training", console)
+    console.out(scores.best(groups), highlight=False)
+
+
+def _train_cohort(cohort: Cohort, rows: list[MemberRow], path: Path, console: Console, stop: signals.Stop) -> None:
+    """Trains and saves a cohort, whose rows become more of the sweep's; Stopped after an epoch before its last one."""
+    count, params = cohort.setup.problem.config.train.epochs, jax.device_get(_initial(cohort))
+    try:
+        with progress(console, count) as show:
+            for params, found, timing in epochs(cohort):  # noqa: B007  (the last ones are saved below)
                 rows += found
                 folders.append(path / TIMINGS, [timing])
                 folders.append(path / METRICS, found)
                 if measured := [member.row for member in found if isinstance(member.row, EpochRow)]:
                     show(_medians(measured), timing)
-                if stop.signal and timing.epoch < config.train.epochs:
-                    raise Stopped(f"stopped after epoch {timing.epoch} of {config.train.epochs}", stop.signal)
+                if stop.signal and timing.epoch < count:
+                    raise Stopped(f"stopped after epoch {timing.epoch} of {count}", stop.signal)
     finally:
-        groups = scores.groups(config, rows)
-        _save(sweep, params, groups, path)
-    shown = f"{config.train.epochs} epochs, {time.perf_counter() - started:.1f} s of training"
-    scores.show(groups, shown, console)
-    console.out(scores.best(groups), highlight=False)
+        _save(cohort, params, path)
 
 
 def prepare(config: Config) -> Sweep:
-    """Reads the data and builds what the members share; UserError for what does not fit together."""
-    if meshes.wanted(config.mesh):
-        raise UserError("mesh: a [sweep] runs on one device, in one process: leave out one of the two")
-    count = config.sweep.seeds * max(1, len(config.sweep.learning_rate))  # more than memory holds are not listed
-    setup = loop.prepare(next(_members(config)).config, count)
-    return Sweep(config, setup, tuple(_members(config)))
+    """Reads the data and builds what the members share; UserError for what does not fit together.
+
+    Every member is looked at as a whole config, so that nothing is trained before all of them are right.
+    """
+    _check(config)
+    datasets: dict[str, Dataset] = {}
+    cohorts = []
+    for members in named(list(together(config))):
+        first = members[0].config
+        try:
+            if repr(first.data) not in datasets:
+                datasets[repr(first.data)] = data.load(first.data)
+            problem = problems.pose(first, dataset=datasets[repr(first.data)])
+            setup = loop.assemble(problem, OneDevice, len(members))
+            cohorts.append(Cohort(setup, members, _at_once(config, first)))
+        except UserError as error:
+            which = title(members[0])
+            raise UserError(f"sweep, {which}: {error}" if which else str(error)) from None
+    scored = {
+        targets.labels(c.setup.problem.config.model.loss, c.setup.problem.raw("test")[1]) is None for c in cohorts
+    }
+    if len(scored) > 1:
+        raise UserError("sweep: some members have an accuracy and some an RMSE, which can't be compared")
+    return Sweep(config, tuple(cohorts), tuple(datasets.values()))
 
 
 def describe(sweep: Sweep) -> str:
-    """The run in one line, the sweep in another."""
-    groups = ", ".join(dict.fromkeys(member.group for member in sweep.members))
-    first, last, count = sweep.members[0].seed, sweep.members[-1].seed, len(sweep.members)
-    seeds = f"seed {first}" if first == last else f"seeds {first} to {last}"
-    return (
-        f"{loop.describe(sweep.setup)}\n"
-        f"sweep of {count}: {seeds} × learning rate {groups}; below, medians over the members"
-    )
+    """The sweep in one line, below the run where there is one cohort."""
+    members, swept = sweep.members, dict[str, dict[str, None]]()
+    for member in members:
+        for key, value in member.setting.items():
+            swept.setdefault(scores.shown_key(key), {})[scores.shown(value)] = None
+    seeds = list(dict.fromkeys(str(member.seed) for member in members))
+    shown = f"seeds {seeds[0]} to {seeds[-1]}" if seeds[1:] else f"seed {seeds[0]}"
+    parts = [shown, *(f"{key} {', '.join(values)}" for key, values in swept.items())]
+    sweeps = f"sweep of {len(members)}: {' × '.join(parts)}; below, medians over the members"
+    return sweeps if len(sweep.cohorts) > 1 else f"{loop.describe(sweep.cohorts[0].setup)}\n{sweeps}"
 
 
-def epochs(sweep: Sweep) -> Iterator[Epoch]:
-    """Trains all members; gives what was measured after each epoch.
-
-    Raises:
-      Diverged: no member is left.
-    """
-    (_, spec, program), config = sweep.setup, sweep.config
-    assert isinstance(program, OneDevice)  # `prepare` refuses a mesh
-    sets = program.sets
-    state, members = _start(sweep), _inputs(sweep)
-    compiled = jax.jit(_program(sweep), donate_argnums=0).lower(state, members, sets, 1, 0).compile()
+def epochs(cohort: Cohort) -> Iterator[Epoch]:
+    """Trains the members of a cohort, until none of them is left; gives what was measured after each epoch."""
+    (problem, spec, _), config = cohort.setup, cohort.setup.problem.config
+    sets = {name: problem.on_device(name) for name in problems.SPLITS}
+    state, members = _start(cohort), _inputs(cohort)
+    compiled = jax.jit(_program(cohort), donate_argnums=0).lower(state, members, sets, 1, 0).compile()
     params, alive = jax.device_get((state.params, state.alive))
     count = -(-len(sets["train"].x) // spec.batch_size)
     for number in range(1, config.train.epochs + 1):
@@ -183,94 +218,78 @@ def epochs(sweep: Sweep) -> Iterator[Epoch]:
         rows = list[MemberRow]()
         for i in np.flatnonzero(before):
             steps, evaluations = jax.tree.map(lambda a: a[i], found)  # noqa: B023
-            mine = _rows(sweep.setup, steps, evaluations, number)
+            mine = _rows(cohort.setup, steps, evaluations, number)
             alive[i] &= isinstance(mine[-1], EpochRow)
-            rows += [_tagged(sweep.members[i], sweep.setup, row) for row in mine]
-        params = jax.tree.map(functools.partial(_where, alive), jax.device_get(state.params), params)
+            rows += [_tagged(cohort.members[i], cohort.setup, row) for row in mine]
+        params = jax.tree.map(functools.partial(_where_alive, alive), jax.device_get(state.params), params)
         state = state._replace(alive=jnp.asarray(alive))
         samples = int(before.sum()) * len(sets["train"].x)
         yield Epoch(params, rows, Timing(number, seconds, samples / seconds))
         if not alive.any():
-            raise Diverged(f"every member of the sweep did; the last ones, {rows[-1].row.line()['diverged']}")
+            return
 
 
-def _program(sweep: Sweep) -> Callable[..., Any]:
+def _program(cohort: Cohort) -> Callable[..., Any]:
     """An epoch of all members and the evaluations after it, as one function of the members' states."""
-    problem, spec, _ = sweep.setup
+    (problem, spec, _), config = cohort.setup, cohort.setup.problem.config
 
     def program(states: State, inputs: Inputs, sets: dict[str, Split], epoch_number: Array, phase: Array) -> Any:
         def member(argument: tuple[State, Inputs]) -> tuple[State, Steps, dict[str, Evaluation]]:
             state, (key, rate) = argument
             mine = spec
             if rate is not None:  # traced: the optimiser is built from it inside the program
-                optimizer = optimizers.with_learning_rate(sweep.config.optimizer, rate)
+                optimizer = optimizers.with_learning_rate(config.optimizer, rate)
                 mine = dataclasses.replace(spec, optimizer=optimizer)
             state, steps = epoch(mine, state, *sets["train"], jax.random.fold_in(key, epoch_number), phase)
             return state, steps, {name: evaluate(problem.scored, state.params, *split) for name, split in sets.items()}
 
-        at_once = min(sweep.config.sweep.at_once, len(sweep.members))
+        at_once = min(cohort.at_once, len(cohort.members))
         return jax.lax.map(member, (states, inputs), batch_size=None if at_once == 1 else at_once)
 
     return program
 
 
-def _start(sweep: Sweep) -> State:
+def _start(cohort: Cohort) -> State:
     """The states of all members before the first epoch, (M, …)."""
-    params = _initial(sweep)
-    return State(params, jax.vmap(sweep.setup.spec.optimizer.init)(params), jnp.ones(len(sweep.members), bool))
+    params = _initial(cohort)
+    return State(params, jax.vmap(cohort.setup.spec.optimizer.init)(params), jnp.ones(len(cohort.members), bool))
 
 
-def _initial(sweep: Sweep) -> Params:
+def _initial(cohort: Cohort) -> Params:
     """Drawn once a seed, as the separate run draws them, and stacked: (M, …)."""
-    problem = sweep.setup.problem
-    drawn = {m.seed: dataclasses.replace(problem, config=m.config).initial() for m in reversed(sweep.members)}
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *(drawn[m.seed] for m in sweep.members))
+    problem = cohort.setup.problem
+    drawn = {m.seed: dataclasses.replace(problem, config=m.config).initial() for m in reversed(cohort.members)}
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *(drawn[m.seed] for m in cohort.members))
 
 
-def _inputs(sweep: Sweep) -> Inputs:
+def _inputs(cohort: Cohort) -> Inputs:
     """η in the dtype of the parameters, in which a number of the config meets the gradient."""
-    keys = {m.seed: order_key(m.seed) for m in sweep.members}
-    rates = [m.learning_rate for m in sweep.members if m.learning_rate is not None]
-    stacked = jnp.stack([keys[m.seed] for m in sweep.members])
-    return Inputs(stacked, jnp.asarray(rates, sweep.config.model.dtype) if rates else None)
+    keys = {m.seed: order_key(m.seed) for m in cohort.members}
+    rates = [m.learning_rate for m in cohort.members if m.learning_rate is not None]
+    stacked = jnp.stack([keys[m.seed] for m in cohort.members])
+    return Inputs(stacked, jnp.asarray(rates, cohort.setup.problem.config.model.dtype) if rates else None)
 
 
-def _where(alive: np.ndarray, new: np.ndarray, old: np.ndarray) -> np.ndarray:
+def _where_alive(alive: np.ndarray, new: np.ndarray, old: np.ndarray) -> np.ndarray:
     return np.where(alive.reshape(-1, *[1] * (new.ndim - 1)), new, old)
 
 
 # What is asked --------------------------------------------------------------------------------------------------------
 
 
-def _members(config: Config) -> Iterator[Member]:
-    """Seed by seed, each with every learning rate."""
-    _check(config)
-    for seed in range(config.train.seed, config.train.seed + config.sweep.seeds):
-        for rate in config.sweep.learning_rate or (config.optimizer.learning_rate,):
-            yield Member(
-                dataclasses.replace(
-                    config,
-                    optimizer=dataclasses.replace(config.optimizer, learning_rate=rate),
-                    train=dataclasses.replace(config.train, seed=seed, folder=None),
-                    sweep=SweepConfig(),
-                ),
-                seed,
-                rate,
-            )
+def _at_once(config: Config, member: Config) -> int:
+    if config.sweep.at_once > 1 and member.train.memory != "store-all":
+        raise UserError("train.memory: members that share a step save nothing by it; leave out sweep.at_once")
+    return config.sweep.at_once
 
 
 def _check(config: Config) -> None:
-    rates = config.sweep.learning_rate
-    if rates and config.optimizer.schedule is not None:
-        raise UserError("sweep.learning_rate: optimizer.schedule gives the learning rate; leave one of them out")
-    if len(set(rates)) < len(rates):
-        raise UserError(f"sweep.learning_rate: {next(r for r in rates if rates.count(r) > 1)} is there twice")
+    if meshes.wanted(config.mesh):
+        raise UserError("mesh: a [sweep] runs on one device, in one process: leave out one of the two")
     if config.train.seed + config.sweep.seeds > 2**32:
         raise UserError(
             f"sweep.seeds: got {config.sweep.seeds}, from train.seed {config.train.seed} on; seeds end at 2³²"
         )
-    if config.sweep.at_once > 1 and config.train.memory != "store-all":
-        raise UserError("train.memory: members that share a step save nothing by it; leave out sweep.at_once")
     if config.checkpoint.every is not None:
         raise UserError("checkpoint.every: a sweep writes no checkpoints")
     if config.train.tensorboard:
@@ -294,7 +313,7 @@ def _tagged(member: Member, setup: Setup, row: Row) -> MemberRow:
     """The row with its member's seed and η; of a schedule, η of the row's step."""
     rate = member.learning_rate
     rate = float(np.asarray(setup.spec.optimizer.learning_rate(row.step - 1))) if rate is None else rate
-    return MemberRow(member.seed, rate, row)
+    return MemberRow(member.seed, rate, member.setting, row)
 
 
 def _medians(rows: Sequence[EpochRow]) -> dict[str, float]:
@@ -303,20 +322,28 @@ def _medians(rows: Sequence[EpochRow]) -> dict[str, float]:
     return {name: float(np.median([scores[name] for scores in found])) for name in found[0]}
 
 
-def _save(sweep: Sweep, params: Params, groups: Sequence[Group], path: Path) -> None:
-    """The run folder of each member, the table and the picture."""
-    for i, member in enumerate(sweep.members):
+def _save(cohort: Cohort, params: Params, path: Path) -> None:
+    """The run folder of each member."""
+    for i, member in enumerate(cohort.members):
         home = path / MEMBERS / member.name
         home.mkdir(parents=True)
         files.replace(home / "config.toml", tomli_w.dumps(to_dict(member.config)))
-        sweep.setup.problem.model(jax.tree.map(lambda a: a[i], params)).save(home)  # noqa: B023
-    if scores.names(groups):
-        scores.write(groups, path / "scores.csv")
-        if sweep.config.train.plots:
-            from jaxbp.run.report import figures  # matplotlib takes its time
-            from jaxbp.run.sweep import plots
+        cohort.setup.problem.model(jax.tree.map(lambda a: a[i], params)).save(home)  # noqa: B023
 
-            kind, heading = sweep.config.train.plot_format, f"{path.name} · {sweep.setup.problem.title}"
-            figures.save(plots.curves(groups, heading), path / f"sweep.{kind}")
-            if len(groups) > 1:
-                figures.save(plots.rates(groups, heading), path / f"rates.{kind}")
+
+def _report(sweep: Sweep, groups: Sequence[Group], path: Path) -> None:
+    """The table and the pictures."""
+    if not scores.names(groups):
+        return
+    scores.write(groups, path / "scores.csv")
+    if sweep.config.train.plots:
+        from jaxbp.run.report import figures  # matplotlib takes its time
+        from jaxbp.run.sweep import plots
+
+        problems = [cohort.setup.problem for cohort in sweep.cohorts]
+        titles = {problem.title for problem in problems}
+        shown = titles if len(titles) == 1 else {Path(problem.dataset.name).name for problem in problems}
+        kind, heading = sweep.config.train.plot_format, f"{path.name} · {', '.join(sorted(shown))}"
+        figures.save(plots.curves(groups, heading), path / f"sweep.{kind}")
+        if len(groups) > 1 and any(group.last for group in groups):
+            figures.save(plots.against(groups, heading), path / f"scores.{kind}")
