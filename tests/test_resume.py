@@ -50,6 +50,7 @@ OPTIMIZERS = {
     "adam, cosine": ADAM.format(cosine="{ init_value = 0.1, decay_steps = 15 }"),
     "sgd, recording": f'{SGD}\n[study]\nquantities = ["squared_norms", "noise_scale"]\nevery = 2',
 }
+SEED_1 = ("--train.seed", "1")
 SAME = ("metrics.jsonl", "params.safetensors")
 
 
@@ -118,7 +119,7 @@ def test_a_run_that_was_killed_ends_as_one_that_was_not(optimizer: str, capsys: 
     killed(loop, "_write_results", 1, *chosen)  # all is trained, nothing is written
     run(*chosen)
     shown = capsys.readouterr().out
-    assert "unfinished: goes on after epoch 2, step 6" in shown and "unfinished: goes on after epoch 4" in shown
+    assert "goes on after epoch 2, step 6" in shown and "goes on after epoch 4" in shown
     assert contents("killed") == contents("whole")
     timings = [json.loads(line)["epoch"] for line in Path("killed/timings.jsonl").read_text().splitlines()]
     assert timings == [1, 2, 3, 4, 5]
@@ -232,7 +233,7 @@ def test_when_all_are_damaged_the_run_begins_again(capsys: pytest.CaptureFixture
     run("--train.folder", "x")
     shown = capsys.readouterr()
     assert shown.err.count("jaxbp: warning: the checkpoint of step") == 2
-    assert "unfinished, without a checkpoint: begins again" in shown.out
+    assert "no checkpoint: begins again" in shown.out
     assert contents("x") == contents("whole")
 
 
@@ -262,14 +263,16 @@ def test_a_run_takes_the_newest_folder_if_it_is_unfinished(capsys: pytest.Captur
     assert not Path("runs").exists()
     run()
     whole = contents("runs/x")
-    refused(capsys, "--resume: runs/x holds no unfinished run", "--resume")
+    refused(
+        capsys, "--resume: runs/x is finished, so .* resume; a train.epochs of more than 5 trains it lo", "--resume"
+    )
     refused(capsys, "train.folder: runs/x holds a finished run; name a new", "--train.folder", "runs/x")
     killed(folder, "append", 6)
     assert Path("runs/x-2/.unfinished").exists()
     refused(
         capsys,
-        r"runs/x-2 is unfinished and began with another config: train.epochs was 5, now 6, train.seed was 0, now 1; ",
-        *("--train.epochs", "6", "--train.seed", "1"),
+        r"runs/x-2 is unfinished and began with another config: train.batch_size was 50, now 6, train.seed was 0",
+        *("--train.batch-size", "6", "--train.seed", "1"),
     )
     refused(capsys, "runs/x-2 holds an unfinished run, which stays; name", "--new", "--train.folder", "runs/x-2")
     run("--resume")
@@ -278,6 +281,34 @@ def test_a_run_takes_the_newest_folder_if_it_is_unfinished(capsys: pytest.Captur
     run("--new", "--train.epochs", "1")
     assert sorted(path.name for path in Path("runs").iterdir()) == ["x", "x-2", "x-3", "x-4"]
     assert Path("runs/x-3/.unfinished").exists() and not Path("runs/x-4/.unfinished").exists()
+
+
+@pytest.mark.parametrize("optimizer", one_in(2, ["sgd", "sgd, recording"]))
+def test_a_finished_run_is_trained_longer(optimizer: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """From its checkpoint of epoch 2; then, unfinished, it is given one epoch more. The bytes of all at once."""
+    Path("x.toml").write_text(IRIS.format(optimizer=OPTIMIZERS[optimizer]))
+    run("--train.folder", "whole", "--train.epochs", "5")
+    run("--train.epochs", "3")
+    before = contents("runs/x")
+    refused(capsys, "runs/x began with another config: train.seed was 0", "--train.epochs", "4", "--resume", *SEED_1)
+    assert contents("runs/x") == before and not Path("runs/x/.unfinished").exists()
+    killed(folder, "append", 4, "--train.epochs", "4", "--resume")  # epoch 4 is measured, but for its row
+    assert read(Path("runs/x/config.toml")).train.epochs == 4
+    refused(capsys, "train.epochs: got 2, runs/x has 3 already; --new", "--train.epochs", "2")
+    capsys.readouterr()
+    run("--train.epochs", "5")
+    assert "goes on after epoch 2" in capsys.readouterr().out
+    assert contents("runs/x") == contents("whole")
+    assert read(Path("runs/x/config.toml")) == read(Path("whole/config.toml"))
+
+
+def test_a_schedule_that_counts_all_steps_is_not_trained_longer(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("x.toml").write_text(IRIS.format(optimizer=ADAM.format(cosine='{ init_value = 0.1, decay_steps = "all" }')))
+    killed(folder, "append", 3)
+    said = (
+        "runs/x is unfinished and began with another learning rate: train.epochs was 5, now 6, and the schedule counts"
+    )
+    refused(capsys, said, "--train.epochs", "6")
 
 
 def test_another_number_of_cores_is_said(capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,8 @@ HELP = f"""\
 Trains the network of a config, a TOML file, and writes a run folder. `jaxbp run CONFIG --help` lists all keys.
 
 A run that was stopped goes on when the same command is given again, from its newest checkpoint: the newest folder of
-runs/CONFIG, runs/CONFIG-2 … is taken if it is unfinished, or else the next one begun.
+runs/CONFIG, runs/CONFIG-2 … is taken if it is unfinished, or else the next one begun. With --resume and a larger
+--train.epochs a finished run is trained longer.
 
 {OVERRIDES}
 Exit status: 0 done, 2 bad input, 3 the loss became NaN or infinite, 4 another process of the run is gone,
@@ -29,7 +30,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = f"{parser.prog} CONFIG [options] [--KEY VALUE …]"
     parser.add_argument("config", metavar="CONFIG", nargs="?", help="a TOML file, such as configs/digits.toml")
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--resume", action="store_const", dest="how", const="resume", help="refuse to begin a new run")
+    which.add_argument("--resume", action="store_const", dest="how", const="resume", help="go on: begin no new run")
     which.add_argument("--new", action="store_const", dest="how", const="new", help="begin a new run")
     parser.add_argument("--print-config", action="store_true", help="print the resolved config and train nothing")
     parser.add_argument("-h", "--help", action="store_true", help="this text; after CONFIG with the values of its keys")

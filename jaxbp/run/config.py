@@ -180,7 +180,8 @@ class SweepConfig:
         tables = {name: table for name, table in dataclasses.asdict(self).items() if isinstance(table, dict)}
         found: dict[str, tuple[Any, ...]] = {swept_keys.LEARNING_RATE: self.learning_rate} if self.learning_rate else {}
         for key, values in swept_keys.flat(tables).items():
-            empty = None if _fault(key, None) is None else "none"
+            may_be_empty = key != swept_keys.LEARNING_RATE and _fault(key, None) is None
+            empty = None if may_be_empty else "none"
             found[key] = tuple(empty if value in (None, "none") else value for value in values)
         return found
 

@@ -209,10 +209,10 @@ def _resumed(setup: Setup, folder: RunFolder, console: Console) -> ResumePoint |
     """Where the newest checkpoint was written; what was measured later is cut off."""
     saved = folder.newest(jax.eval_shape(lambda: first_state(setup.problem, setup.spec)))
     if saved is None:
-        console.out("unfinished, without a checkpoint: begins again", highlight=False)
+        console.out("no checkpoint: begins again", highlight=False)
         return None
     epoch, step, _, key = saved.position
-    console.out(f"unfinished: goes on after epoch {epoch}, step {step}", highlight=False)
+    console.out(f"goes on after epoch {epoch}, step {step}", highlight=False)
     return ResumePoint(epoch, jax.random.wrap_key_data(jnp.asarray(key)), saved.state)
 
 

@@ -72,6 +72,12 @@ def in_steps(config: OptimizerConfig, steps: int, epochs: int) -> OptimizerConfi
     return config
 
 
+def counts_all(config: OptimizerConfig) -> bool:
+    """Whether "all" steps of the run are in the schedule, whose rates are others then in a run of more epochs."""
+    values = config.schedule_arguments.values() if config.schedule else ()
+    return any(value == ALL or (isinstance(value, dict) and ALL in value) for value in values)
+
+
 def peak(schedule: str) -> str:
     """The argument of a schedule that a sweep over learning rates sets: peak_value, or else init_value or value.
 

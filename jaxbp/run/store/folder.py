@@ -23,6 +23,7 @@ import tomli_w
 
 from jaxbp.run import config as configs
 from jaxbp.run import paths
+from jaxbp.run.compute import optimizers
 from jaxbp.run.config import Config, to_dict
 from jaxbp.run.errors import UserError
 from jaxbp.run.host import processes
@@ -133,8 +134,9 @@ def opened(config: Config, name: str, data: str, how: How = "auto") -> Iterator[
     data: the digest of the data set, which stays the same from the beginning of a run to its end.
 
     `train.folder` is taken if it is new or empty, or holds an unfinished run, which then goes on. Without it the newest
-    of runs/<name>, runs/<name>-2, … is taken if it is unfinished, or else the next. A finished run is never touched.
-    "resume" wants an unfinished run, "new" a new folder. config.toml names no folder, so that it can be run again.
+    of runs/<name>, runs/<name>-2, … is taken if it is unfinished, or else the next. "resume" wants a run that is
+    unfinished or, with a larger train.epochs, finished; else a finished one is never touched. "new" wants a new folder.
+    config.toml names no folder, so that it can be run again.
 
     Raises:
       UserError: the folder holds something else, another process runs in it, it can't be written, or its run began with
@@ -151,7 +153,7 @@ def _taken(stack: contextlib.ExitStack, config: Config, name: str, data: str, ho
     chosen = config.train.folder
     path = paths.named("train.folder", chosen) if chosen is not None else _numbered(name, how)
     with files.writable(f"train.folder: {str(path)!r}"):
-        _check_free(path, how)
+        _check_free(config, path, data, how)
         path.mkdir(parents=True, exist_ok=True)
         stack.enter_context(lock.held(path / UNFINISHED))
         resumed = (path / "config.toml").exists()
@@ -159,7 +161,7 @@ def _taken(stack: contextlib.ExitStack, config: Config, name: str, data: str, ho
             _check_same(config, path, data)
             _warn_of_cores(path)
         files.replace(path / "provenance.json", json.dumps(_provenance(config, path, data), indent=2) + "\n")
-        if not resumed:
+        if not resumed or configs.read(path / "config.toml").train.epochs != config.train.epochs:
             again = dataclasses.replace(config, train=dataclasses.replace(config.train, folder=None))
             files.replace(path / "config.toml", tomli_w.dumps(to_dict(again)))
     return str(path), resumed
@@ -213,29 +215,48 @@ def _numbered(name: str, how: How) -> Path:
     return newest if newest is not None and taken else folder
 
 
-def _check_free(path: Path, how: How) -> None:
-    """Raises unless a run may begin or, where one is unfinished, go on here."""
-    unfinished = (path / UNFINISHED).exists()
+def _check_free(config: Config, path: Path, data: str, how: How) -> None:
+    """Raises unless a run may begin or, where one is unfinished or is to be longer, go on here."""
+    unfinished, begun = (path / UNFINISHED).exists(), (path / "config.toml").exists()
     if how == "resume" and not unfinished:
-        state = "holds no unfinished run" if path.exists() else "does not exist"
-        raise UserError(f"--resume: {path} {state}, so there is nothing to resume")
+        if not begun:
+            state = "holds no run" if path.exists() else "does not exist"
+            raise UserError(f"--resume: {path} {state}, so there is nothing to resume")
+        if config.train.epochs <= (trained := configs.read(path / "config.toml").train.epochs):
+            longer = f"a train.epochs of more than {trained} trains it longer"
+            raise UserError(f"--resume: {path} is finished, so there is nothing to resume; {longer}")
+        _check_same(config, path, data)
+        return
     if how == "new" and unfinished:
         raise UserError(f"train.folder: {path} holds an unfinished run, which stays; name a new folder or remove it")
     if not unfinished and path.is_dir() and any(path.iterdir()):
-        holds = "holds a finished run" if (path / "config.toml").exists() else "is not empty"
+        holds = "holds a finished run" if begun else "is not empty"
         raise UserError(f"train.folder: {path} {holds}; name a new folder or remove it")
 
 
 def _check_same(config: Config, path: Path, data: str) -> None:
-    before = configs.read(path / "config.toml")
-    may_differ = ("train.folder", "mesh.data", "mesh.model")  # a checkpoint holds whole arrays
+    before, now = configs.read(path / "config.toml"), config.train.epochs
+    may_differ = ("train.folder", "train.epochs", "mesh.data", "mesh.model")  # a checkpoint holds whole arrays
     differing = [key for key in configs.keys() if key not in may_differ and _value(before, key) != _value(config, key)]
+    which = f"{path} is unfinished and" if (path / UNFINISHED).exists() else str(path)
     if differing:
         changes = ", ".join(f"{key} was {_value(before, key)!r}, now {_value(config, key)!r}" for key in differing)
-        raise UserError(f"{path} is unfinished and began with another config: {changes}; --new begins a new run")
+        raise UserError(f"{which} began with another config: {changes}; --new begins a new run")
     if _begun(path)["data_sha256"] != data:
-        now = f"{config.data.name} has changed"
-        raise UserError(f"{path} is unfinished and began with other data, data.name: {now}; --new begins a new run")
+        changed = f"{config.data.name} has changed"
+        raise UserError(f"{which} began with other data, data.name: {changed}; --new begins a new run")
+    if now != before.train.epochs and optimizers.counts_all(config.optimizer):
+        change = f"train.epochs was {before.train.epochs}, now {now}, and the schedule counts all steps of the run"
+        raise UserError(f"{which} began with another learning rate: {change}; --new begins a new run")
+    if now < (done := _epochs_in(path)):
+        raise UserError(f"train.epochs: got {now}, {path} has {done} already; --new begins a new run")
+
+
+def _epochs_in(path: Path) -> int:
+    """How many epochs are in metrics.jsonl, whose last line a killed process may have left half written."""
+    lines = (path / METRICS).read_bytes().splitlines(keepends=True) if (path / METRICS).exists() else []
+    rows = [metrics.read(json.loads(line)) for line in lines if line.endswith(b"\n")]
+    return sum(isinstance(row, EpochRow) for row in rows)
 
 
 def _value(config: Config, key: str) -> Any:
