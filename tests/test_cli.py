@@ -7,6 +7,7 @@ import pty
 import re
 import select
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from matplotlib import image
+from tensorboardX.proto.event_pb2 import Event
 
 import jaxbp
 import jaxbp.run
@@ -231,16 +233,37 @@ def test_bfloat16_and_an_optax_optimizer_with_a_schedule() -> None:
 
 def test_plots_and_tensorboard() -> None:
     Path("digits.toml").write_text("[optimizer]\nlearning_rate = 0.1\n[train]\nepochs = 2\ntensorboard = true\n")
-    works("run", "digits.toml")
+    works("run", "digits.toml", "--study.quantities", "noise_scale", "squared_norms", "--study.every", "10")
     pictures = {path.name: image.imread(path) for path in Path("runs/digits").glob("*.png")}
     drawn = ("confusion.png", "first_layer.png", "layers.png", "learning_curves.png", "worst.png")
-    assert set(pictures) == set(drawn)
+    assert set(pictures) == {*drawn, "noise_scale.png", "recorded.png"}
     for pixels in pictures.values():
         assert min(pixels.shape[:2]) > 200 and pixels[..., :3].std() > 0.02
-    events = b"".join(path.read_bytes() for path in Path("runs/digits/events").iterdir())
-    assert all(
-        tag in events for tag in (b"train_loss", b"test_accuracy", b"delta_rms/layer_2", b"gradient_rms/layer_1")
-    )
+    found = {name: tensorboard(Path("runs/digits/events") / name) for name in ("epochs", "steps")}
+    rows = strict_rows("runs/digits")
+    epochs, records = ([row for row in rows if name in row] for name in ("train_loss", "batch_loss"))
+    for name in ("test_accuracy", "learning_rate"):
+        assert found["epochs"][name] == [(r["epoch"], np.float32(r[name])) for r in epochs]
+    assert found["epochs"]["delta_rms/layer_2"][1] == (2, np.float32(epochs[1]["delta_rms"][1]))
+    steps = found["steps"]["noise_scale/scale"]
+    assert steps == [(r["step"], np.float32(r["noise_scale"]["scale"])) for r in records]
+    assert [step for step, _ in steps] == [1, 11, 21]
+    assert len(found["steps"]["squared_norms/mean_by_layer/layer_2"]) == 3
+    assert "epochs = 2" in found["epochs"]["config/text_summary"][0][1]
+
+
+def tensorboard(folder: Path) -> dict[str, list[tuple[int, Any]]]:
+    """What an event file says: for each tag its steps and values."""
+    [path] = folder.iterdir()
+    data, at, found = path.read_bytes(), 0, dict[str, list[tuple[int, Any]]]()
+    while at < len(data):
+        (length,) = struct.unpack("<Q", data[at : at + 8])
+        event = Event.FromString(data[at + 12 : at + 12 + length])
+        for value in event.summary.value:
+            text = b"".join(value.tensor.string_val).decode()
+            found.setdefault(value.tag, []).append((event.step, text or np.float32(value.simple_value)))
+        at += 16 + length
+    return found
 
 
 def test_a_name_with_brackets_is_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
@@ -588,7 +611,8 @@ def test_a_download_without_a_network(capsys: pytest.CaptureFixture[str], monkey
     assert main(["run", "x.toml", "--data.name", "mnist", "--model.sizes", "784", "10"]) == 2
     *downloads, last = capsys.readouterr().err.splitlines(keepends=True)
     one_line(last, "cannot download mnist: .*`jaxbp data import mnist PATH`")
-    assert downloads and all(line.startswith("downloading http://127.0.0.1:9/") for line in downloads)
+    assert len(downloads) == 3 and downloads[0].startswith("downloading http://127.0.0.1:9/")
+    assert downloads[1:] == [f"that failed; attempt {n} of 3\n" for n in (2, 3)]
     assert not Path("runs").exists()
 
 

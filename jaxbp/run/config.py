@@ -133,7 +133,7 @@ class TrainConfig:
     plot_format: Literal["png", "svg"] = "png"
     """What the pictures are."""
     tensorboard: bool = False
-    """Whether to write TensorBoard event files too."""
+    """Whether to write TensorBoard event files too, to events/epochs and, of what [study] records, events/steps."""
 
 
 @pydantic.with_config(STRICT)

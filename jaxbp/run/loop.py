@@ -43,9 +43,10 @@ class Setup(NamedTuple):
 
 
 class ResumePoint(NamedTuple):
-    """Where a run that was stopped goes on: after how many epochs, with which key of the order, with which state."""
+    """Where a run that was stopped goes on: after how many epochs and steps, with which key of the order and state."""
 
     epoch: int
+    step: int
     key: Array
     state: State
 
@@ -149,12 +150,12 @@ def _train(setup: Setup, folder: RunFolder, console: Console) -> None:
     with (
         signals.deferred(processes.leads()) as stop,
         progress(console, config.train.epochs, begun) as show,
-        events(event_files, begun) as tell,
+        events(event_files, config, begun, begin.step if begin else 0) as tell,
     ):
         try:
             for last in epochs(setup, begin):
                 stopped = _keep(setup, folder, last, stop.signal or 0)
-                tell(last.row, last.timing)
+                tell(last.rows, last.timing)
                 show(last.row.scores(), last.timing)
                 if stopped:
                     at = f"epoch {last.row.epoch} of {config.train.epochs}"
@@ -213,7 +214,7 @@ def _resumed(setup: Setup, folder: RunFolder, console: Console) -> ResumePoint |
         return None
     epoch, step, _, key = saved.position
     console.out(f"goes on after epoch {epoch}, step {step}", highlight=False)
-    return ResumePoint(epoch, jax.random.wrap_key_data(jnp.asarray(key)), saved.state)
+    return ResumePoint(epoch, step, jax.random.wrap_key_data(jnp.asarray(key)), saved.state)
 
 
 def epoch_row(setup: Setup, evaluations: dict[str, Evaluation], steps: Steps, epoch: int) -> EpochRow:

@@ -242,8 +242,11 @@ def _download(name: str, file: IdxFile) -> bytes:
     reasons = {}
     for attempt in range(ATTEMPTS):
         time.sleep(attempt * PAUSE)
+        if attempt:
+            print(f"that failed; attempt {attempt + 1} of {ATTEMPTS}", file=sys.stderr)
         for url in _urls(name, file):
-            print(f"downloading {url} to {folder_of(name)}", file=sys.stderr)
+            if not attempt:
+                print(f"downloading {url} to {folder_of(name)}", file=sys.stderr)
             try:
                 return _get(url, file)
             except Unsound as error:

@@ -52,7 +52,8 @@ def joined(outcome: Callable[[BaseException], tuple[int, str]]) -> Iterator[None
     watch = threading.Thread(target=_watch, args=(stop, outcome), daemon=True)
     watch.start()
     try:
-        _gather(0)  # the first exchange waits 30 s at most, the later ones for as long as it takes
+        with _silent():
+            _gather(0)  # the first exchange waits 30 s at most, the later ones for as long as it takes
         yield
         _gather(0)
     except BaseException as error:
@@ -68,6 +69,20 @@ def joined(outcome: Callable[[BaseException], tuple[int, str]]) -> Iterator[None
     stop.set()
     jax.distributed.shutdown()
     watch.join(TIMEOUT)
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Standard output goes nowhere: Gloo, in C++, prints there in each process to how many others it is connected."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def leads() -> bool:
