@@ -52,9 +52,9 @@ def joined(outcome: Callable[[BaseException], tuple[int, str]]) -> Iterator[None
     watch = threading.Thread(target=_watch, args=(stop, outcome), daemon=True)
     watch.start()
     try:
-        with _silent():
+        with _without_gloo():
             _gather(0)  # the first exchange waits 30 s at most, the later ones for as long as it takes
-        yield
+            yield
         _gather(0)
     except BaseException as error:
         try:
@@ -72,17 +72,20 @@ def joined(outcome: Callable[[BaseException], tuple[int, str]]) -> Iterator[None
 
 
 @contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """Standard output goes nowhere: Gloo, in C++, prints there in each process to how many others it is connected."""
-    sys.stdout.flush()
-    kept = os.dup(1)
-    try:
-        with open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), 1)
-        yield
-    finally:
-        os.dup2(kept, 1)
-        os.close(kept)
+def _without_gloo() -> Iterator[None]:
+    """Gloo, in C++, prints a line a group of devices to descriptor 1. It goes nowhere; Python has another one."""
+    python = sys.stdout
+    python.flush()
+    with open(os.dup(1), "w", encoding=python.encoding, errors=python.errors) as own, open(os.devnull, "wb") as nowhere:
+        own.reconfigure(line_buffering=own.isatty())
+        os.dup2(nowhere.fileno(), 1)
+        sys.stdout = own
+        try:
+            yield
+        finally:
+            own.flush()
+            os.dup2(own.fileno(), 1)
+            sys.stdout = python
 
 
 def leads() -> bool:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from types import FrameType
@@ -31,7 +32,7 @@ def deferred(speaks: bool = True) -> Iterator[Stop]:
         _restore(before)
         with contextlib.suppress(OSError):  # not print: the signal may have come in the middle of one
             if speaks:
-                os.write(1, b"\nstopping after this epoch, to save it; once more stops at once\n")
+                os.write(sys.stdout.fileno(), b"\nstopping after this epoch, to save it; once more stops at once\n")
 
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:
