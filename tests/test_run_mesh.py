@@ -192,7 +192,7 @@ def test_a_run_on_four_devices_goes_on_on_one_or_two(tmp_path: Path) -> None:
             setup = loop.prepare(dataclasses.replace(config, mesh=MeshConfig(data, model)))
             saved = checkpoints.newest(first_state(setup.problem, setup.spec), pytest.fail)
             assert saved is not None
-            list(loop.epochs(setup, loop.ResumePoint(1, order_key(0), saved.state)))
+            list(loop.epochs(setup, loop.ResumePoint(1, saved.position.step, order_key(0), saved.state)))
             params = setup.program.fetch(setup.program.whole)
             for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(whole), strict=True):
                 np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-10)

@@ -61,6 +61,20 @@ def test_the_other_losses_take_any_number(tmp_path: Path, loss: str) -> None:
     assert loss not in targets.KINDS
 
 
+@pytest.mark.parametrize(
+    ("labels", "outputs", "said"),
+    [
+        ([1, 2, 3], 3, "ends with 3, d.npz has 4 classes: labels start at 0, its least one is 1"),
+        ([0, 1], 1, "ends with 1, d.npz has 2 classes; one output takes y as floats, 0.0 and 1.0"),
+        ([0, 1, 2], 2, "ends with 2, d.npz has 3 classes"),
+    ],
+)
+def test_why_a_number_of_classes_does_not_fit(tmp_path: Path, labels: list[int], outputs: int, said: str) -> None:
+    np.savez(tmp_path / "d.npz", x=RNG.normal(size=(12, 4)), y=np.resize(labels, 12))
+    config = Config(model=ModelConfig((4, outputs)), data=DataConfig(str(tmp_path / "d.npz")))
+    assert message(lambda: problems.pose(config)).replace(f"{tmp_path}/", "") == f"model.sizes: {said}"
+
+
 @pytest.mark.parametrize("loss", targets.KINDS)
 def test_targets_of_a_domain_are_not_standardised(tmp_path: Path, loss: str) -> None:
     y = np.tile([0.25, 0.75], (10, 1))

@@ -109,8 +109,12 @@ def _check_fit(config: Config, net: MLP, dataset: Dataset) -> None:
     if net.sizes[0] != inputs:
         raise UserError(f"model.sizes: begins with {net.sizes[0]}, {dataset.name} has {inputs} inputs")
     if net.sizes[-1] != outputs:
-        what = "classes" if dataset.classes else "targets"
-        raise UserError(f"model.sizes: ends with {net.sizes[-1]}, {dataset.name} has {outputs} {what}")
+        what, hint = "classes" if dataset.classes else "targets", ""
+        if dataset.classes and dataset.y_train.min() > 0:
+            hint = f": labels start at 0, its least one is {dataset.y_train.min()}"
+        elif outputs == 2 and net.sizes[-1] == 1 and dataset.classes:
+            hint = "; one output takes y as floats, 0.0 and 1.0"
+        raise UserError(f"model.sizes: ends with {net.sizes[-1]}, {dataset.name} has {outputs} {what}{hint}")
     loss = losses.get(net.loss)
     if not dataset.classes and loss.target == "label":
         raise UserError(f"model.loss: {loss.name} takes labels, the targets of {dataset.name} are numbers")
