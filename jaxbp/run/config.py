@@ -162,7 +162,7 @@ class SweepConfig:
     data: Swept = dataclasses.field(default_factory=dict)
     """Keys of [data] with a list of values each, such as --sweep.data.standardize global,none."""
     model: Swept = dataclasses.field(default_factory=dict)
-    """Keys of [model], such as --sweep.model.sizes [[64,32,10],[64,64,10]]."""
+    """Keys of [model], such as --sweep.model.sizes '[[64,32,10],[64,64,10]]'."""
     optimizer: Swept = dataclasses.field(default_factory=dict)
     """Keys of [optimizer], such as --sweep.optimizer.name sgd,adam or --sweep.optimizer.arguments.momentum 0.5,0.9."""
     train: Swept = dataclasses.field(default_factory=dict)

@@ -16,7 +16,7 @@ Any key can be overridden, with - or _ in it, after CONFIG; the last value count
   --optimizer.arguments.momentum=0.9            sets or adds one argument
   --optimizer.arguments b1=0.8 or '{b1 = 0.8}'  replaces all arguments; {} clears them
   --train.folder= or --train.folder none        clears a key, or one argument
-  --sweep.optimizer.name sgd,adam               a sweep over any key; lists as [[64,32,10],[64,64,10]]
+  --sweep.optimizer.name sgd,adam               a sweep over any key; lists as '[[64,10],[64,8,10]]'
 """
 WORDS = {"": None, "none": None, "true": True, "yes": True, "false": False, "no": False}
 
