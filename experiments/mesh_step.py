@@ -20,7 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxbp
-from jaxbp.mlp import MLP, factors
+from jaxbp.mlp import MLP
+from jaxbp.network import factors
 from jaxbp.run.compute import mesh, optimizers
 from jaxbp.run.compute.step import State, StepSpec
 from jaxbp.run.config import MeshConfig, OptimizerConfig

@@ -7,25 +7,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jaxbp import activations, checker, initializers, losses, memory, persample
+    from jaxbp import activations, checker, factor, initializers, layers, losses, memory, persample
     from jaxbp.activations import Activation
     from jaxbp.checker.check import check
     from jaxbp.interop import apply
     from jaxbp.losses import Loss
-    from jaxbp.mlp import (
-        MLP,
-        Affine,
-        Factors,
-        Params,
-        Tape,
-        backward,
-        factors,
-        forward,
-        gradient,
-        init,
-        update,
-        value_and_grad,
-    )
+    from jaxbp.mlp import MLP, Affine, Factors, Params, Tape, backward, forward, update
+    from jaxbp.network import Network, factors, gradient, init, value_and_grad
 
 __version__ = "0.1.0"
 
@@ -35,6 +23,7 @@ __all__ = [
     "Affine",
     "Factors",
     "Loss",
+    "Network",
     "Params",
     "Tape",
     "activations",
@@ -42,11 +31,13 @@ __all__ = [
     "backward",
     "check",
     "checker",
+    "factor",
     "factors",
     "forward",
     "gradient",
     "init",
     "initializers",
+    "layers",
     "losses",
     "memory",
     "persample",
@@ -54,8 +45,9 @@ __all__ = [
     "value_and_grad",
 ]
 
-_MODULES = ("activations", "checker", "initializers", "losses", "memory", "persample")
+_MODULES = ("activations", "checker", "factor", "initializers", "layers", "losses", "memory", "persample")
 _HOMES = {"Activation": "activations", "Loss": "losses", "apply": "interop", "check": "checker"}  # the others: mlp
+_HOMES |= dict.fromkeys(("Network", "factors", "gradient", "init", "value_and_grad"), "network")
 
 if not TYPE_CHECKING:  # a type checker reads the imports above, and finds a name that is not there
 

@@ -1,14 +1,17 @@
 """The network as a `jax.custom_vjp` function: any JAX program that differentiates it runs the hand-derived backward."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxbp.mlp import MLP, Array, Factors, Params, Tape, backward, forward, outer_sums
-from jaxbp.shapes import check_params, check_shape
+from jaxbp.mlp import MLP, Array, Tape
+from jaxbp.network import Net, ParamTree, as_input, check_parameters, layer_of, totals
+from jaxbp.shapes import check_shape
 
 
-def apply(net: MLP, params: Params, x: ArrayLike) -> Array:
+def apply(net: Net, params: ParamTree, x: ArrayLike) -> Array:
     """f(x; w, b) for a batch, differentiable with respect to params and x by the hand-derived backward pass.
 
     It composes with jit, vmap, grad, grad of grad, scan, Optax and modules of Flax and Equinox. The gradient is the sum
@@ -22,10 +25,10 @@ def apply(net: MLP, params: Params, x: ArrayLike) -> Array:
 
     Args:
       net, params: the network and its parameters; the loss of the network plays no part.
-      x: inputs, (…, n₀) with any leading axes; cast to the parameters' dtype.
+      x: inputs, (…, n₀), of a `Network` (…, *shape), with any leading axes; cast to the parameters' dtype.
 
     Returns:
-      Outputs, (…, n_L), in the parameters' dtype.
+      Outputs, (…, n_L), of a `Network` (…, *outputs), in the parameters' dtype. Nothing is dropped out.
 
     Raises:
       ValueError: x or a parameter has a wrong shape.
@@ -48,25 +51,29 @@ def apply(net: MLP, params: Params, x: ArrayLike) -> Array:
       >>> jax.tree.map(jnp.shape, grads)
       (Affine(w=(4, 3), b=(4,)), Affine(w=(1, 4), b=(1,)))
     """
-    check_params(net.sizes, params)
-    x = jnp.asarray(x, params[0].w.dtype)
-    check_shape("x", x.shape[-1:], net.sizes[:1])
-    return _apply(net, params, x.reshape(-1, net.sizes[0])).reshape(*x.shape[:-1], net.sizes[-1])
+    shape, outputs, dtype = check_parameters(net, params)
+    x = as_input(net, x, dtype)
+    check_shape("x", x.shape[max(x.ndim - len(shape), 0) :], shape)
+    axes = x.shape[: x.ndim - len(shape)]
+    return _apply(net, params, x.reshape(-1, *shape)).reshape(*axes, *outputs)
 
 
-def _apply_forward(net: MLP, params: Params, x: Array) -> tuple[Array, tuple[Params, Tape]]:
-    tape = jax.vmap(lambda x: forward(net, params, x))(x)
-    kept = (s if sigma.needs_s else None for sigma, s in zip(net.activations, tape.s, strict=True))
-    return tape.x[-1], (params, Tape(tape.x, tuple(kept)))  # type: ignore[arg-type]
+def _apply_forward(net: Net, params: ParamTree, x: Array) -> tuple[Array, Any]:
+    layer = layer_of(net)
+    output, tape = jax.vmap(lambda x: layer.forward(params, x))(x)
+    if isinstance(net, MLP):
+        kept = (s if sigma.needs_s else None for sigma, s in zip(net.activations, tape.s, strict=True))
+        tape = Tape(tape.x, tuple(kept))  # type: ignore[arg-type]
+    return output, (params, tape, jnp.zeros(0, x.dtype))
 
 
-def _apply_backward(net: MLP, residuals: tuple[Params, Tape], dl_dx: Array) -> tuple[Params, Array]:
-    params, tape = residuals
-    deltas = jax.vmap(lambda tape, dl_dx: backward(net, params, tape, dl_dx))(tape, dl_dx)
-    return outer_sums(Factors(tape.x[:-1], deltas)), deltas[0] @ params[0].w  # ∂ℓ/∂x⁽⁰⁾ = (w⁽¹⁾)ᵀ δ⁽¹⁾
+def _apply_backward(net: Net, residuals: Any, dl_dx: Array) -> tuple[ParamTree, Array | None]:
+    params, tape, like_x = residuals
+    dl_dx, factors = jax.vmap(lambda tape, dl_dx: layer_of(net).backward(params, tape, dl_dx))(tape, dl_dx)
+    return totals(factors), dl_dx if jnp.issubdtype(like_x.dtype, jnp.floating) else None  # tokens have no derivative
 
 
-def _output(net: MLP, params: Params, x: Array) -> Array:
+def _output(net: Net, params: ParamTree, x: Array) -> Array:
     return _apply_forward(net, params, x)[0]
 
 

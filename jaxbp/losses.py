@@ -32,6 +32,8 @@ class Loss:
       ell: (x, y) ↦ ℓ(x, y), one sample: x is (C,), the result a scalar.
       dl_dx: (x, y) ↦ ∂ℓ/∂x, (C,).
       target: what y is: "array" (C,) numbers, "label" an integer in 0 … C − 1, or "label or array".
+      positions: whether x and y have an axis of positions in front, see `over_positions`.
+      padding: with positions, the label of those that do not count.
 
     Example:
       >>> quartic = Loss("quartic", lambda x, y: jnp.sum((x - y) ** 4), lambda x, y: 4 * (x - y) ** 3)
@@ -43,6 +45,8 @@ class Loss:
     ell: Callable[[Array, Array], Array] = dataclasses.field(repr=False)
     dl_dx: Callable[[Array, Array], Array] = dataclasses.field(repr=False)
     target: Literal["array", "label", "label or array"] = dataclasses.field(default="array", repr=False)
+    positions: bool = dataclasses.field(default=False, repr=False)
+    padding: int | None = dataclasses.field(default=None, repr=False)
 
 
 squared_error = Loss(
@@ -181,6 +185,55 @@ LOSSES: dict[str, Loss] = {
         *(kl_divergence, poisson),
     )
 }
+
+
+def over_positions(loss: str | Loss, reduction: str = "mean", padding: int | None = None) -> Loss:
+    """The loss of a sequence, which is one sample: the mean, or the sum, of ℓ(x_t, y_t) over its positions.
+
+    x is (T, C), y (T,) labels or (T, C) numbers.
+
+    Args:
+      loss: ℓ of one position.
+      reduction: mean or sum; the mean is over the positions that count; without any it is 0.
+      padding: the label of positions that do not count, such as −1.
+
+    Raises:
+      ValueError: padding for a loss without labels, another reduction, a loss that is over positions already.
+
+    Example:
+      >>> loss = over_positions("softmax_cross_entropy", padding=-1)
+      >>> loss.ell(jnp.zeros((3, 2), jnp.float32), jnp.array([0, 1, -1]))  # ln 2
+      Array(0.6931472, dtype=float32)
+    """
+    loss = get(loss)
+    if loss.positions:
+        raise ValueError(f"{loss.name} is over positions already")
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f"reduction is {reduction!r}, allowed: mean, sum")
+    if padding is not None and "label" not in loss.target:
+        raise ValueError(f"padding is {padding}, and {loss.name} has no labels")
+    return _over_positions(loss, reduction, padding)
+
+
+@functools.cache  # equal arguments, the same loss: it is a static argument of compiled functions
+def _over_positions(loss: Loss, reduction: str, padding: int | None) -> Loss:
+    def counted(x: Array, y: Array) -> tuple[Array, Array]:
+        """1 at the positions that count, over their number for a mean; and labels that are in range everywhere."""
+        counts = jnp.ones(len(y), bool) if padding is None or y.ndim > 1 else y != padding
+        number = jnp.maximum(jnp.sum(counts), 1).astype(x.dtype) if reduction == "mean" else 1
+        return counts.astype(x.dtype) / number, y if y.ndim > 1 else jnp.where(counts, y, 0)
+
+    def ell(x: Array, y: Array) -> Array:
+        share, y = counted(x, y)
+        values = jax.vmap(loss.ell)(x, y)
+        return jnp.sum(jnp.where(share == 0, 0, share * values))
+
+    def dl_dx(x: Array, y: Array) -> Array:
+        share, y = counted(x, y)
+        return jnp.where(share[:, None] == 0, 0, share[:, None] * jax.vmap(loss.dl_dx)(x, y))
+
+    name = f"{reduction} of {loss.name} over positions"
+    return Loss(name, ell, dl_dx, loss.target, positions=True, padding=padding)
 
 
 def get(loss: str | Loss) -> Loss:

@@ -31,20 +31,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jaxbp.mlp import (
-    MLP,
-    Array,
-    Factors,
-    Params,
-    backward,
-    checked_batch,
-    forward,
-    mean_weights,
-    outer_sums,
-    scaled_factors,
-    weighted,
-    wide,
-)
+from jaxbp.mlp import MLP, Array, Factors, Params, backward, forward, outer_sums, weighted, wide
+from jaxbp.network import checked_batch, mean_weights, scaled_factors
 
 Schedule = int | tuple[Any, ...]
 """A run of n layers stored whole, or the schedules, first to last, of the runs that a longer one consists of."""
@@ -269,6 +257,8 @@ def _each_layer(
     quantity: Quantity, net: MLP, params: Params, x: Array, y: Array, scale: Array, schedule: Schedule
 ) -> tuple[Array, tuple[Any, ...]]:
     """Of scaleₙ ℓₙ; scale is (N,)."""
+    if not isinstance(net, MLP):
+        raise TypeError(f"net is a {type(net).__name__}, schedules are for the layers of an MLP")
     if (shortest := _shortest(schedule)) < 1:
         raise ValueError(f"schedule {schedule} has a run of {shortest} layers, each needs 1 or more")
     if length(schedule) != len(params):

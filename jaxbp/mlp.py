@@ -21,7 +21,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxbp import activations, initializers, losses
 from jaxbp.activations import Activation
 from jaxbp.losses import Loss
-from jaxbp.shapes import check_params, check_shape, check_targets, shown, table, uncut
+from jaxbp.shapes import check_params, check_shape, shown, table
 
 Array = jax.Array
 
@@ -78,6 +78,28 @@ class MLP:
         if len(hidden) != layers - 1:
             raise ValueError(f"hidden has {len(hidden)} activations, sizes {self.sizes} has {layers - 1} hidden layers")
         return tuple(activations.get(sigma) for sigma in (*hidden, self.output))
+
+    def init(
+        self,
+        key: Array,
+        shape: tuple[int, ...],
+        scheme: str | initializers.Initializer = "he",
+        dtype: DTypeLike = jnp.float32,
+    ) -> tuple["Params", tuple[int, ...]]:
+        """As a layer, see `jaxbp.layers`: the parameters, and the shape of the output."""
+        if tuple(shape) != self.sizes[:1]:
+            raise ValueError(f"it takes {self.sizes[:1]}")
+        return init(self, key, scheme, dtype=dtype), self.sizes[-1:]
+
+    def forward(self, params: "Params", x: Array, key: Array | None = None) -> tuple[Array, "Tape"]:
+        """As a layer: f(x; w, b) and the tape."""
+        tape = forward(self, params, x)
+        return tape.x[-1], tape
+
+    def backward(self, params: "Params", tape: "Tape", dl_dx: Array) -> tuple[Array, "Factors"]:
+        """As a layer: ∂ℓ/∂x⁽⁰⁾ = (w⁽¹⁾)ᵀ δ⁽¹⁾, and the factors."""
+        deltas = backward(self, params, tape, dl_dx)
+        return params[0].w.T @ deltas[0], Factors(tape.x[:-1], deltas)
 
 
 class Affine(NamedTuple):
@@ -150,8 +172,7 @@ def init(
       >>> jax.tree.map(jnp.shape, params)
       (Affine(w=(256, 784), b=(256,)), Affine(w=(10, 256), b=(10,)))
     """
-    if isinstance(key, int):
-        raise TypeError(f"key is {key}, expected a key of jax.random, such as jax.random.key({key})")
+    key = checked_key(key)
     draw_w, draw_b = initializers.weights(scheme), initializers.biases(bias)
     shapes = list(zip(net.sizes[1:], net.sizes, strict=False))
 
@@ -250,96 +271,6 @@ def outer_sums(factors: Factors) -> Params:
     # fmt: on
 
 
-def factors(net: MLP, params: Params, x: ArrayLike, y: ArrayLike) -> tuple[Array, Factors]:
-    """The losses of a batch and the factors of every sample's gradient, from one forward and one backward pass.
-
-    Args:
-      net, params: the network and its parameters.
-      x: inputs, (N, n₀); cast to the parameters' dtype.
-      y: targets: (N, n_L) numbers or (N,) integer labels, as the loss has it.
-
-    Returns:
-      ℓₙ, (N,), in float32 at least; and `Factors`, whose δ belong to ℓₙ (no 1/N anywhere).
-
-    Raises:
-      ValueError: a wrong shape (both are shown); a label out of range (its row is named; inside jit, where it cannot be
-        seen, its loss and deltas are NaN).
-      TypeError: labels that are not integers.
-
-    Example:
-      >>> net = MLP((3, 4, 2))
-      >>> losses, f = factors(net, init(net, jax.random.key(0)), jnp.ones((5, 3)), jnp.zeros(5, int))
-      >>> losses.shape, [x.shape for x in f.x], [delta.shape for delta in f.delta]
-      ((5,), [(5, 3), (5, 4)], [(5, 4), (5, 2)])
-    """
-    x, y = checked_batch(net, params, x, y)
-    return scaled_factors(net, params, x, y, jnp.ones(len(x), wide(x.dtype)))
-
-
-def gradient(factors: Factors, weights: ArrayLike | None = None, normalize_by: ArrayLike | None = None) -> Params:
-    """The mean gradient Σₙ weightsₙ ∂ℓₙ/∂(w, b) / N.
-
-    Args:
-      factors: of a batch of N samples.
-      weights: (N,), ones by default; a sample of weight 0 does not count, not even as NaN.
-      normalize_by: the divisor, the static batch length N by default; where it is 0 the result is 0.
-
-    Returns:
-      L of `Affine`, in the dtype of the factors.
-
-    Raises:
-      ValueError: weights has a wrong shape.
-
-    Example:
-      >>> net = MLP((3, 4, 2))
-      >>> _, f = factors(net, init(net, jax.random.key(0)), jnp.ones((5, 3)), jnp.zeros(5, int))
-      >>> jax.tree.map(jnp.shape, gradient(f, weights=jnp.array([1.0, 1.0, 1.0, 0.0, 0.0]), normalize_by=3))
-      (Affine(w=(4, 3), b=(4,)), Affine(w=(2, 4), b=(2,)))
-    """
-    scale = mean_weights(weights, len(factors.x[0]), normalize_by, wide(factors.x[0].dtype))
-    xs = factors.x if weights is None else tuple(weighted((scale != 0).astype(x.dtype), x) for x in factors.x)
-    deltas = (weighted(scale, delta).astype(x.dtype) for x, delta in zip(xs, factors.delta, strict=True))
-    return outer_sums(Factors(xs, tuple(deltas)))
-
-
-def value_and_grad(
-    net: MLP,
-    params: Params,
-    x: ArrayLike,
-    y: ArrayLike,
-    weights: ArrayLike | None = None,
-    normalize_by: ArrayLike | None = None,
-) -> tuple[Array, Params]:
-    """The mean loss Σₙ weightsₙ ℓₙ / N over a batch and its hand-derived gradient.
-
-    The gradient is that of ``gradient(factors(net, params, x, y)[1], weights, normalize_by)``; here weightsₙ/N enters
-    at ∂ℓ/∂x⁽ᴸ⁾, in which the recursion is linear, because that array is the smallest.
-
-    Args:
-      net, params: the network and its parameters.
-      x, y: inputs (N, n₀) and targets, as for `factors`.
-      weights, normalize_by: as for `gradient`.
-
-    Returns:
-      The loss, a scalar in float32 at least, and the gradient, L of `Affine` in the parameters' dtype.
-
-    Raises:
-      ValueError, TypeError: as `factors`; weights of a wrong shape.
-
-    Example:
-      >>> net = MLP((3, 4, 2))
-      >>> params = init(net, jax.random.key(0))
-      >>> loss, grads = value_and_grad(net, params, jnp.zeros((5, 3)), jnp.zeros(5, int))
-      >>> loss  # ln 2
-      Array(0.6931472, dtype=float32)
-    """
-    x, y = checked_batch(net, params, x, y)
-    scale = mean_weights(weights, len(x), normalize_by, wide(x.dtype))
-    x = x if weights is None else weighted((scale != 0).astype(x.dtype), x)
-    losses, scaled = scaled_factors(net, params, x, y, scale)
-    return jnp.sum(weighted(scale, losses)), outer_sums(scaled)
-
-
 def update(params: Tree, grads: Tree, learning_rate: ArrayLike) -> Tree:
     """The gradient step w ← w − η ∂ℓ/∂w, b ← b − η ∂ℓ/∂b, on any pytree; dtypes are kept.
 
@@ -356,6 +287,13 @@ def update(params: Tree, grads: Tree, learning_rate: ArrayLike) -> Tree:
     return stepped
 
 
+def checked_key(key: Array) -> Array:
+    """The key; TypeError for a number."""
+    if isinstance(key, int):
+        raise TypeError(f"key is {key}, expected a key of jax.random, such as jax.random.key({key})")
+    return key
+
+
 def accurate_sum(a: Array) -> Array:
     """The sum over the samples in the array's dtype, accumulated in float32 at least."""
     return jnp.sum(a, axis=0, dtype=wide(a.dtype)).astype(a.dtype)
@@ -367,36 +305,6 @@ def wide(dtype: DTypeLike) -> DTypeLike:
     Not `jnp.promote_types`, which refuses two float dtypes where a program forbids implicit promotion.
     """
     return jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype
-
-
-def checked_batch(net: MLP, params: Params, x: ArrayLike, y: ArrayLike) -> tuple[Array, Array]:
-    """x and y as arrays of the parameters' dtype (labels keep theirs), checked."""
-    check_params(net.sizes, params)
-    x, y = jnp.asarray(x, params[0].w.dtype), uncut(y)
-    check_shape("x", x.shape, ("N", net.sizes[0]))
-    check_targets(losses.get(net.loss), y, len(x), net.sizes[-1])
-    return x, jnp.asarray(y, None if y.ndim == 1 else wide(x.dtype))
-
-
-def scaled_factors(net: MLP, params: Params, x: Array, y: Array, scale: Array) -> tuple[Array, Factors]:
-    """ℓₙ and the factors of scaleₙ ℓₙ; scale is (N,)."""
-    loss = losses.get(net.loss)
-
-    def sample(x: Array, y: Array, scale: Array) -> tuple[Array, Factors]:
-        tape = forward(net, params, x)
-        output = tape.x[-1].astype(wide(x.dtype))
-        dl_dx = weighted(scale, loss.dl_dx(output, y))  # ∂ℓ/∂x⁽ᴸ⁾, from the definition of ℓ
-        return loss.ell(output, y), Factors(tape.x[:-1], backward(net, params, tape, dl_dx))
-
-    return jax.vmap(sample)(x, y, scale)
-
-
-def mean_weights(weights: ArrayLike | None, batch: int, normalize_by: ArrayLike | None, dtype: DTypeLike) -> Array:
-    """weightsₙ / N, (N,): the factor of sample n in the mean; 0 where N is 0."""
-    weights = jnp.ones(batch, dtype) if weights is None else jnp.asarray(weights, dtype)
-    check_shape("weights", weights.shape, (batch,))
-    divisor = jnp.asarray(batch if normalize_by is None else normalize_by, dtype)
-    return jnp.where(divisor == 0, 0, weights / jnp.where(divisor == 0, 1, divisor))
 
 
 def weighted(scale: Array, a: Array) -> Array:

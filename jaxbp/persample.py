@@ -43,11 +43,13 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
-from jaxbp import losses, scaled
-from jaxbp.mlp import MLP, Affine, Factors, Params, Tree, mean_weights, weighted, wide
-from jaxbp.mlp import factors as batch_factors
-from jaxbp.mlp import gradient as mean_gradient
-from jaxbp.scaled import Rows, in_wide, layers_of
+from jaxbp import factor, losses, scaled
+from jaxbp.factor import FactorTree, Rank1
+from jaxbp.mlp import MLP, Factors, Tree, weighted, wide
+from jaxbp.network import Net, ParamTree, check_like, check_parameters, check_tokens, mean_weights, totals
+from jaxbp.network import factors as batch_factors
+from jaxbp.network import gradient as mean_gradient
+from jaxbp.scaled import Scaled, in_wide
 from jaxbp.shapes import check_params, check_shape, check_targets, uncut
 
 Array = jax.Array
@@ -84,7 +86,7 @@ __all__ = [
 class Clipped(NamedTuple):
     """What `clipped_mean` returns: the mean of the clipped gradients and the fraction of samples that were clipped."""
 
-    mean: Params
+    mean: ParamTree
     fraction: Array | tuple[Array, ...]
 
 
@@ -106,7 +108,7 @@ class Stiffness(NamedTuple):
 # The gradients and their products -----------------------------------------------------------------------------------
 
 
-def gradients(factors: Factors) -> Params:
+def gradients(factors: FactorTree) -> ParamTree:
     """The gradients themselves, gₙ⁽ˡ⁾ = (δₙ xₙᵀ, δₙ): N × (number of parameters) numbers.
 
     Returns:
@@ -117,20 +119,14 @@ def gradients(factors: Factors) -> Params:
       >>> gradients(f)[0].w.tolist()
       [[[2.0, 4.0]], [[0.0, 1.0]]]
     """
-    # fmt: off
-    return tuple(
-        Affine(w=delta[:, :, None] * x[:, None, :],                     # no,ni->noi
-               b=delta)
-        for x, delta in layers_of(factors)
-    )
-    # fmt: on
+    return factor.like(factors, [factor.gradients(part) for part in factor.parts(factors)])
 
 
 @overload
-def squared_norms(factors: Factors, per_layer: Literal[False] = False) -> Array: ...
+def squared_norms(factors: FactorTree, per_layer: Literal[False] = False) -> Array: ...
 @overload
-def squared_norms(factors: Factors, per_layer: Literal[True]) -> tuple[Array, ...]: ...
-def squared_norms(factors: Factors, per_layer: bool = False) -> Array | tuple[Array, ...]:
+def squared_norms(factors: FactorTree, per_layer: Literal[True]) -> tuple[Array, ...]: ...
+def squared_norms(factors: FactorTree, per_layer: bool = False) -> Array | tuple[Array, ...]:
     """‖gₙ‖² = Σ_l ‖δₙ⁽ˡ⁾‖² (1 + ‖xₙ⁽ˡ⁻¹⁾‖²), the 1 being the bias.
 
     The square is ∞ from ‖gₙ‖ = 1.8e19 on and 0 below 1.1e-19 in float32 (1.3e154 and 1.5e-154 in float64): `grand` is
@@ -152,10 +148,10 @@ def squared_norms(factors: Factors, per_layer: bool = False) -> Array | tuple[Ar
 
 
 @overload
-def dot(factors: Factors, tree: Params, per_layer: Literal[False] = False) -> Array: ...
+def dot(factors: FactorTree, tree: ParamTree, per_layer: Literal[False] = False) -> Array: ...
 @overload
-def dot(factors: Factors, tree: Params, per_layer: Literal[True]) -> tuple[Array, ...]: ...
-def dot(factors: Factors, tree: Params, per_layer: bool = False) -> Array | tuple[Array, ...]:
+def dot(factors: FactorTree, tree: ParamTree, per_layer: Literal[True]) -> tuple[Array, ...]: ...
+def dot(factors: FactorTree, tree: ParamTree, per_layer: bool = False) -> Array | tuple[Array, ...]:
     """⟨gₙ, v⟩ = Σ_l δₙ⁽ˡ⁾ · (V⁽ˡ⁾ xₙ⁽ˡ⁻¹⁾ + v_b⁽ˡ⁾) for every sample: the slope of ℓₙ along v.
 
     Args:
@@ -173,23 +169,31 @@ def dot(factors: Factors, tree: Params, per_layer: bool = False) -> Array | tupl
       >>> dot(f, (Affine(w=jnp.array([[1.0, 0.0]]), b=jnp.array([1.0])),)).tolist()
       [4.0, 1.0]
     """
-    check_params((factors.x[0].shape[1], *(delta.shape[1] for delta in factors.delta)), tree)
-    layers = tuple(_slopes(layer, v) for layer, v in zip(scaled.rows(factors), tree, strict=True))
+    vs = [in_wide(v) for v in _vectors(factors, tree)]
+    layers = tuple(_slopes(layer, v) for layer, v in zip(scaled.rows(factors), vs, strict=True))
     return layers if per_layer else _total(layers)
 
 
-def _slopes(layer: Rows, v: Affine) -> Array:
-    """δ · (V x + v_b) of one layer."""
-    w, b = (a.astype(layer.x.dtype) for a in v)
-    slopes = jnp.sum(layer.delta * (layer.x @ w.T + layer.one[:, None] * b[None]), axis=1)
-    return slopes * layer.root * layer.root
+def _vectors(factors: FactorTree, tree: ParamTree) -> list[Any]:
+    """The tree's part for each layer, checked."""
+    if isinstance(factors, Factors):
+        check_params((factors.x[0].shape[1], *(delta.shape[1] for delta in factors.delta)), tree)
+    else:
+        check_like("tree", tree, jax.eval_shape(totals, factors))
+    return factor.split(factors, tree)
+
+
+def _slopes(layer: Scaled, v: Any) -> Array:
+    """⟨gₙ, v⟩ of one layer."""
+    slopes: Array = factor.dot(layer.f, v) * layer.root * layer.root
+    return slopes
 
 
 @overload
-def gram(factors: Factors, other: Factors | None = None, per_layer: Literal[False] = False) -> Array: ...
+def gram(factors: FactorTree, other: FactorTree | None = None, per_layer: Literal[False] = False) -> Array: ...
 @overload
-def gram(factors: Factors, other: Factors | None = None, *, per_layer: Literal[True]) -> tuple[Array, ...]: ...
-def gram(factors: Factors, other: Factors | None = None, per_layer: bool = False) -> Array | tuple[Array, ...]:
+def gram(factors: FactorTree, other: FactorTree | None = None, *, per_layer: Literal[True]) -> tuple[Array, ...]: ...
+def gram(factors: FactorTree, other: FactorTree | None = None, per_layer: bool = False) -> Array | tuple[Array, ...]:
     """⟨gₙ, g′ₘ⟩ = Σ_l (ΔΔ′ᵀ ∘ (1 + XX′ᵀ))ₙₘ, the empirical neural tangent kernel of the losses.
 
     Args:
@@ -211,11 +215,11 @@ def gram(factors: Factors, other: Factors | None = None, per_layer: bool = False
     _check_same_widths(factors, other)
     pairs = list(zip(scaled.rows(factors), scaled.rows(other), strict=True))
     units = [layer.root[:, None] * layer_.root[None] for layer, layer_ in pairs]
-    layers = tuple(scaled.products(*pair) * unit * unit for pair, unit in zip(pairs, units, strict=True))
+    layers = tuple(factor.gram(a.f, b.f) * unit * unit for (a, b), unit in zip(pairs, units, strict=True))
     return layers if per_layer else _total(layers)
 
 
-def cosine(factors: Factors, other: Factors | None = None) -> Array:
+def cosine(factors: FactorTree, other: FactorTree | None = None) -> Array:
     """cos(gₙ, g′ₘ) = ⟨gₙ, g′ₘ⟩ / (‖gₙ‖ ‖g′ₘ‖), 0 where a gradient is 0.
 
     Args:
@@ -234,14 +238,15 @@ def cosine(factors: Factors, other: Factors | None = None) -> Array:
     """
     other = factors if other is None else other
     _check_same_widths(factors, other)
-    pairs = zip(scaled.unit_rows(factors), scaled.unit_rows(other), strict=True)
-    return _total([scaled.products(layer, layer_) for layer, layer_ in pairs])
+    return _total(list(map(factor.gram, scaled.unit_rows(factors), scaled.unit_rows(other))))
 
 
 # Moments ------------------------------------------------------------------------------------------------------------
 
 
-def second_moment(factors: Factors, weights: ArrayLike | None = None, normalize_by: ArrayLike | None = None) -> Params:
+def second_moment(
+    factors: FactorTree, weights: ArrayLike | None = None, normalize_by: ArrayLike | None = None
+) -> ParamTree:
     """Σₙ weightsₙ gₙ² / N, elementwise: (Δ²)ᵀ X² and, for biases, Σₙ δₙ².
 
     Args:
@@ -260,12 +265,17 @@ def second_moment(factors: Factors, weights: ArrayLike | None = None, normalize_
       >>> second_moment(f)[0].w.tolist()
       [[2.0, 8.5]]
     """
-    columns, roots = scaled.columns(_present(factors, _weights(factors, weights)))
-    squared = Factors(*jax.tree.map(jnp.square, tuple(columns)))  # (δ xᵀ)² = δ² (x²)ᵀ
-    return scaled.in_units(mean_gradient(squared, weights, normalize_by), roots)  # no,ni->oi /N
+    scale = mean_weights(weights, factor.batch(factors), normalize_by, wide(factor.dtype(factors)))
+    return _in_columns(factors, scale, lambda f, unit: scaled.in_units(factor.second_moment(f, scale), unit))
 
 
-def variance(factors: Factors, weights: ArrayLike | None = None, unbiased: bool = True) -> Params:
+def _in_columns(factors: FactorTree, p: Array, quantity: Callable[[Any, Any], Any]) -> ParamTree:
+    """Of the samples that count, a quantity of every layer's factor scaled by columns and their units."""
+    layers = [scaled.columns(part) for part in factor.parts(_present(factors, p))]
+    return factor.like(factors, [quantity(f, unit) for f, unit in layers])
+
+
+def variance(factors: FactorTree, weights: ArrayLike | None = None, unbiased: bool = True) -> ParamTree:
     """The variance of each parameter's gradient over the samples, Σₙ pₙ (gₙ − ḡ)² / (1 − Σₙ pₙ²).
 
     pₙ = weightsₙ / Σ weights and ḡ = Σₙ pₙ gₙ. With equal weights the divisor makes it Σₙ (gₙ − ḡ)² / (N − 1), N the
@@ -296,38 +306,16 @@ def variance(factors: Factors, weights: ArrayLike | None = None, unbiased: bool 
       ([[2.0, 4.5]], [[1.0, 2.25]])
     """
     p = _shares(factors, weights)
-    columns, roots = scaled.columns(_present(factors, p))
-    return scaled.in_units(_variance(columns, p, unbiased), roots)
+    return _in_columns(factors, p, lambda f, unit: scaled.in_units(_variance(f, p, unbiased), unit))
 
 
-def _variance(factors: Factors, p: Array, unbiased: bool) -> Params:
-    """The variance with the shares p."""
+def _variance(f: Any, p: Array, unbiased: bool) -> Any:
+    """The variance of one layer with the shares p."""
     divisor = _distinct(p) if unbiased else jnp.ones((), p.dtype)
-    spread = tuple(_layer_spread(x, delta, p) for x, delta in layers_of(factors))
-    clipped: Params = jax.tree.map(lambda a: jnp.maximum(a, 0) / divisor, spread)
-    return clipped
+    return jax.tree.map(lambda a: jnp.maximum(a, 0) / divisor, factor.spread(f, p))
 
 
-def _layer_spread(x: Array, delta: Array, p: Array) -> Affine:
-    """Σₙ pₙ (gₙ − ḡ)² of one layer. Means are sums, not products, which a GPU may round to TF32."""
-    p = p[:, None]
-    x_mean, delta_mean = jnp.sum(p * x, axis=0), jnp.sum(p * delta, axis=0)
-    e, d = x - x_mean[None], delta - delta_mean[None]
-    pd, pd2 = p * d, p * d * d
-    # fmt: off
-    e2_mean, d2_mean, de_mean = jnp.sum(p * e * e, axis=0), jnp.sum(pd2, axis=0), pd.T @ e
-    w = (jnp.outer(delta_mean**2, e2_mean)                              # δ̄² E[e²]
-         + jnp.outer(d2_mean, x_mean**2)                                # E[d²] x̄²
-         + pd2.T @ (e * e)                                              # E[d²e²]
-         + 2 * jnp.outer(delta_mean, x_mean) * de_mean                  # 2 δ̄ x̄ E[de]
-         + 2 * delta_mean[:, None] * (pd.T @ (e * e))                   # 2 δ̄ E[de²]
-         + 2 * (pd2.T @ e) * x_mean[None]                               # 2 x̄ E[d²e]
-         - de_mean**2)                                                  # − E[de]²
-    # fmt: on
-    return Affine(w=w, b=d2_mean)
-
-
-def signal_to_noise(factors: Factors, weights: ArrayLike | None = None, unbiased: bool = True) -> Params:
+def signal_to_noise(factors: FactorTree, weights: ArrayLike | None = None, unbiased: bool = True) -> ParamTree:
     """|ḡ| / √Var(g) of each parameter, over the samples: the signal of one gradient, not of a batch's mean.
 
     Where the variance is 0 it is infinite, and 0 where the mean is 0 as well: no gradient, no signal. A mean over N
@@ -349,19 +337,19 @@ def signal_to_noise(factors: Factors, weights: ArrayLike | None = None, unbiased
       [0.707, 1.179]
     """
     p = _shares(factors, weights)
-    columns, _ = scaled.columns(_present(factors, p))  # the scale of a parameter is the same in ḡ and √Var
-    mean = mean_gradient(columns, p, normalize_by=1)
-    ratios: Params = jax.tree.map(
-        lambda g, v: jnp.where(g == 0, 0 * v, jnp.abs(g) / jnp.sqrt(v)), mean, _variance(columns, p, unbiased)
-    )
-    return ratios
+
+    def ratios(f: Any, _: Any) -> Any:  # the scale of a parameter is the same in ḡ and √Var
+        mean, var = factor.total(factor.times(f, p)), _variance(f, p, unbiased)
+        return jax.tree.map(lambda g, v: jnp.where(g == 0, 0 * v, jnp.abs(g) / jnp.sqrt(v)), mean, var)
+
+    return _in_columns(factors, p, ratios)
 
 
 # Clipping -----------------------------------------------------------------------------------------------------------
 
 
 def clipped_mean(
-    factors: Factors,
+    factors: FactorTree,
     max_norm: ArrayLike,
     weights: ArrayLike | None = None,
     normalize_by: ArrayLike | None = None,
@@ -394,13 +382,20 @@ def clipped_mean(
       >>> [round(g, 3) for g in clipped.mean[0].w[0].tolist()], float(clipped.fraction)
       ([0.408, 1.316], 0.5)
     """
-    layers, counted = len(factors.x), _weights(factors, weights) != 0
-    bounds = _bounds(max_norm, [(), (layers,)] if per_layer else [()], factors.x[0].dtype)
+    parts, counted = factor.parts(in_wide(factors)), _weights(factors, weights) != 0
+    bounds = _bounds(max_norm, [(), (len(parts),)] if per_layer else [()], factor.dtype(factors))
     clips = [_clip(*square, c, counted) for square, c in zip(_squares(factors, per_layer), bounds, strict=True)]
-    pairs = zip(in_wide(factors).delta, clips * (layers // len(clips)), strict=True)
-    delta = tuple(d * a[:, None] * b[:, None] for d, ((a, b), _) in pairs)
-    mean = mean_gradient(Factors(factors.x, delta), weights, normalize_by)  # δ min(1, C/‖g‖) xᵀ, no,ni->oi /N
+    pairs = zip(parts, clips * (len(parts) // len(clips)), strict=True)
+    clipped = [factor.times(factor.times(part, a), b) for part, ((a, b), _) in pairs]  # min(1, C/‖g‖) g
+    mean = factor.like(factors, [_mean(f, weights, normalize_by, factor.dtype(factors)) for f in clipped])
     return Clipped(mean, tuple(fraction for _, fraction in clips) if per_layer else clips[0][1])
+
+
+def _mean(f: Any, weights: ArrayLike | None, normalize_by: ArrayLike | None, dtype: DTypeLike) -> Any:
+    """The mean gradient of one layer, from factors that are weighted before they are rounded to the dtype."""
+    scale = mean_weights(weights, factor.batch(f), normalize_by, factor.dtype(f))
+    f = f if weights is None else factor.where(scale != 0, f)
+    return factor.total(factor.floats(lambda a: a.astype(dtype), factor.times(f, scale)))
 
 
 def _bounds(max_norm: ArrayLike, shapes: Sequence[tuple[int, ...]], dtype: DTypeLike) -> Array:
@@ -429,14 +424,14 @@ def _clip(square: Array, root: Array, bound: Array, counted: Array) -> tuple[tup
 
 @overload
 def noise_scale(
-    factors: Factors, weights: ArrayLike | None = None, per_layer: Literal[False] = False
+    factors: FactorTree, weights: ArrayLike | None = None, per_layer: Literal[False] = False
 ) -> NoiseScale: ...
 @overload
 def noise_scale(
-    factors: Factors, weights: ArrayLike | None = None, *, per_layer: Literal[True]
+    factors: FactorTree, weights: ArrayLike | None = None, *, per_layer: Literal[True]
 ) -> tuple[NoiseScale, ...]: ...
 def noise_scale(
-    factors: Factors, weights: ArrayLike | None = None, per_layer: bool = False
+    factors: FactorTree, weights: ArrayLike | None = None, per_layer: bool = False
 ) -> NoiseScale | tuple[NoiseScale, ...]:
     """The simple noise scale tr Σ / |G|² of one batch: tr Σ = Σₙ pₙ ‖gₙ − ḡ‖² / (1 − Σ pₙ²), |G|² = ‖ḡ‖² − Σ pₙ² tr Σ.
 
@@ -463,7 +458,7 @@ def noise_scale(
       [6.0, 7.0, 1.167]
     """
     p = _shares(factors, weights)
-    layers = [_mean_and_spread(x, delta, p) for x, delta in layers_of(_present(factors, p))]
+    layers = [_mean_and_spread(part, p) for part in factor.parts(_present(factors, p))]
     means, spreads = ([(pair[i], root) for *pair, root in layers] for i in (0, 1))
     if not per_layer:
         means, spreads = [scaled.added(means)], [scaled.added(spreads)]
@@ -471,8 +466,20 @@ def noise_scale(
     return found if per_layer else found[0]
 
 
-def _mean_and_spread(x: Array, delta: Array, p: Array) -> tuple[Array, Array, Array]:
-    """‖ḡ‖² and Σₙ pₙ ‖gₙ − ḡ‖² of one layer and r, both in units of r⁴.
+def _mean_and_spread(f: Any, p: Array) -> tuple[Array, Array, Array]:
+    """‖ḡ‖² and Σₙ pₙ ‖gₙ − ḡ‖² of one layer and r, both in units of r⁴."""
+    if isinstance(f, Rank1) and f.bias:
+        return _rank1_mean_and_spread(f.x, f.delta, p)
+    f, root = scaled.alike(f)
+    mean, spread = factor.total(factor.times(f, p)), factor.spread(f, p)
+    squared_mean, spread = (
+        _total([jnp.sum(a) for a in jax.tree.leaves(tree)]) for tree in (jax.tree.map(jnp.square, mean), spread)
+    )
+    return squared_mean, spread, root
+
+
+def _rank1_mean_and_spread(x: Array, delta: Array, p: Array) -> tuple[Array, Array, Array]:
+    """The same from the factors alone.
 
     With x = x̄ + e, δ = δ̄ + d and C = E[d eᵀ] the mean is δ̄ x̄ᵀ + C, and gₙ − ḡ = d xᵀ + δ̄ eᵀ − C.
     """
@@ -532,7 +539,7 @@ def noise_scale_from_norms(
     return NoiseScale(squared_gradient, trace, _ratio(trace, squared_gradient))
 
 
-def diversity(factors: Factors, weights: ArrayLike | None = None) -> Array:
+def diversity(factors: FactorTree, weights: ArrayLike | None = None) -> Array:
     """The gradient diversity Σₙ ‖gₙ‖² / ‖Σₙ gₙ‖²: 1/N for equal gradients, 1 for orthogonal ones.
 
     N times it bounds the batch size up to which SGD speeds up linearly. Infinite where the sum is 0 and a gradient is
@@ -569,7 +576,7 @@ def diversity_from_norms(small_norm: ArrayLike, big_norm: ArrayLike, samples: Ar
     return _ratio(_ratio(small, big), count)
 
 
-def coherence(factors: Factors, weights: ArrayLike | None = None) -> Array:
+def coherence(factors: FactorTree, weights: ArrayLike | None = None) -> Array:
     """The alignment α = ‖ḡ‖² / Σₙ pₙ ‖gₙ‖², ḡ = Σₙ pₙ gₙ: 1 for equal gradients, 1/N for orthogonal ones, 0 for ḡ = 0.
 
     The mean of ⟨gₙ, gₘ⟩ over all pairs, divided by its mean over n = m. N α, the m-coherence, is 1 / `diversity`: how
@@ -607,8 +614,8 @@ def coherence_from_norms(small_norm: ArrayLike, big_norm: ArrayLike) -> Array:
 
 
 def stiffness(
-    factors: Factors,
-    other: Factors | None = None,
+    factors: FactorTree,
+    other: FactorTree | None = None,
     weights: ArrayLike | None = None,
     other_weights: ArrayLike | None = None,
 ) -> Stiffness:
@@ -650,7 +657,7 @@ def stiffness(
 # Scores of single samples -------------------------------------------------------------------------------------------
 
 
-def grand(factors: Factors) -> Array:
+def grand(factors: FactorTree) -> Array:
     """GraNd, the norm ‖gₙ‖ of each sample's gradient over all parameters.
 
     The paper's score is its expectation over initialisations: average it over several networks, early in training.
@@ -669,7 +676,7 @@ def grand(factors: Factors) -> Array:
     return jnp.sqrt(a) * r * r
 
 
-def el2n(factors: Factors) -> Array:
+def el2n(factors: FactorTree) -> Array:
     """EL2N, the norm of the error ‖p(xₙ) − yₙ‖₂ as ‖δₙ⁽ᴸ⁾‖₂, p the softmax of the outputs.
 
     The two are the same where ``output="identity"`` and the loss is softmax_cross_entropy (or kl_divergence) of labels
@@ -686,11 +693,14 @@ def el2n(factors: Factors) -> Array:
       >>> el2n(f).tolist()
       [5.0, 0.0]
     """
-    delta, root = scaled.each_row(in_wide(factors).delta[-1], 0.0)
+    last = factor.parts(in_wide(factors))[-1]
+    if not isinstance(last, Rank1):
+        raise ValueError(f"the last layer's factors are {type(last).__name__}, EL2N is of outputs by one affine map")
+    delta, root = scaled.each_row(last.delta, 0.0)
     return jnp.sqrt(jnp.sum(delta**2, axis=1)) * root * root
 
 
-def influence(train: Sequence[Factors], test: Sequence[Factors], learning_rates: Sequence[ArrayLike]) -> Array:
+def influence(train: Sequence[FactorTree], test: Sequence[FactorTree], learning_rates: Sequence[ArrayLike]) -> Array:
     """TracIn: Σ_t η_t ⟨gₙ(w_t), g′ₘ(w_t)⟩ over checkpoints t: by how much steps on train sample n lowered test loss m.
 
     Positive where the train sample helped (a proponent), negative where it harmed. A sample's influence on itself is
@@ -728,7 +738,12 @@ def influence(train: Sequence[Factors], test: Sequence[Factors], learning_rates:
 
 
 def map_chunks(
-    quantity: Callable[[Array, Factors], Tree], net: MLP, params: Params, x: ArrayLike, y: ArrayLike, chunk_size: int
+    quantity: Callable[[Array, FactorTree], Tree],
+    net: Net,
+    params: ParamTree,
+    x: ArrayLike,
+    y: ArrayLike,
+    chunk_size: int,
 ) -> Tree:
     """A per-sample quantity of every sample of a data set, chunk by chunk, inside one compiled loop.
 
@@ -766,19 +781,19 @@ _programs: weakref.WeakKeyDictionary[Callable[..., Any], Callable[..., Any]] = w
 """The compiled map of each quantity that is alive: as a static argument of jax.jit a quantity would live for ever."""
 
 
-def _program(quantity: Callable[[Array, Factors], Tree]) -> Callable[..., Tree]:
+def _program(quantity: Callable[[Array, FactorTree], Tree]) -> Callable[..., Tree]:
     alive = weakref.ref(quantity)  # not the quantity itself, which would keep itself alive through _programs
 
-    def mapped(net: MLP, params: Params, x: Array, y: Array, chunk_size: int) -> Tree:
-        return _map_chunks(cast(Callable[[Array, Factors], Tree], alive()), net, params, x, y, chunk_size)
+    def mapped(net: Net, params: ParamTree, x: Array, y: Array, chunk_size: int) -> Tree:
+        return _map_chunks(cast(Callable[[Array, FactorTree], Tree], alive()), net, params, x, y, chunk_size)
 
     program: Callable[..., Tree] = jax.jit(mapped, static_argnums=(0, 4))
     return program
 
 
 def gram_matrix(
-    net: MLP,
-    params: Params,
+    net: Net,
+    params: ParamTree,
     x: ArrayLike,
     y: ArrayLike,
     chunk_size: int,
@@ -812,21 +827,23 @@ def gram_matrix(
     return matrix
 
 
-def _data_set(net: MLP, params: Params, x: ArrayLike, y: ArrayLike, chunk_size: int) -> tuple[Array, Array]:
+def _data_set(net: Net, params: ParamTree, x: ArrayLike, y: ArrayLike, chunk_size: int) -> tuple[Array, Array]:
     """x and y as arrays, checked; x keeps its dtype, unless JAX would cut its integers."""
     if chunk_size < 1:
         raise ValueError(f"chunk_size is {chunk_size}, allowed: chunk_size ≥ 1")
-    check_params(net.sizes, params)
+    shape, outputs, dtype = check_parameters(net, params)
     x, y = uncut(x), uncut(y)
-    check_shape("x", x.shape, ("N", net.sizes[0]))
-    check_targets(losses.get(net.loss), y, len(x), net.sizes[-1])
-    cut = [a.ndim == 2 and a.dtype.kind in "iu" and a.dtype.itemsize == 8 for a in (x, y)]
-    x, y = (jnp.asarray(a, wide(params[0].w.dtype) if is_cut else None) for a, is_cut in zip((x, y), cut, strict=True))
+    check_shape("x", x.shape, ("N", *shape))
+    check_tokens(net, x)
+    check_targets(losses.get(net.loss), y, len(x), outputs)
+    # labels and tokens are in range, whatever their dtype
+    cut = [isinstance(net, MLP) and a.ndim == 2 and a.dtype.kind in "iu" and a.dtype.itemsize == 8 for a in (x, y)]
+    x, y = (jnp.asarray(a, wide(dtype) if is_cut else None) for a, is_cut in zip((x, y), cut, strict=True))
     return x, y
 
 
 def _map_chunks(
-    quantity: Callable[[Array, Factors], Tree], net: MLP, params: Params, x: Array, y: Array, chunk_size: int
+    quantity: Callable[[Array, FactorTree], Tree], net: Net, params: ParamTree, x: Array, y: Array, chunk_size: int
 ) -> Tree:
     total, size = len(x), min(chunk_size, len(x))
 
@@ -849,9 +866,9 @@ def _map_chunks(
 
 
 def _gram_matrix(
-    net: MLP, params: Params, rows: tuple[Array, Array], columns: tuple[Array, Array], chunk_size: int
+    net: Net, params: ParamTree, rows: tuple[Array, Array], columns: tuple[Array, Array], chunk_size: int
 ) -> Array:
-    def strip(_: Array, row: Factors) -> Array:
+    def strip(_: Array, row: FactorTree) -> Array:
         return _map_chunks(lambda _, column: gram(column, row), net, params, *columns, chunk_size).T
 
     return _map_chunks(strip, net, params, *rows, chunk_size)
@@ -867,12 +884,12 @@ def _floats(*values: ArrayLike) -> list[Array]:
     return [jnp.asarray(value, wide(dtype)) for value in values]
 
 
-def _weights(factors: Factors, weights: ArrayLike | None) -> Array:
+def _weights(factors: FactorTree, weights: ArrayLike | None) -> Array:
     """The weights, or ones, (N,), in float32 at least."""
-    return mean_weights(weights, len(factors.x[0]), 1, wide(factors.x[0].dtype))
+    return mean_weights(weights, factor.batch(factors), 1, wide(factor.dtype(factors)))
 
 
-def _shares(factors: Factors, weights: ArrayLike | None) -> Array:
+def _shares(factors: FactorTree, weights: ArrayLike | None) -> Array:
     """pₙ = weightsₙ / Σ weights, (N,); zeros where all weights are 0."""
     w = _weights(factors, weights)
     root = scaled.root_of(jnp.max(w, initial=0))  # sums of weights near the largest number overflow
@@ -891,27 +908,27 @@ def _distinct(p: Array) -> Array:
     return jnp.where(q == 0, 1, 2 * q * r + (r * r - jnp.sum(others**2)))
 
 
-def _present(factors: Factors, p: Array) -> Factors:
+def _present(factors: FactorTree, p: Array) -> FactorTree:
     """The factors in float32 at least, zeros (not NaN) in the rows of samples that do not count."""
-    return Factors(*jax.tree.map(lambda a: jnp.where(p[:, None] == 0, 0, a), tuple(in_wide(factors))))
+    return factor.where(p != 0, in_wide(factors))
 
 
-def _squares(factors: Factors, per_layer: bool) -> list[tuple[Array, Array]]:
+def _squares(factors: FactorTree, per_layer: bool) -> list[tuple[Array, Array]]:
     """‖gₙ‖² as the pairs of `scaled`, of each layer or in a list of one."""
     layers = [scaled.squares(layer) for layer in scaled.rows(factors)]
     return layers if per_layer else [scaled.added(layers)]
 
 
-def _mean_norms(factors: Factors, p: Array) -> tuple[Array, Array]:
+def _mean_norms(factors: FactorTree, p: Array) -> tuple[Array, Array]:
     """Σₙ pₙ ‖gₙ‖² and ‖Σₙ pₙ gₙ‖² in a unit of the size of the largest ‖gₙ‖²."""
     layers = scaled.rows(_present(factors, p))
     largest = jnp.max(jnp.stack([layer.root for layer in layers]), initial=float(jnp.finfo(p.dtype).tiny) ** 0.5)
     small, big = [], []
     for layer in layers:
         unit = (layer.root / largest) ** 2
-        delta = (p * unit)[:, None] * layer.delta
+        mean = factor.total(factor.times(layer.f, p * unit))
         small.append(jnp.sum(p * unit**2 * scaled.squares(layer)[0]))
-        big.append(jnp.sum((delta.T @ layer.x) ** 2) + jnp.sum(jnp.sum(delta * layer.one[:, None], axis=0) ** 2))
+        big.append(_total([jnp.sum(a**2) for a in jax.tree.leaves(mean)]))
     return _total(small), _total(big)
 
 
@@ -925,8 +942,8 @@ def _ratio(a: Array, b: Array) -> Array:
     return jnp.where(a == 0, 0, a / jnp.where((a == 0) & (b == 0), 1, b))
 
 
-def _check_same_widths(factors: Factors, other: Factors) -> None:
-    """ValueError unless both are of networks with the same layer sizes."""
-    ours, theirs = ([a.shape[1] for a in (*f.x, *f.delta)] for f in (factors, other))
-    if ours != theirs:
-        raise ValueError(f"other has factors of widths {theirs}, expected {ours}: not the same network")
+def _check_same_widths(factors: FactorTree, other: FactorTree) -> None:
+    """ValueError unless both are of networks with the same layers."""
+    ours, theirs = ([a.shape[1:] for a in jax.tree.leaves(f)] for f in (factors, other))
+    if ours != theirs or str(jax.tree.structure(factors)) != str(jax.tree.structure(other)):
+        raise ValueError(f"other has factors of shapes {theirs}, expected {ours}: not the same network")

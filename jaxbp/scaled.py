@@ -6,22 +6,23 @@ those of x and δ, which may overflow where the product of the r does not. A squ
 """
 
 import functools
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxbp.mlp import Affine, Array, Factors, Params, wide
+from jaxbp import factor
+from jaxbp.factor import FactorTree, Gather, Rank1, Sum, Whole
+from jaxbp.mlp import Affine, Array, wide
 
 
-class Rows(NamedTuple):
-    """One layer, with each sample's factors near 1: gₙ = rootₙ² δₙ (xₙ, oneₙ)ᵀ, oneₙ being the input of the bias."""
+class Scaled(NamedTuple):
+    """A factor near 1: gₙ = rootₙ² × the gradient of f; root is (N,), or a number for all samples."""
 
-    x: Array
-    one: Array
-    delta: Array
+    f: Any
     root: Array
 
 
@@ -33,23 +34,57 @@ def root_of(size: Array) -> Array:
 
 
 def each_row(a: Array, least: float) -> tuple[Array, Array]:
-    """The rows divided by r², and r: of a row's largest number, or of `least` if that is larger."""
-    root = root_of(jnp.maximum(jnp.max(jnp.abs(a), axis=1), least))
-    return a * (1 / (root * root))[:, None], root
+    """Every sample divided by r², and r: of its largest number, or of `least` if that is larger."""
+    root = root_of(jnp.maximum(jnp.max(jnp.abs(a), axis=tuple(range(1, a.ndim))), least))
+    return a * (1 / (root * root)).reshape(-1, *(1,) * (a.ndim - 1)), root
 
 
-def rows(factors: Factors) -> list[Rows]:
+def all_rows(a: Array, least: float) -> tuple[Array, Array]:
+    """The array divided by one r², and r."""
+    root = root_of(jnp.max(jnp.abs(a), initial=least))
+    return a * (1 / (root * root)), root
+
+
+def rows(factors: FactorTree) -> list[Scaled]:
     """The layers in float32 at least, each sample scaled by itself."""
-    layers = []
-    for x, delta in layers_of(in_wide(factors)):
-        (x, root_x), (delta, root_delta) = each_row(x, 1.0), each_row(delta, 0.0)
-        layers.append(Rows(x, 1 / (root_x * root_x), delta, root_x * root_delta))
-    return layers
+    return [_scaled(part, each_row) for part in factor.parts(in_wide(factors))]
 
 
-def squares(layer: Rows) -> tuple[Array, Array]:
+def alike(f: Any) -> Scaled:
+    """One layer, all samples scaled alike."""
+    return _scaled(f, all_rows)
+
+
+def _scaled(f: Any, each: Callable[[Array, float], tuple[Array, Array]]) -> Scaled:
+    match f:
+        case Whole():
+            leaves = [a.reshape(len(a), -1) for a in jax.tree.leaves(f.gradient)]
+            flat, root = each(jnp.concatenate(leaves, axis=1), 0.0)
+            return Scaled(Whole(_like(f.gradient, flat)), root)
+        case Sum():
+            return _scaled(Whole(factor.gradients(f)), each)
+        case Gather():
+            delta, root = each(f.delta, 0.0)
+            return Scaled(replace(f, delta=delta), root)
+        case _:
+            (x, root_x), (delta, root_delta) = each(f.x, 1.0), each(f.delta, 0.0)
+            one = jnp.broadcast_to(1 / (root_x * root_x), (len(x),))
+            return Scaled(replace(f, x=x, delta=delta, one=one), root_x * root_delta)
+
+
+def _like(tree: Any, flat: Array) -> Any:
+    """The columns of (N, ·) as the leaves of a tree of (N, …)."""
+    leaves, structure = jax.tree.flatten(tree)
+    ends = [0]
+    for leaf in leaves:
+        ends.append(ends[-1] + leaf[0].size)
+    parts = (flat[:, a:b].reshape(leaf.shape) for a, b, leaf in zip(ends, ends[1:], leaves, strict=False))
+    return jax.tree.unflatten(structure, list(parts))
+
+
+def squares(layer: Scaled) -> tuple[Array, Array]:
     """‖gₙ‖² of one layer as (a, r)."""
-    return jnp.sum(layer.delta**2, axis=1) * (layer.one**2 + jnp.sum(layer.x**2, axis=1)), layer.root  # ‖δ‖² (1 + ‖x‖²)
+    return factor.squared_norm(layer.f), layer.root
 
 
 def added(pairs: Sequence[tuple[Array, Array]]) -> tuple[Array, Array]:
@@ -59,43 +94,34 @@ def added(pairs: Sequence[tuple[Array, Array]]) -> tuple[Array, Array]:
     return sum(terms[1:], terms[0]), largest
 
 
-def products(layer: Rows, other: Rows) -> Array:
-    """⟨gₙ, g′ₘ⟩ of one layer, (N, M), divided by rootₙ² root′ₘ²."""
-    one = layer.one[:, None] * other.one[None]
-    return (layer.delta @ other.delta.T) * (one + layer.x @ other.x.T)  # no,mo->nm ∘ (1 + ni,mi->nm)
-
-
-def unit_rows(factors: Factors) -> list[Rows]:
-    """The layers of gₙ / ‖gₙ‖, with roots of 1; 0 where the gradient is 0."""
+def unit_rows(factors: FactorTree) -> list[Any]:
+    """The layers of gₙ / ‖gₙ‖; 0 where the gradient is 0."""
     layers = rows(factors)
     square, largest = added([squares(layer) for layer in layers])
     norm = jnp.where(square == 0, 1, jnp.sqrt(square))
-    lengths = [(layer.root / largest) ** 2 / norm for layer in layers]
-    ones = jnp.ones_like(norm)
-    return [Rows(r.x, r.one, r.delta * length[:, None], ones) for r, length in zip(layers, lengths, strict=True)]
+    return [factor.times(layer.f, (layer.root / largest) ** 2 / norm) for layer in layers]
 
 
-def columns(factors: Factors) -> tuple[Factors, Factors]:
-    """The factors with each column divided by r², and the r: a parameter's gradients all have one scale."""
-    roots = jax.tree.map(lambda a: root_of(jnp.max(jnp.abs(a), axis=0, initial=0)), factors)
-    return jax.tree.map(lambda a, root: a * (1 / (root * root))[None], factors, roots), roots
+def columns(f: Any) -> tuple[Any, Any]:
+    """The factor scaled alike for all samples, and the units of its gradient: g = g′ ∘ units.
+
+    Where the gradients are of rank one every column has its own scale: those of one parameter all have the same.
+    """
+    if isinstance(f, Rank1):
+        roots = [root_of(jnp.max(jnp.abs(a), axis=0, initial=0)) for a in (f.x, f.delta)]
+        unit_x, unit_delta = (root * root for root in roots)
+        x, delta = (a * (1 / unit)[None] for a, unit in ((f.x, unit_x), (f.delta, unit_delta)))
+        w = unit_delta[:, None] * unit_x[None]
+        return replace(f, x=x, delta=delta), Affine(w, unit_delta) if f.bias else w
+    scaled, root = alike(f)
+    return scaled, jax.tree.map(lambda _: root * root, jax.eval_shape(factor.total, f))
 
 
-def in_units(squared: Params, roots: Factors) -> Params:
+def in_units(squared: Any, units: Any) -> Any:
     """Squares of gradients that were computed from `columns`, in their own units."""
-    layers = []
-    for (w, b), root_x, root_delta in zip(squared, roots.x, roots.delta, strict=True):
-        unit_b, unit_x = root_delta * root_delta, root_x * root_x
-        unit = unit_b[:, None] * unit_x[None]
-        layers.append(Affine(w * unit * unit, b * unit_b * unit_b))
-    return tuple(layers)
+    return jax.tree.map(lambda a, unit: a * unit * unit, squared, units)
 
 
-def layers_of(factors: Factors) -> list[tuple[Array, Array]]:
-    """(x⁽ˡ⁻¹⁾, δ⁽ˡ⁾) of each layer."""
-    return list(zip(factors.x, factors.delta, strict=True))
-
-
-def in_wide(factors: Factors) -> Factors:
+def in_wide(factors: FactorTree) -> FactorTree:
     """The factors in float32 at least."""
-    return Factors(*jax.tree.map(lambda a: a.astype(wide(a.dtype)), tuple(factors)))
+    return factor.floats(lambda a: a.astype(wide(a.dtype)), factors)

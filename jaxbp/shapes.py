@@ -55,18 +55,22 @@ def check_params(sizes: tuple[int, ...], params: Sequence[Any]) -> None:
                 )
 
 
-def check_targets(loss: Loss, y: jax.Array | np.ndarray, batch: int, outputs: int) -> None:
-    """ValueError unless y is what the loss takes: (N, C) numbers, (N,) integer labels in 0 … C − 1, or either."""
-    expected: list[tuple[int, ...]] = [(batch, outputs)] if "array" in loss.target else []
+def check_targets(loss: Loss, y: jax.Array | np.ndarray, batch: int, outputs: int | tuple[int, ...]) -> None:
+    """ValueError unless y is what the loss takes: (N, C) numbers, (N,) integer labels in 0 … C − 1, or either.
+
+    Over positions (N, T, C) and (N, T); `outputs` is then (T, C).
+    """
+    *positions, classes = (outputs,) if isinstance(outputs, int) else outputs
+    expected: list[tuple[int, ...]] = [(batch, *positions, classes)] if "array" in loss.target else []
     if "label" in loss.target:
-        expected.append((batch,))
+        expected.append((batch, *positions))
     check_shape(f"y of {loss.name}", y.shape, *expected)
-    if y.ndim == 1:
-        check_labels(y, outputs)
+    if y.ndim == 1 + len(positions):
+        check_labels(y, classes, loss.padding)
 
 
-def check_labels(y: jax.Array | np.ndarray, classes: int) -> None:
-    """TypeError for labels that are not integers, ValueError for one out of range: the first bad row is named.
+def check_labels(y: jax.Array | np.ndarray, classes: int, padding: int | None = None) -> None:
+    """TypeError for labels that are not integers, ValueError for one out of range: the first bad one is named.
 
     Inside jit there is no value to look at; there a label out of range makes loss and gradient NaN.
     """
@@ -75,10 +79,12 @@ def check_labels(y: jax.Array | np.ndarray, classes: int) -> None:
     if isinstance(y, jax.core.Tracer):
         return
     labels = np.asarray(y)
-    bad = np.flatnonzero((labels < 0) | (labels >= classes))
-    if bad.size:
+    bad = np.argwhere(((labels < 0) | (labels >= classes)) & (True if padding is None else labels != padding))
+    if len(bad):
+        first = tuple(bad[0].tolist())
         hint = ": labels start at 0, not at 1" if labels.min() == 1 and labels.max() == classes else ""
-        raise ValueError(f"y[{bad[0]}] is {labels[bad[0]]}, expected a label in 0 … {classes - 1}{hint}")
+        where = ", ".join(map(str, first))
+        raise ValueError(f"y[{where}] is {labels[first]}, expected a label in 0 … {classes - 1}{hint}")
 
 
 def arrays_of(fields: Any) -> dict[str, list[str]]:

@@ -1,4 +1,4 @@
-"""The README's table of equations: every line it quotes must stand in mlp.py."""
+"""The README's table of equations: every line it quotes must stand in mlp.py or network.py."""
 
 import re
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 
 
-def test_quoted_lines_are_in_mlp():
+def test_quoted_lines_are_in_the_code():
     table = (
         (ROOT / "README.md")
         .read_text(encoding="utf-8")
@@ -15,5 +15,5 @@ def test_quoted_lines_are_in_mlp():
     )
     quoted = re.findall(r"\| `(.+)` \|", table)
     assert len(quoted) == 9
-    source = (ROOT / "jaxbp" / "mlp.py").read_text(encoding="utf-8")
+    source = "".join((ROOT / "jaxbp" / name).read_text(encoding="utf-8") for name in ("mlp.py", "network.py"))
     assert [line for line in quoted if line not in source] == []

@@ -16,7 +16,8 @@ import jaxbp
 from experiments.mesh_step import collectives, exchanged, step_seconds
 from jaxbp import persample
 from jaxbp.cli import main
-from jaxbp.mlp import MLP, Params, factors
+from jaxbp.mlp import MLP, Params
+from jaxbp.network import factors
 from jaxbp.run import config as configs
 from jaxbp.run import loop
 from jaxbp.run.compute import mesh, optimizers

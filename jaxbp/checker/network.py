@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxbp import losses, mlp
+from jaxbp import losses, mlp, network
 from jaxbp.activations import Activation
 from jaxbp.checker.compare import f64
 from jaxbp.checker.data import cast
@@ -55,7 +55,7 @@ def parts(subject: MLP | Activation | Loss, seed: int) -> list[Part]:
     def mean_loss(params: Params, x: Array, y: Array) -> Array:
         return jnp.mean(jax.vmap(loss.ell)(output(params, x), y))
 
-    gradient = {"value_and_grad": lambda params, x, y: mlp.value_and_grad(subject, params, x, y)}
+    gradient = {"value_and_grad": lambda params, x, y: network.value_and_grad(subject, params, x, y)}
     return [
         _rules([*dict.fromkeys(subject.activations)], loss, subject.sizes[-1], seed),
         Part("apply", lambda params, x: apply(subject, params, x), (params, x), {"reference": output}),
@@ -158,7 +158,7 @@ def _by_hand(net: MLP, params: Params, x: Array, y: Array) -> list[tuple[Array, 
     """The four quantities of each layer as jaxbp computes them."""
     outputs = jax.vmap(lambda x: forward(net, params, x).x[-1])(x)
     dl_dx = jax.vmap(losses.get(net.loss).dl_dx)(outputs, y)
-    _, f = mlp.factors(net, params, x, y)
+    _, f = network.factors(net, params, x, y)
     pushed = [delta @ layer.w for delta, layer in zip(f.delta[1:], params[1:], strict=True)]
     return [(dx, ds, *sums) for dx, ds, sums in zip([*pushed, dl_dx], f.delta, mlp.outer_sums(f), strict=True)]
 

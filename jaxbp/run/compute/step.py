@@ -19,7 +19,8 @@ import jax.numpy as jnp
 
 from jaxbp import memory
 from jaxbp.memory import Schedule
-from jaxbp.mlp import MLP, Affine, Array, Factors, Params, gradient, wide
+from jaxbp.mlp import MLP, Affine, Array, Factors, Params, wide
+from jaxbp.network import gradient
 from jaxbp.run.compute import recording as recordings
 from jaxbp.run.compute.optimizers import Optimizer
 from jaxbp.run.compute.recording import Batch, Recording

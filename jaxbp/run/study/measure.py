@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbp import persample
-from jaxbp.mlp import MLP, Array, Factors, Params, factors, gradient, wide
+from jaxbp.mlp import MLP, Array, Factors, Params, wide
+from jaxbp.network import factors, gradient
 from jaxbp.run import problem as problems
 from jaxbp.run.config import Config
 from jaxbp.run.errors import UserError
