@@ -4,6 +4,10 @@ The gradient of sample n in layer l is gₙ⁽ˡ⁾ = (δₙ⁽ˡ⁾ (xₙ⁽ˡ�
 layers together. Each function here is pure, takes `Factors` (from `jaxbp.factors`) and can be jitted and vmapped. The
 einsum letters are n, m samples, i input, o output; x is (N, in), δ is (N, out).
 
+The factors of a `jaxbp.Network` are a tree of the kinds in `jaxbp.factor`; every function takes them too. Its layers are
+those with parameters, in the order of the tree, and what is said here to be L of `Affine` is nested as its parameters.
+Second moments, variances and noise scales form the gradients of such layers, one sample after the other.
+
 Scaling. gₙ belongs to ℓₙ, the loss of one sample, and is never divided by N. Means divide by the static batch length N
 unless `normalize_by` is given. Statistics of the distribution of gradients (variance, signal to noise, noise scale,
 diversity, coherence, stiffness) use the shares pₙ = weightsₙ / Σ weights, so that masked samples are not there at all.
