@@ -4,8 +4,8 @@ The gradient of sample n in layer l is gₙ⁽ˡ⁾ = (δₙ⁽ˡ⁾ (xₙ⁽ˡ�
 layers together. Each function here is pure, takes `Factors` (from `jaxbp.factors`) and can be jitted and vmapped. The
 einsum letters are n, m samples, i input, o output; x is (N, in), δ is (N, out).
 
-The factors of a `jaxbp.Network` are a tree of the kinds in `jaxbp.factor`; every function takes them too. Its layers are
-those with parameters, in the order of the tree, and what is said here to be L of `Affine` is nested as its parameters.
+The factors of a `jaxbp.Network` are a tree of the kinds in `jaxbp.factor`; every function takes them too. Its layers
+are those with parameters, in the order of the tree, and what is L of `Affine` here is nested as its parameters are.
 Second moments, variances and noise scales form the gradients of such layers, one sample after the other.
 
 Scaling. gₙ belongs to ℓₙ, the loss of one sample, and is never divided by N. Means divide by the static batch length N

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import json
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,6 +13,7 @@ import pytest
 from jax import lax
 
 import jaxbp
+from experiments import layers as study
 from jaxbp import Network, factor, losses, persample
 from jaxbp.layers import (
     AveragePool,
@@ -309,7 +312,7 @@ def mask_lost(layer: Any, params: Any, tape: Any, dl_dy: Any) -> Any:
 
 
 def without_mean_terms(layer: Any, params: Any, tape: Any, dl_dx: Any) -> Any:
-    x_hat, inverse = tape
+    _, inverse = tape
     return inverse * dl_dx * params.gamma, layer.backward(params, tape, dl_dx)[1]
 
 
@@ -347,7 +350,7 @@ def mean_not_divided(layer: Any, params: Any, shape: Any, dl_dx: Any) -> Any:
 
 
 def bias_of_one_position(layer: Any, params: Any, x: Any, dl_ds: Any) -> Any:
-    dl_dx, f = layer.backward(params, x, dl_ds)
+    dl_dx, _ = layer.backward(params, x, dl_ds)
     return dl_dx, factor.Whole(type(params)(dl_ds.T @ x, dl_ds[0]))
 
 
@@ -412,6 +415,18 @@ def test_the_checker_sees_a_planted_bug_and_none_in_the_layer(bug: Any) -> None:
     reports = [jaxbp.check(as_rule(layer, rule, x), (params, x), reference=reference) for rule in (right, bug)]
     assert [report.passed for report in reports] == [True, False], reports[0]
     assert any(row.verdict == "FAIL" for row in reports[1].rows)
+
+
+@pytest.mark.slow
+def test_the_study_of_what_layers_cost(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its numbers are of the same gradient, in float32; the table has every program."""
+    monkeypatch.setattr(study, "NETWORKS", {"GPT": (lambda: study.gpt(1, 2, 8, 4, tokens=5), 3)})
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"), jax.enable_x64(False):
+        study.main(["--rounds", "1", "--out", str(tmp_path)])
+    found = json.loads((tmp_path / "layers.json").read_text())["networks"]["GPT"]
+    assert found["apart"] < 1e-5 and found["parameters"] == 5 * 8 + 4 * 8 + 872 + 16 + 45
+    assert set(found["programs"]) == {study.AUTODIFF, study.OURS, study.NORMS, study.CLIPPED, study.VMAP}
+    assert all(program["scratch"] > 0 and program["flop"] > 0 for program in found["programs"].values())
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------

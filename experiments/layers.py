@@ -1,0 +1,170 @@
+"""What do layers beside the MLP cost? Gradients and per-sample quantities, beside autodiff of the same network.
+
+Each network is one of `jaxbp.layers`; autodiff differentiates its forward pass. Five programs are compiled and called
+in turn in one process: jax.value_and_grad, jaxbp.value_and_grad, all per-sample norms, the clipped mean, and the norms
+by vmap(jax.grad), which is left out for the largest network. Forward and backward pass are in each. A ratio is the
+median over the rounds of the ratio within a round. Scratch is XLA's temporary bytes, FLOP are what XLA counts.
+
+Command: python -m experiments.layers [--rounds 15] [--only NAME] [--out FOLDER]
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import jaxbp
+from experiments import report
+from experiments.bench import timing
+from jaxbp import Network, losses, persample
+from jaxbp.layers import (
+    AveragePool,
+    Chain,
+    Conv2d,
+    Dense,
+    Elementwise,
+    Embedding,
+    Flatten,
+    LayerNorm,
+    MaxPool,
+    Patches,
+    PositionEmbedding,
+    Residual,
+    SelfAttention,
+)
+
+AUTODIFF, OURS, NORMS, CLIPPED, VMAP = (
+    *("jax.value_and_grad", "jaxbp.value_and_grad", "norms", "clipped mean"),
+    "norms by vmap(jax.grad)",
+)
+
+
+def lenet5() -> Network:
+    """LeCun et al. 1998 with tanh, mean pooling and a linear output."""
+    tanh = Elementwise("tanh")
+    layer = Chain(
+        *(Conv2d(6, 5, padding="same"), tanh, AveragePool(2), Conv2d(16, 5), tanh, AveragePool(2)),
+        *(Flatten(), Dense(120), tanh, Dense(84), tanh, Dense(10)),
+    )
+    return Network(layer, "softmax_cross_entropy", (28, 28, 1))
+
+
+def convolutions() -> Network:
+    """Four convolutions of 32 and 64 channels."""
+    relu = Elementwise("relu")
+    layer = Chain(
+        *(Conv2d(32, 3, padding="same"), relu, Conv2d(32, 3, padding="same"), relu, MaxPool(2)),
+        *(Conv2d(64, 3, padding="same"), relu, Conv2d(64, 3, padding="same"), relu, MaxPool(2)),
+        *(Flatten(), Dense(10)),
+    )
+    return Network(layer, "softmax_cross_entropy", (32, 32, 3))
+
+
+def gpt(layers: int, heads: int, width: int, positions: int, tokens: int = 65) -> Network:
+    """A decoder in the manner of GPT-2, with a head of its own."""
+    block = (
+        Residual(Chain(LayerNorm(), SelfAttention(heads, causal=True))),
+        Residual(Chain(LayerNorm(), Dense(4 * width), Elementwise("gelu_tanh"), Dense(width))),
+    )
+    layer = Chain(Embedding(tokens, width), PositionEmbedding(), *block * layers, LayerNorm(), Dense(tokens))
+    return Network(layer, losses.over_positions("softmax_cross_entropy"), (positions,))
+
+
+def patches() -> Network:
+    """A small encoder of images: patches of 4 × 4, two blocks of full attention."""
+    block = (
+        Residual(Chain(LayerNorm(), SelfAttention(4))),
+        Residual(Chain(LayerNorm(), Dense(256), Elementwise("gelu"), Dense(64))),
+    )
+    layer = Chain(Patches(4), Dense(64), PositionEmbedding(), *block * 2, LayerNorm(), Flatten(), Dense(10))
+    return Network(layer, "softmax_cross_entropy", (28, 28, 1))
+
+
+NETWORKS = {  # network, batch
+    "LeNet-5 / 128": (lenet5, 128),
+    "4 convolutions / 32": (convolutions, 32),
+    "patches / 64": (patches, 64),
+    "GPT 4 × 128, T 64 / 32": (lambda: gpt(4, 4, 128, 64), 32),
+    "GPT 6 × 384, T 256 / 8": (lambda: gpt(6, 6, 384, 256), 8),
+}
+FORMED = 1_000_000  # parameters, up to which the norms are also taken by vmap(jax.grad)
+
+
+def batch_of(net: Network, samples: int) -> tuple[Any, jax.Array, jax.Array]:
+    """Parameters, random inputs or tokens, random labels."""
+    key_x, key_y = jax.random.split(jax.random.key(1))
+    params = jax.jit(jaxbp.init, static_argnums=0)(net, jax.random.key(0))
+    y = jax.random.randint(key_y, (samples, *net.outputs[:-1]), 0, net.outputs[-1])
+    if len(net.shape) == 1:
+        return params, jax.random.randint(key_x, (samples, *net.shape), 0, net.outputs[-1]), y
+    return params, jax.random.normal(key_x, (samples, *net.shape), jnp.float32), y
+
+
+def programs_of(net: Network, small: bool) -> dict[str, timing.Program]:
+    """(params, x, y) ↦ each of what is compared."""
+
+    def sample(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+        return losses.get(net.loss).ell(net.layer.forward(params, x)[0], y)
+
+    def mean(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+        return jnp.mean(jax.vmap(sample, (None, 0, 0))(params, x, y))
+
+    def norms(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+        g = jax.vmap(jax.grad(sample), (None, 0, 0))(params, x, y)
+        return sum(jnp.sum(a.reshape(len(a), -1) ** 2, axis=1) for a in jax.tree.leaves(g))
+
+    factors = lambda *arguments: jaxbp.factors(net, *arguments)[1]  # noqa: E731
+    programs = {
+        AUTODIFF: jax.value_and_grad(mean),
+        OURS: lambda *arguments: jaxbp.value_and_grad(net, *arguments),
+        NORMS: lambda *arguments: persample.squared_norms(factors(*arguments)),
+        CLIPPED: lambda *arguments: persample.clipped_mean(factors(*arguments), 1.0).mean,
+    }
+    return programs | ({VMAP: norms} if small else {})
+
+
+def measure(net: Network, samples: int, rounds: int) -> dict[str, Any]:
+    """Ratios, bytes and FLOP of every program, and how far the two gradients are apart."""
+    arguments = batch_of(net, samples)
+    count = sum(leaf.size for leaf in jax.tree.leaves(arguments[0]))
+    programs = programs_of(net, count <= FORMED)
+    made = {name: timing.compiled(program, arguments)[0] for name, program in programs.items()}
+    seconds = dict(zip(made, timing.interleaved(list(made.values()), arguments, rounds), strict=True))
+    theirs, ours = (jax.tree.leaves(made[name](*arguments)[1]) for name in (AUTODIFF, OURS))
+    apart = max(float(jnp.max(jnp.abs(a - b)) / jnp.max(jnp.abs(a))) for a, b in zip(theirs, ours, strict=True))
+    found = {
+        name: {
+            "ratio": timing.ratio(seconds[name], seconds[AUTODIFF])._asdict(),
+            "scratch": int(program.memory_analysis().temp_size_in_bytes),
+            "flop": float(program.cost_analysis()["flops"]),
+        }
+        for name, program in made.items()
+    }
+    return {"parameters": count, "apart": apart, "programs": found}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measures, prints the table, writes layers.json."""
+    parser = report.parser(__doc__)
+    parser.add_argument("--rounds", type=int, default=15, help="of all programs in turn")
+    parser.add_argument("--only", choices=NETWORKS, help="one of the networks")
+    with report.study("layers", parser, arguments) as study:
+        chosen = {study.options.only: NETWORKS[study.options.only]} if study.options.only else NETWORKS
+        results = {name: measure(made(), batch, study.options.rounds) for name, (made, batch) in chosen.items()}
+        rows = [
+            (
+                *(f"{name}: {program}", f"{1e3 * f['ratio']['seconds']:.1f}", f"{f['ratio']['value']:.2f}"),
+                *(f"{low:.2f}–{high:.2f}" for low, high in [f["ratio"]["spread"]]),
+                *(f"{f['flop'] / result['programs'][AUTODIFF]['flop']:.2f}", f"{f['scratch'] / 1e6:.1f}"),
+            )
+            for name, result in results.items()
+            for program, f in result["programs"].items()
+        ]
+        columns = ("network / batch", "ms", "÷ jax.value_and_grad", "quartiles", "FLOP ÷", "scratch MB")
+        report.table("layers", columns, rows)
+        study.save({"networks": results})
+
+
+if __name__ == "__main__":
+    main()
