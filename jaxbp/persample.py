@@ -170,6 +170,7 @@ def dot(factors: FactorTree, tree: ParamTree, per_layer: bool = False) -> Array 
 
     Example:
       >>> f = Factors(x=(jnp.array([[1.0, 2.0], [0.0, 1.0]]),), delta=(jnp.array([[2.0], [1.0]]),))
+      >>> from jaxbp import Affine
       >>> dot(f, (Affine(w=jnp.array([[1.0, 0.0]]), b=jnp.array([1.0])),)).tolist()
       [4.0, 1.0]
     """

@@ -11,11 +11,11 @@ layers, and an `MLP` is one too. What a layer has to have::
 x is (channels,) or (positions, channels), or has as many axes of space as a convolution moves in, the channels last.
 A shape that a layer cannot take is a ValueError of `init`; `jaxbp.Network` says there where it happened.
 
->>> import jax
+>>> import jax, jax.numpy as jnp
 >>> layer = Chain(Dense(4), Elementwise("tanh"), Dense(2))
 >>> params, shape = layer.init(jax.random.key(0), (3,))
->>> x, tape = layer.forward(params, jax.numpy.ones(3))
->>> dl_dx, factors = layer.backward(params, tape, jax.numpy.ones(2))
+>>> x, tape = layer.forward(params, jnp.ones(3, jnp.float32))
+>>> dl_dx, factors = layer.backward(params, tape, jnp.ones(2, jnp.float32))
 >>> shape, dl_dx.shape
 ((2,), (3,))
 """

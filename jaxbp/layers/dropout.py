@@ -15,7 +15,8 @@ class Dropout:
     Source: N. Srivastava et al., *Dropout*, 2014.
 
     Example:
-      >>> Dropout(0.5).forward((), jnp.ones(3))[0].tolist()
+      >>> x, _ = Dropout(0.5).forward((), jax.numpy.ones(3))
+      >>> x.tolist()
       [1.0, 1.0, 1.0]
     """
 

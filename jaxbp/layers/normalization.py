@@ -53,7 +53,7 @@ class LayerNorm:
 
     Example:
       >>> params, _ = LayerNorm().init(None, (5, 3))
-      >>> x, _ = LayerNorm().forward(params, jnp.array([1.0, 2.0, 3.0]))
+      >>> x, _ = LayerNorm().forward(params, jnp.array([1.0, 2.0, 3.0], jnp.float32))
       >>> [round(number, 3) for number in x.tolist()]
       [-1.225, 0.0, 1.225]
     """
@@ -84,7 +84,7 @@ class RMSNorm:
 
     Example:
       >>> params, _ = RMSNorm().init(None, (5, 2))
-      >>> x, _ = RMSNorm().forward(params, jnp.array([3.0, 4.0]))
+      >>> x, _ = RMSNorm().forward(params, jnp.array([3.0, 4.0], jnp.float32))
       >>> [round(number, 3) for number in x.tolist()]
       [0.849, 1.131]
     """
