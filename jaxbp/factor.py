@@ -69,9 +69,9 @@ class Window:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Convolved:
-    """gₙ = Σ_p (δₙₚ ⊗ the window of xₙ at p, δₙₚ oneₙ). x: (N, *space, in);  delta: (N, *positions, out).
+    """gₙ = Σ_p (δₙₚ ⊗ the window of xₙ at p, δₙₚ oneₙ). x: (N, space…, in);  delta: (N, positions…, out).
 
-    w of gₙ is (out, in / groups, *size). Windows overlap; they are unfolded only where the gradient is not enough.
+    w of gₙ is (out, in / groups, size…). Windows overlap; they are unfolded only where the gradient is not enough.
     """
 
     x: Array
@@ -337,7 +337,7 @@ def pairs_are_cheaper(positions: int, inputs: int, outputs: int) -> bool:
 
 
 def convolve(x: Array, w: Array, window: Window) -> Array:
-    """s_p = Σ_k w_k x at p · stride + k · dilation − low. x: (N, *space, in), w: (out, in / groups, *size)."""
+    """s_p = Σ_k w_k x at p · stride + k · dilation − low. x: (N, space…, in), w: (out, in / groups, size…)."""
     space = "HWD"[: len(window.size)]
     return lax.conv_general_dilated(
         x, w, window.stride, window.padding, (1,) * len(space), window.dilation,
@@ -392,7 +392,7 @@ def unfold(f: Convolved) -> Shared:
 
 
 def _by_group(a: Array, groups: int) -> Array:
-    """(N, *positions, channels) → (groups, N, positions, channels / groups)."""
+    """(N, positions…, channels) → (groups, N, positions, channels / groups)."""
     return jnp.moveaxis(a.reshape(len(a), -1, groups, a.shape[-1] // groups), 2, 0)
 
 

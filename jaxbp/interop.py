@@ -25,10 +25,10 @@ def apply(net: Net, params: ParamTree, x: ArrayLike) -> Array:
 
     Args:
       net, params: the network and its parameters; the loss of the network plays no part.
-      x: inputs, (…, n₀), of a `Network` (…, *shape), with any leading axes; cast to the parameters' dtype.
+      x: inputs, (…, n₀), of a `Network` (…, shape…), with any leading axes; cast to the parameters' dtype.
 
     Returns:
-      Outputs, (…, n_L), of a `Network` (…, *outputs), in the parameters' dtype. Nothing is dropped out.
+      Outputs, (…, n_L), of a `Network` (…, outputs…), in the parameters' dtype. Nothing is dropped out.
 
     Raises:
       ValueError: x or a parameter has a wrong shape.

@@ -128,7 +128,7 @@ def factors(
 
     Args:
       net, params: the network and its parameters.
-      x: inputs, (N, n₀), of a `Network` (N, *shape); cast to the parameters' dtype.
+      x: inputs, (N, n₀), of a `Network` (N, shape…); cast to the parameters' dtype.
       y: targets: (N, n_L) numbers or (N,) integer labels, as the loss has it; of a loss over positions (N, T) labels.
       key: for dropout, each sample draws from its own; without one there is none.
 

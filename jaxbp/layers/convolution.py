@@ -19,7 +19,7 @@ Size = int | Sequence[int]
 class Conv:
     """s_p = Σ_k w_k x at p · stride + k · dilation − low, plus b: the window at every position p of space.
 
-    x is (*space, in), s (*positions, out). w is (out, in / groups, *window).
+    x is (space…, in), s (positions…, out). w is (out, in / groups, window…).
 
     Args:
       channels: out.

@@ -19,7 +19,7 @@ Scheme = str | initializers.Initializer
 class Dense:
     """s_t = w x_t + b at every position t, with the same w (out, in) and b (out,).
 
-    x is (in,), one position, or (*positions, in).
+    x is (in,), one position, or (positions…, in).
 
     Args:
       size: out.

@@ -131,7 +131,7 @@ class GroupNorm:
         return _new(shape[-1], dtype), shape
 
     def _by_group(self, x: Array) -> Array:
-        """(*positions, channels) → (groups, positions · channels / groups)."""
+        """(positions…, channels) → (groups, positions · channels / groups)."""
         return jnp.swapaxes(x.reshape(-1, self.groups, x.shape[-1] // self.groups), 0, 1).reshape(self.groups, -1)
 
     def _by_position(self, a: Array, like: Array) -> Array:

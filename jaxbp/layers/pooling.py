@@ -37,7 +37,7 @@ class Windows:
         return *((n - k) // step + 1 for n, k, step in zip(shape, self.size, self.stride, strict=False)), shape[-1]
 
     def taken(self, x: Array) -> Iterator[Array]:
-        """x at the first place of every window, at its second place, row by row; each is (*positions, channels)."""
+        """x at the first place of every window, at its second place, row by row; each is (positions…, channels)."""
         positions = self.after(x.shape)
         for place in itertools.product(*map(range, self.size)):
             ends = (k + (n - 1) * step + 1 for k, n, step in zip(place, positions, self.stride, strict=False))

@@ -10,7 +10,7 @@ from jaxbp.mlp import Array
 
 
 def shape_of(x: Array) -> Array:
-    """An array without numbers, (0, *shape): a tape is a pytree of arrays, and this is how it remembers a shape."""
+    """An array without numbers, (0, shape…): a tape is a pytree of arrays, and this is how it remembers a shape."""
     return jnp.zeros((0, *x.shape), x.dtype)
 
 
