@@ -432,6 +432,20 @@ def test_the_whole_is_that_of_the_finite_samples() -> None:
     np.testing.assert_allclose(found.eigenvalues, expected.eigenvalues, atol=1e-5 * expected.eigenvalues[0])
 
 
+def test_norms_whose_squares_overflow_have_the_cosines_of_those_that_do_not() -> None:
+    """The network is homogeneous without biases, and the targets are nothing beside its outputs."""
+    config = configs.read(Path("diabetes.toml"))
+    s = study.prepare(Path("diabetes.toml"), config)
+    found = [
+        study.measure(s._replace(data=s.data._replace(x=s.data.x * 2.0**power)), ["cosine", "coherence"], 100)
+        for power in (30, 58)
+    ]
+    assert np.isinf(found[1].columns["squared_norm"]).mean() > 0.5 and np.isfinite(found[1].columns["norm"]).all()
+    np.testing.assert_allclose(found[1].columns["cosine"], found[0].columns["cosine"], atol=1e-5)
+    assert found[1].numbers == pytest.approx(found[0].numbers, rel=1e-5)
+    assert 0 < found[1].numbers["coherence ‖mean g‖² / mean ‖g‖²"] < 1
+
+
 def test_gradients_of_zero_have_no_diversity() -> None:
     """As in persample: 0, not NaN; infinite where only their sum is 0."""
     zero = (jaxbp.Affine(np.zeros((1, 1)), np.zeros(1)),)

@@ -92,9 +92,10 @@ def measure(subject: Subject, quantities: Sequence[str], chunk: int) -> Results:
         if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(mean)):
             finite = np.isfinite(jax.device_get(_per_sample(net, params, None, x, y, chunk)["norm"]))
             mean = _mean(subject, finite, chunk)
-    columns = jax.device_get(_per_sample(net, params, mean, x, y, chunk))
+    direction = None if mean is None else _direction(mean)
+    columns = jax.device_get(_per_sample(net, params, direction, x, y, chunk))
     finite = np.isfinite(columns["norm"])
-    numbers = {} if mean is None else _numbers(asked, columns["squared_norm"][finite].astype(np.float64), mean)
+    numbers = {} if mean is None else _numbers(asked, columns["norm"][finite].astype(np.float64) ** 2, mean)
     class_cosine = eigenvalues = None
     if "cosine" in asked and subject.model.classes and len(subject.model.classes) <= CLASSES_SHOWN:
         class_cosine = _class_cosine(subject, columns["norm"], chunk)
@@ -125,15 +126,18 @@ def gram_rows(samples: int) -> np.ndarray:
 
 
 @functools.partial(jax.jit, static_argnames=("net", "chunk"))
-def _per_sample(net: MLP, params: Params, mean: Params | None, x: Array, y: Array, chunk: int) -> dict[str, Any]:
-    """Every column, (N,) or (N, ·); the cosine with the mean gradient where that is given."""
+def _per_sample(net: MLP, params: Params, direction: Params | None, x: Array, y: Array, chunk: int) -> dict[str, Any]:
+    """Every column, (N,) or (N, ·); the cosine with the mean gradient where its direction is given."""
 
     def quantity(loss: Array, f: Factors) -> dict[str, Any]:
         layers = persample.squared_norms(f, per_layer=True)
         norm = persample.grand(f)
         found = {"loss": loss, "output": _outputs(net, params, f), "norm": norm, "squared_norm": norm**2}
         found |= {"layers": jnp.stack(layers, axis=1), "el2n": persample.el2n(f)}
-        return found if mean is None else found | {"cosine": _cosine(f, mean, norm)}
+        if direction is not None:
+            slope = persample.dot(f, direction)  # ‖gₙ‖ cos
+            found["cosine"] = jnp.where(norm == 0, 0, slope / jnp.where(norm == 0, 1, norm))
+        return found
 
     return persample.map_chunks(quantity, net, params, x, y, chunk)
 
@@ -144,10 +148,11 @@ def _outputs(net: MLP, params: Params, f: Factors) -> Array:
     return net.activations[-1].sigma(f.x[-1] @ w.T + b[None]).astype(wide(w.dtype))
 
 
-def _cosine(f: Factors, mean: Params, norm: Array) -> Array:
-    length = jnp.sqrt(sum((jnp.sum(leaf**2) for leaf in jax.tree.leaves(mean)), jnp.zeros((), norm.dtype)))
-    scale = norm * length
-    return jnp.where(scale == 0, 0, persample.dot(f, mean) / jnp.where(scale == 0, 1, scale))
+def _direction(mean: Params) -> Params:
+    """The mean gradient divided by its norm, whose square may overflow where JAX has float32; zeros of zeros."""
+    wider = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), mean)
+    length = np.sqrt(sum(np.sum(leaf**2) for leaf in jax.tree.leaves(wider))) or 1.0
+    return jax.tree.map(lambda leaf, like: jnp.asarray(leaf / length, like.dtype), wider, mean)
 
 
 def _sums(
