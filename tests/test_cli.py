@@ -532,7 +532,7 @@ def test_the_public_names_come_when_they_are_used() -> None:
 
 QUICK = """
 import contextlib, io, sys
-import jaxbp
+import jaxbp, jaxbp.pytest_plugin
 from jaxbp import cli
 for line in ("--help", "--version", "run --help", "study --help", "run x.toml --train.epoch 3", "run no.toml", "rnu",
              "run x.toml --print-config", "check x.toml:f", "launch -n 2 -- run x.toml --train.epoch 3"):
