@@ -348,7 +348,7 @@ def wrong(x): return 2 * x
         (["mine_:cube", "--inputs", "f32[3"], 2, "no array"),
         (["mine_:square", "--inputs", "f32[3]"], 2, "has no 'square'"),
         (["nowhere_:f", "--inputs", "f32[3]"], 2, "can't import nowhere_"),
-        (["nothing"], 2, "no config"),
+        (["nothing"], 2, "can't import nothing"),
         (["configs/none.toml"], 2, "none.toml"),
         (["mine_:cube", "--inputs", "f32[3]", "--json", "no/such/folder.json"], 2, "can't be written"),
     ],

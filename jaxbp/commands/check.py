@@ -14,13 +14,23 @@ from jaxbp.names import nearest
 from jaxbp.run.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from rich.table import Table
 
     from jaxbp.checker.report import Report
 
 HELP = """\
-Proves the network of a config, or a function with a hand-written backward pass, against autodiff. Importing the named
-module is the only code it executes. Exit status: 0 all passed, 1 something failed or was not exercised, 2 usage."""
+Proves the network of a config, a function with a hand-written backward pass, or every custom_vjp and custom_jvp of a
+package or a file, against autodiff. Importing what is named is the only code it executes.
+
+  jaxbp check configs/digits.toml
+  jaxbp check package.module:function --inputs 'f32[8,128] i32[8]{0..9}'
+  jaxbp check package --arguments arguments.toml
+  jaxbp check --watch file.py
+
+Of a package's rule the arguments come from --arguments, its docstring, its hints and defaults, or from trying shapes.
+Exit status: 0 all passed, 1 something failed or was not exercised, 2 usage."""
 RULES = {
     "gradient": "the function's hand-written gradient, if it has no custom rule",
     "value_and_grad": "the same, returning (value, gradient)",
@@ -30,7 +40,7 @@ RULES = {
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """What is checked, on which inputs, how thoroughly."""
-    parser.add_argument("target", metavar="CONFIG|MODULE:FUNCTION", help="a TOML file, or package.module:function")
+    parser.add_argument("target", metavar="CONFIG|MODULE:FUNCTION|PACKAGE|FILE", help="what is checked, see above")
     parser.add_argument("--inputs", metavar="SPEC", help="what the function takes: 'f32[8,128] i32[8]{0..9}'")
     parser.add_argument("--wrt", metavar="I,J", help="arguments that the rule differentiates, from 0; by default all")
     for rule, text in RULES.items():
@@ -38,28 +48,59 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--level", choices=("fast", "full"), default="fast", help="how many points and probes")
     parser.add_argument("--seed", type=int, default=0, help="of everything drawn")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the report as JSON too")
+    parser.add_argument("--format", choices=("text", "github"), default="text", help="github: annotations of its code")
+    parser.add_argument("--arguments", metavar="FILE", type=Path, help="a TOML that tells the arguments of rules")
+    parser.add_argument("--watch", action="store_true", help="check a file again whenever it changes, until Ctrl-C")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints the report; 1 unless everything passed."""
-    path = Path(options.target)
-    *tables, report = _of_config(path, options) if path.suffix == ".toml" else (_of_function(options),)
-    screen = console()
+    """Prints the report, or those of all rules of a package or a file; 1 unless everything passed."""
+    path, of_function = Path(options.target), ":" in options.target
+    if path.suffix != ".toml" and not of_function:
+        _refused(options, (*RULES, "inputs", "wrt"), "is for package.module:function, see --arguments")
+        if options.watch and path.suffix != ".py":
+            raise UserError(f"check {options.target}: --watch is for a file, such as rules.py")
+        from jaxbp.commands import rules
+
+        return rules.run(options)
+    _refused(options, ("arguments", "watch"), "is for a package or a file")
+    *tables, report = (_of_function(options),) if of_function else _of_config(path, options)
+    screen = console(options.format == "text")
     for part in (*tables, report):
         screen.print(part)
-    if options.json:
-        try:
-            options.json.write_text(report.json())
-        except OSError as error:
-            raise UserError(f"--json {options.json}: can't be written: {error.strerror}") from None
+    if options.format == "github":
+        print(*_annotations(options.target, report), sep="\n")
+    write(options.json, report.json())
     return 0 if report.passed else 1
+
+
+def write(file: Path | None, text: str) -> None:
+    """Writes what --json asks for."""
+    if file:
+        try:
+            file.write_text(text)
+        except OSError as error:
+            raise UserError(f"--json {file}: can't be written: {error.strerror}") from None
+
+
+def _refused(options: argparse.Namespace, names: "Sequence[str]", why: str) -> None:
+    extra = [name.replace("_", "-") for name in names if getattr(options, name)]
+    if extra:
+        raise UserError(f"check {options.target}: --{extra[0]} {why}")
+
+
+def _annotations(target: str, report: "Report") -> list[str]:
+    """The annotations of one report, at the function, or at the first line of the config."""
+    from jaxbp.checker.finder import Rule, place
+    from jaxbp.checker.survey import Entry, annotations
+
+    file, line = place(imported(target)) if ":" in target else (target, 1)
+    return annotations({"rules": [Entry(Rule(target, "", (), file, line), report.verdict, report=report).json()]})
 
 
 def _of_config(path: Path, options: argparse.Namespace) -> "tuple[Table, Report]":
     """The errors of the network of a config, layer by layer, and its report."""
-    extra = [name.replace("_", "-") for name in (*RULES, "inputs", "wrt") if getattr(options, name)]
-    if extra:
-        raise UserError(f"check {path}: --{extra[0]} is for package.module:function, a config has its own")
+    _refused(options, (*RULES, "inputs", "wrt"), "is for package.module:function, a config has its own")
     from rich.table import Table
 
     from jaxbp.checker.check import check
@@ -117,19 +158,27 @@ def imported(target: str) -> Any:
     module, colon, name = target.partition(":")
     if not colon or not module or not name:
         raise UserError(f"check: {target!r} is no config (a .toml file) and no package.module:function")
-    folder = os.getcwd()
-    sys.path.insert(0, folder)
     try:
-        found = importlib.import_module(module)
+        with current_folder_first():
+            found = importlib.import_module(module)
     except (Exception, SystemExit) as error:
         said = error if isinstance(error, ImportError) else _said(error)
         raise UserError(f"check: can't import {module}: {said}") from None
-    finally:
-        with contextlib.suppress(ValueError):  # the module may have changed the list
-            sys.path.remove(folder)
     if not hasattr(found, name):
         raise UserError(f"check: {module} has no {name!r}{nearest(name, vars(found))}")
     return getattr(found, name)
+
+
+@contextlib.contextmanager
+def current_folder_first() -> "Iterator[None]":
+    """Modules are searched in the current folder first."""
+    folder = os.getcwd()
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):  # a module may have changed the list
+            sys.path.remove(folder)
 
 
 def _positions(wrt: str | None) -> int | list[int] | None:
