@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from experiments import checker_libraries
 from jaxbp.checker import Report, Row, arguments, finder
 from jaxbp.cli import main
 
@@ -244,3 +245,28 @@ def test_what_cannot_be_checked_is_one_line(
     assert main(["check", *options]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
+
+
+# The table of libraries ----------------------------------------------------------------------------------------------
+
+
+def test_the_arguments_of_libraries_name_what_there_is() -> None:
+    for name, table in arguments.read(checker_libraries.CONFIG).items():
+        assert name.startswith(tuple(checker_libraries.PACKAGES.values())), name
+        for text in (table.get("through", ""), table.get("reference", "")):
+            assert not text.startswith(("experiments.", "jax.")) or callable(arguments.named(text)), text
+
+
+def test_the_page_of_libraries(package: Path, checked: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counts by library; what did not pass has its first cause, and the finding about it."""
+    monkeypatch.syspath_prepend(package.parent)
+    monkeypatch.setattr("importlib.metadata.version", lambda library: "1.2")
+    monkeypatch.setitem(checker_libraries.PACKAGES, "ruled", "ruled")
+    skip = {"skip": "needs more"}
+    told = {"ruled:cube": {"args": ["f32[4]"]}} | {f"ruled.inner:{name}": skip for name in ("_log", "power", "wrapped")}
+    told |= {f"ruled.inner:{name}": skip for name in ("bound", "dense_rule", "table.tan")}
+    found = checker_libraries.survey("ruled", told)
+    page = checker_libraries.page({"ruled": found}, {"ruled:cube": "Fault: 2 for 3."})
+    assert "| ruled | 1.2 | 7 | 1 | 0 | 0 | 0 | 1 | 0 | 6 | 1 | 0 | 0 |" in page
+    assert "- `ruled:cube`: Fault: 2 for 3. float64 oracle [0][1]: got 2, want 3, error ÷ bound 0" in page
+    assert "## skipped\n\n- `ruled.inner:_log`: needs more" in page
