@@ -217,6 +217,7 @@ def value_and_grad(
       >>> jax.tree.structure(grads) == jax.tree.structure(params)
       True
     """
+    _check_mlp(net)
     x, y = checked_batch(net, params, x, y)
     scale = mean_weights(weights, len(x), normalize_by, wide(x.dtype))
     x = x if weights is None else weighted((scale != 0).astype(x.dtype), x)
@@ -249,16 +250,20 @@ def each_layer(
       >>> [norm.shape for norm in each_layer(norms, net, params, x, y, schedule=(2, 1))[1]]
       [(5,), (5,), (5,)]
     """
+    _check_mlp(net)
     x, y = checked_batch(net, params, x, y)
     return _each_layer(quantity, net, params, x, y, jnp.ones(len(x), wide(x.dtype)), schedule)
+
+
+def _check_mlp(net: Any) -> None:
+    if not isinstance(net, MLP):
+        raise TypeError(f"net is a {type(net).__name__}, schedules are for the layers of an MLP")
 
 
 def _each_layer(
     quantity: Quantity, net: MLP, params: Params, x: Array, y: Array, scale: Array, schedule: Schedule
 ) -> tuple[Array, tuple[Any, ...]]:
     """Of scaleₙ ℓₙ; scale is (N,)."""
-    if not isinstance(net, MLP):
-        raise TypeError(f"net is a {type(net).__name__}, schedules are for the layers of an MLP")
     if (shortest := _shortest(schedule)) < 1:
         raise ValueError(f"schedule {schedule} has a run of {shortest} layers, each needs 1 or more")
     if length(schedule) != len(params):

@@ -16,7 +16,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from jaxbp import factor, initializers, losses, mlp
 from jaxbp.factor import FactorTree
-from jaxbp.layers import Chain, Embedding, Tied
+from jaxbp.layers import Chain, Embedding, Layer, Tied
 from jaxbp.losses import Loss
 from jaxbp.mlp import MLP, Array, weighted, wide
 from jaxbp.shapes import check_params, check_shape, check_targets, uncut
@@ -53,9 +53,12 @@ class Network:
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(self.shape))
         loss = losses.get(self.loss)
-        if loss.positions != (len(self.outputs) > 1):
-            fits = "jaxbp.losses.over_positions(loss)" if len(self.outputs) > 1 else "a loss of (C,) numbers"
-            raise ValueError(f"loss is {loss.name} and the layer gives {self.outputs}, expected {fits}")
+        if not isinstance(self.layer, Layer):
+            raise TypeError(f"layer is {self.layer!r}, expected a layer of jaxbp.layers, such as a Chain of them")
+        if loss.positions != (len(self.outputs) == 2) or len(self.outputs) > 2:
+            fits = "(T, C), of a sequence" if loss.positions else "(C,): Flatten() and Dense(C) at the end give it"
+            hint = "; jaxbp.losses.over_positions(loss) takes a sequence" if len(self.outputs) == 2 else ""
+            raise ValueError(f"{loss.name}: the layer gives {self.outputs}, expected {fits}{hint}")
 
     @functools.cached_property
     def outputs(self) -> tuple[int, ...]:
@@ -116,6 +119,8 @@ def init(
     """
     if isinstance(net, MLP):
         return mlp.init(net, key, scheme, bias, dtype)
+    if not isinstance(net, Network):
+        raise TypeError(f"net is {net!r}, expected an MLP or a jaxbp.Network(layer, loss, shape)")
     if bias != "zeros":
         raise ValueError(f"bias is {bias!r}, allowed: 'zeros', for the layers of a Network")
     return net.layer.init(mlp.checked_key(key), net.shape, scheme, dtype)[0]

@@ -447,8 +447,15 @@ WRONG = {
         Chain(Residual(Dense(4))), over(CROSS_ENTROPY), (5, 3)
     ),
     r"layer 1, Reshape.*gets \(5,\): it takes 6 numbers": lambda: Network(Chain(Reshape((2, 3))), CROSS_ENTROPY, (5,)),
-    r"the layer gives \(5, 3\), expected jaxbp.losses.over_positions": lambda: Network(Dense(3), CROSS_ENTROPY, (5, 3)),
-    r"the layer gives \(3,\), expected a loss of \(C,\) numbers": lambda: Network(Dense(3), over(CROSS_ENTROPY), (5,)),
+    r"gives \(5, 3\), expected \(C,\): Flatten\(\) and .*; jaxbp.losses.over_positions\(loss\) takes a": lambda: (
+        Network(Dense(3), CROSS_ENTROPY, (5, 3))
+    ),
+    r"over positions: the layer gives \(3,\), expected \(T, C\), of a sequence": lambda: Network(
+        Dense(3), over(CROSS_ENTROPY), (5,)
+    ),
+    r"gives \(24, 24, 6\), expected \(C,\): Flatten\(\) and Dense\(C\) at the end give it$": lambda: Network(
+        Chain(Conv2d(6, 5)), CROSS_ENTROPY, (28, 28, 1)
+    ),
     "batch norm takes its mean over the samples.*use LayerNorm or GroupNorm": BatchNorm,
     "rate is 1.0, allowed: 0 ≤ rate < 1": lambda: Dropout(1.0),
     r"x\[1, 2\] is 7, expected a token in 0 … 6": lambda: jaxbp.factors(
@@ -473,6 +480,17 @@ def test_refused_in_one_line(message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         WRONG[message]()
     assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_layer_is_named() -> None:
+    for message, wrong in {
+        "layer 2 is 'relu', expected a layer of jaxbp.layers": lambda: Chain(Dense(3), "relu"),
+        "layer is .*, expected a layer of jaxbp.layers, such as a Chain": lambda: Network(
+            [Dense(3)], CROSS_ENTROPY, (5,)
+        ),
+    }.items():
+        with pytest.raises(TypeError, match=message):
+            wrong()
 
 
 def test_a_token_out_of_range_inside_jit_is_nan() -> None:

@@ -294,7 +294,7 @@ def test_a_finished_run_is_trained_longer(optimizer: str, capsys: pytest.Capture
     assert contents("runs/x") == before and not Path("runs/x/.unfinished").exists()
     killed(folder, "append", 4, "--train.epochs", "4", "--resume")  # epoch 4 is measured, but for its row
     assert read(Path("runs/x/config.toml")).train.epochs == 4
-    refused(capsys, "train.epochs: got 2, runs/x has 3 already; --new", "--train.epochs", "2")
+    refused(capsys, "train.epochs: got 2, runs/x has 3 already; --new, or", "--train.epochs", "2")
     capsys.readouterr()
     run("--train.epochs", "5")
     assert "goes on after epoch 2" in capsys.readouterr().out

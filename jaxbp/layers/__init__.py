@@ -1,28 +1,40 @@
 """Layers beside the MLP: each forward pass with its hand-derived backward pass, for one sample.
 
 A layer is a frozen, hashable description; its parameters are a pytree beside it. `Chain` and `Residual` make layers of
-layers, and an `MLP` is one too. What a layer has to have::
+layers, and an `MLP` is one too, without its loss. With a loss and the shape of a sample a layer is a network:
+
+>>> import jax, jax.numpy as jnp, jaxbp
+>>> layer = Chain(Conv2d(6, 5), Elementwise("relu"), MaxPool(2), Flatten(), Dense(10))
+>>> net = jaxbp.Network(layer, "softmax_cross_entropy", shape=(28, 28, 1))
+>>> params = jaxbp.init(net, jax.random.key(0))
+>>> x, y = jnp.ones((5, 28, 28, 1), jnp.float32), jnp.arange(5)
+>>> loss, grads = jaxbp.value_and_grad(net, params, x, y)
+>>> _, factors = jaxbp.factors(net, params, x, y)
+>>> jaxbp.persample.squared_norms(factors).shape
+(5,)
+
+A language model is a chain from tokens to (positions, tokens), and its loss is over positions:
+
+>>> block = Residual(Chain(LayerNorm(), SelfAttention(4, causal=True)))
+>>> layer = Chain(Embedding(65, 32), PositionEmbedding(), block, LayerNorm(), Dense(65))
+>>> net = jaxbp.Network(layer, jaxbp.losses.over_positions("softmax_cross_entropy"), shape=(16,))
+>>> net.outputs
+(16, 65)
+
+Every layer has three methods::
 
     init(key, shape, scheme, dtype)    → the parameters, and the shape that one sample has after the layer
     forward(params, x, key=None)       → x of the next layer, and the tape: what backward needs and no more
     backward(params, tape, dl_dx)      → ∂ℓ/∂x of its input, and the factors of its gradient (`jaxbp.factor`), nested
                                          as its parameters are; linear in dl_dx
 
-x is (channels,) or (positions, channels), or has as many axes of space as a convolution moves in, the channels last.
-A shape that a layer cannot take is a ValueError of `init`; `jaxbp.Network` says there where it happened.
-
->>> import jax, jax.numpy as jnp
->>> layer = Chain(Dense(4), Elementwise("tanh"), Dense(2))
->>> params, shape = layer.init(jax.random.key(0), (3,))
->>> x, tape = layer.forward(params, jnp.ones(3, jnp.float32))
->>> dl_dx, factors = layer.backward(params, tape, jnp.ones(2, jnp.float32))
->>> shape, dl_dx.shape
-((2,), (3,))
+The x of one sample is (channels,), (positions, channels) or, for convolutions, axes of space and then channels. `init`
+raises a ValueError for a shape that the layer cannot take; a `Chain` adds which of its layers it was.
 """
 
 from jaxbp.layers.attention import SelfAttention
 from jaxbp.layers.combine import Chain, Layer, Residual, Tied
-from jaxbp.layers.convolution import Conv1d, Conv2d
+from jaxbp.layers.convolution import Conv, Conv1d, Conv2d
 from jaxbp.layers.dense import Dense, Elementwise
 from jaxbp.layers.dropout import Dropout
 from jaxbp.layers.embedding import Embedding, PositionEmbedding
@@ -34,6 +46,7 @@ __all__ = [
     "AveragePool",
     "BatchNorm",
     "Chain",
+    "Conv",
     "Conv1d",
     "Conv2d",
     "Dense",

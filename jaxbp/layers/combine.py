@@ -30,14 +30,20 @@ class Chain:
     Args:
       layers: first to last.
 
+    Raises:
+      TypeError: what is no layer.
+
     Example:
       >>> from jaxbp.layers import Dense, Elementwise
       >>> Chain(Dense(4), Elementwise("relu"), Dense(2)).init(jax.random.key(0), (3,))[1]
       (2,)
     """
 
-    def __init__(self, *layers: Layer) -> None:
-        self.layers = layers
+    def __init__(self, *layers: Any) -> None:  # whatever is no layer is named
+        for number, layer in enumerate(layers, start=1):
+            if not isinstance(layer, Layer):
+                raise TypeError(f"layer {number} is {layer!r}, expected a layer of jaxbp.layers")
+        self.layers: tuple[Layer, ...] = layers
 
     def __repr__(self) -> str:
         return f"Chain({', '.join(map(repr, self.layers))})"

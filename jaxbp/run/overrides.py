@@ -18,6 +18,7 @@ Any key can be overridden, with - or _ in it, after CONFIG; the last value count
   --train.folder= or --train.folder none        clears a key, or one argument
   --sweep.optimizer.name sgd,adam               a sweep over any key; lists as '[[64,10],[64,8,10]]'
 """
+FLAGS = ("resume", "new", "print-config")  # of the command, beside the keys
 WORDS = {"": None, "none": None, "true": True, "yes": True, "false": False, "no": False}
 
 Tables = dict[str, dict[str, Any]]
@@ -47,9 +48,11 @@ def unknown(key: str, tables: Mapping[str, Iterable[str]]) -> str:
         return f"{key}: it can't be swept: a sweep runs on one device and writes no checkpoints"
     if table in tables:
         near, allowed = nearest(name, tables[table], f"{table}.{{}}"), tables[table]
+        if table == "optimizer" and not near:
+            near = f", did you mean 'optimizer.arguments.{name}'?"
     else:
         elsewhere = [f"{known}.{name}" for known in tables if name in tables[known]]
-        near = f", did you mean {elsewhere[0]!r}?" if elsewhere else nearest(table or name, tables)
+        near = f", did you mean {elsewhere[0]!r}?" if elsewhere else nearest(table or name, [*tables, *FLAGS])
         allowed = tables
     shown = key if len(key) <= 60 else f"{key[:60]}…"
     return f"unknown key {shown!r}{near or '. Allowed: ' + ', '.join(allowed)}"

@@ -35,6 +35,7 @@ from jaxbp.run.store.model import UNFINISHED, Model
 
 PACKAGES = ("jaxbp", "jax", "jaxlib", "numpy", "optax", "scikit-learn")
 METRICS, TIMINGS = "metrics.jsonl", "timings.jsonl"
+NEW = "--new, or another train.folder, begins a new run"
 GIT_SECONDS = 10  # a repository on a slow disk holds no run up for longer
 How = Literal["auto", "resume", "new"]
 
@@ -241,15 +242,15 @@ def _check_same(config: Config, path: Path, data: str) -> None:
     which = f"{path} is unfinished and" if (path / UNFINISHED).exists() else str(path)
     if differing:
         changes = ", ".join(f"{key} was {_value(before, key)!r}, now {_value(config, key)!r}" for key in differing)
-        raise UserError(f"{which} began with another config: {changes}; --new begins a new run")
+        raise UserError(f"{which} began with another config: {changes}; {NEW}")
     if _begun(path)["data_sha256"] != data:
         changed = f"{config.data.name} has changed"
-        raise UserError(f"{which} began with other data, data.name: {changed}; --new begins a new run")
+        raise UserError(f"{which} began with other data, data.name: {changed}; {NEW}")
     if now != before.train.epochs and optimizers.counts_all(config.optimizer):
         change = f"train.epochs was {before.train.epochs}, now {now}, and the schedule counts all steps of the run"
-        raise UserError(f"{which} began with another learning rate: {change}; --new begins a new run")
+        raise UserError(f"{which} began with another learning rate: {change}; {NEW}")
     if now < (done := _epochs_in(path)):
-        raise UserError(f"train.epochs: got {now}, {path} has {done} already; --new begins a new run")
+        raise UserError(f"train.epochs: got {now}, {path} has {done} already; {NEW}")
 
 
 def _epochs_in(path: Path) -> int:
