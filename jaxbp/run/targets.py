@@ -65,9 +65,8 @@ def check(loss: str, y: np.ndarray, where: str) -> None:
     wrong = np.flatnonzero(~kind.fits(y))
     if wrong.size:
         row = ", ".join(f"{v:.4g}" for v in y[wrong[0]][:4]) + (", …" if y.shape[1] > 4 else "")
-        raise UserError(
-            f"model.loss: {loss} takes {kind.allowed}, row {wrong[0]} of {where} is {row}; squared_error takes any numbers"
-        )
+        found = f"row {wrong[0]} of {where} is {row}"
+        raise UserError(f"model.loss: {loss} takes {kind.allowed}, {found}; squared_error takes any numbers")
 
 
 def labels(loss: str, y: np.ndarray) -> np.ndarray | None:
