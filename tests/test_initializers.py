@@ -80,6 +80,7 @@ def test_unknown_names_show_the_nearest():
         draw("he", bias="zero")
 
 
+@pytest.mark.slow
 def test_a_deep_network_is_drawn_inside_jit_by_a_program_of_one_layer():
     """A thousand layers took XLA minutes. The draws are those outside of jit, with keys of any kind."""
     draw = jax.jit(jaxbp.init, static_argnums=0)

@@ -65,12 +65,13 @@ def numbers(row: Row) -> np.ndarray:
     [
         ({"study": RECORDED}, [(2, 2)]),
         pytest.param({"study": RECORDED}, [shape for shape in SHAPES if shape != (2, 2)], marks=pytest.mark.slow),
-        (
+        pytest.param(
             {
                 "data": {"name": "diabetes", "standardize_targets": True},
                 "model": {"sizes": [10, 16, 8, 1], "loss": "huber"},
             },
             [(2, 2)],
+            marks=pytest.mark.slow,
         ),
     ],
     ids=["digits", "digits on other meshes", "diabetes"],

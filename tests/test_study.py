@@ -19,7 +19,7 @@ import pyarrow.parquet
 import pytest
 from matplotlib import image
 from rich.console import Console
-from tiers import slow
+from tiers import one_in, slow
 
 import jaxbp
 from jaxbp import MLP, persample
@@ -251,7 +251,7 @@ def test_the_table_is_what_autodiff_says() -> None:
     assert rows["prediction"].tolist() == [str(k) for k in s.model.predict(s.x).argmax(axis=1)]
 
 
-@pytest.mark.parametrize("chunk", [7, 5000])
+@pytest.mark.parametrize("chunk", one_in(2, [7, 5000]))
 def test_what_is_measured_of_the_whole_split(chunk: int) -> None:
     s = subject("test")
     results = study.measure(s, studied(), chunk)
