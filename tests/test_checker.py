@@ -295,6 +295,16 @@ def test_wrong_arguments(options: dict[str, Any], message: str) -> None:
         jaxbp.check.__wrapped__(CUBE, "f32[4]", **options)  # past the type checks that only these tests have
 
 
+def test_a_network_has_its_own_arguments() -> None:
+    net = jaxbp.MLP((3, 2))
+    for options in ({"args": "f32[8]"}, {"reference": jnp.cos}, {"domain": (0.0, 1.0)}, {"wrt": 0}):
+        with pytest.raises(ValueError, match=f"{next(iter(options))} is given, but MLP has its own: leave it out"):
+            jaxbp.check(net, **options)
+    network = jaxbp.Network(jaxbp.layers.Dense(2), "squared_error", (3,))
+    with pytest.raises(TypeError, match=r"fun is a Network: check lambda params, x: jaxbp.apply\(net, params, x\)"):
+        jaxbp.check(network)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

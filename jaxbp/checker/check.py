@@ -21,6 +21,7 @@ from jaxbp.checker.transformations import EAGER, TRANSFORMATIONS, compiles_fast_
 from jaxbp.checker.trial import Kinks, Trial, Truth, first_use, outputs_like, setting, trial_of
 from jaxbp.losses import Loss
 from jaxbp.mlp import MLP
+from jaxbp.network import Network
 
 PROBES = {"fast": 2, "full": 5}
 Regimes = dict[str, Leaves]
@@ -101,7 +102,13 @@ def check(
     _known("level", level, PROBES)
     _known("kinks", kinks, ("reference", "left", "right", "subgradient"))
     _known("order", order, (1, 2))
+    if isinstance(fun, Network):
+        raise TypeError("fun is a Network: check lambda params, x: jaxbp.apply(net, params, x) at (params, x)")
     if isinstance(fun, MLP | Activation | Loss):
+        own: dict[str, Any] = {"args": args or None, "gradient": gradient, "value_and_grad": value_and_grad, "vjp": vjp}
+        own |= {"reference": reference, "wrt": wrt, "domain": domain}
+        if given := [name for name, value in own.items() if value is not None]:
+            raise ValueError(f"{given[0]} is given, but {type(fun).__name__} has its own: leave it out")
         return _network(fun, start, level=level, seed=seed, probes=probes, dtypes=dtypes)
     args = jax.tree.map(_drawable, parse(args) if isinstance(args, str) else tuple(args))
     subject, leaves = subject_of(fun, args, gradient, value_and_grad, vjp, reference, wrt)
