@@ -517,6 +517,31 @@ def test_what_is_wrong_with_a_function_is_one_line(
     fails("check", "breaks:f", match="check: can't import breaks: ZeroDivisionError: division by zero")
 
 
+def test_no_command_replaces_a_file_of_the_users(fails: Callable[..., str]) -> None:
+    """Every command with every path that it can be given: the file there stays as it is."""
+    works("run", "x.toml", "--train.folder", "iris")
+    Path("functions.py").write_text(FUNCTIONS)
+    x = load_data(DataConfig("iris")).x_test[:2]
+    np.savez("new.npz", x=x)
+    mine = {name: Path(name) for name in ("mine.csv", "mine.png", "mine.json", "mine/notes.txt")}
+    Path("mine").mkdir()
+    for path in mine.values():
+        path.write_text("mine")
+    before = {
+        path: path.read_bytes() for path in [*mine.values(), *Path("iris").iterdir(), Path("new.npz")] if path.is_file()
+    }
+    exists = "exists, --overwrite replaces it|exists; name another file"
+    fails("run", "x.toml", "--train.folder", "mine", match="train.folder: mine is not empty")
+    fails("run", "x.toml", "--train.folder", "iris", match="train.folder: iris holds a finished run")
+    fails("predict", "iris", "--data", "new.npz", "--out", "mine.csv", match=exists)
+    fails("predict", "iris", "--data", "new.npz", "--out", "new.npz", match="--out: 'new.npz'")
+    fails("study", "iris", "--split", "test", "--out", "mine.csv", match=exists)
+    fails("trace", "iris", "--sample", "1", "--out", "mine.png", match=exists)
+    fails("check", "functions:square", "--inputs", "f32[3]", "--json", "mine.json", match="exists and is no report")
+    fails("check", "x.toml", "--json", "iris/metrics.jsonl", match="exists and is no report")
+    assert {path: path.read_bytes() for path in before} == before
+
+
 # --- the public names -------------------------------------------------------------------------------------------------
 
 

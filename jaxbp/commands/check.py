@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import importlib
+import json
 import os
 import sys
 import traceback
@@ -47,7 +48,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{rule.replace('_', '-')}", metavar="MODULE:FUNCTION", help=text)
     parser.add_argument("--level", choices=("fast", "full"), default="fast", help="how many points and probes")
     parser.add_argument("--seed", type=int, default=0, help="of everything drawn")
-    parser.add_argument("--json", metavar="FILE", type=Path, help="write the report as JSON too")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="the report as JSON; an earlier one is replaced")
     parser.add_argument("--format", choices=("text", "github"), default="text", help="github: annotations of its code")
     parser.add_argument("--arguments", metavar="FILE", type=Path, help="a TOML that tells the arguments of rules")
     parser.add_argument("--watch", action="store_true", help="check a file again whenever it changes, until Ctrl-C")
@@ -56,6 +57,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Prints the report, or those of all rules of a package or a file; 1 unless everything passed."""
     path, of_function = Path(options.target), ":" in options.target
+    if options.json and options.json.is_file() and not _is_report(options.json):
+        raise UserError(f"--json {options.json}: exists and is no report of jaxbp check; name another file")
     if path.suffix != ".toml" and not of_function:
         _refused(options, (*RULES, "inputs", "wrt"), "is for package.module:function, see --arguments")
         if options.watch and path.suffix != ".py":
@@ -72,6 +75,15 @@ def run(options: argparse.Namespace) -> int:
         print(*_annotations(options.target, report), sep="\n")
     write(options.json, report.json())
     return 0 if report.passed else 1
+
+
+def _is_report(file: Path) -> bool:
+    """Whether an earlier command wrote the file: a report may be replaced, nothing else."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and bool({"rows", "rules"} & set(found))
 
 
 def write(file: Path | None, text: str) -> None:
