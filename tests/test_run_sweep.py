@@ -221,7 +221,8 @@ def test_the_step_is_traced_as_often_for_many_members_as_for_one(iris: Path, mon
     for seeds in ("1", "5"):
         calls.clear()
         overrides = ("--train.epochs", "3", "--sweep.seeds", seeds, "--sweep.learning-rate", "0.1")
-        assert len(list(sweep.epochs(sweep.prepare(configs.read(iris, overrides))))) == 3
+        (cohort,) = sweep.prepare(configs.read(iris, overrides)).cohorts
+        assert len(list(sweep.epochs(cohort))) == 3
         traced.append(len(calls))
     assert 0 < traced[0] == traced[1]
 
