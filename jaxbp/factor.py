@@ -7,7 +7,7 @@ kind means: every other case gives what follows from it, but cheaper. Where noth
 The einsum letters are n, m sample, t position, i input, o output. δ belongs to ℓₙ and is never divided by N.
 
 Sources: I. Goodfellow, *Efficient per-example gradient computations*, 2015 (`Rank1`); G. Rochette et al., *Efficient
-per-example gradient computations in convolutional neural networks*, 2019 (`Window`); X. Li et al., *Large language
+per-example gradient computations in convolutional neural networks*, 2019 (`Convolved`); X. Li et al., *Large language
 models can be strong differentially private learners*, 2022, §4 (`Shared`).
 """
 

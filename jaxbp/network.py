@@ -98,12 +98,8 @@ def init(
 
     Args:
       net: the network.
-      key: a key of `jax.random.key`; layer l draws from ``fold_in(key, l)``.
-      scheme: how w is drawn: he, glorot or lecun (each _normal, the default, or _uniform; the normal ones are truncated
-        at two standard deviations), orthogonal, normal (standard deviation 0.01), or an initialiser such as
-        ``jax.nn.initializers.normal(0.1)``. A layer may have one of its own.
-      bias: how b of an MLP is drawn: zeros, normal (standard deviation 0.01), or an initialiser. Elsewhere b is 0.
-      dtype: of all parameters.
+      key, scheme, dtype: as for `jaxbp.mlp.init`. A layer may have a scheme of its own, and embeddings have.
+      bias: as there for an MLP; elsewhere b is 0.
 
     Returns:
       A pytree; for an MLP L of `Affine`.

@@ -6,7 +6,8 @@ einsum letters are n, m samples, i input, o output; x is (N, in), δ is (N, out)
 
 The factors of a `jaxbp.Network` are a tree of the kinds in `jaxbp.factor`; every function takes them too. Its layers
 are those with parameters, in the order of the tree, and what is L of `Affine` here is nested as its parameters are.
-Second moments, variances and noise scales form the gradients of such layers, one sample after the other.
+Second moments, variances and noise scales form the gradients of such layers, one sample after the other. Those of a
+weight that is used twice (`jaxbp.layers.Tied`) are formed before they are scaled, and are right where gₙ is normal.
 
 Scaling. gₙ belongs to ℓₙ, the loss of one sample, and is never divided by N. Means divide by the static batch length N
 unless `normalize_by` is given. Statistics of the distribution of gradients (variance, signal to noise, noise scale,
@@ -692,6 +693,9 @@ def el2n(factors: FactorTree) -> Array:
 
     Returns:
       (N,), in float32 at least.
+
+    Raises:
+      ValueError: the last layer of a `jaxbp.Network` is no affine map of one position.
 
     Example:
       >>> f = Factors(x=(jnp.array([[1.0, 2.0], [0.0, 1.0]]),), delta=(jnp.array([[3.0, -4.0], [0.0, 0.0]]),))
