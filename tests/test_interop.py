@@ -154,6 +154,7 @@ def test_in_a_flax_linen_module():
     assert_close(grads, want, 1e-12, "linen")
 
 
+@pytest.mark.slow
 def test_in_a_flax_nnx_module():
     """The class that the docstring of apply shows, trained for a step by nnx.Optimizer."""
     lines = jaxbp.apply.__doc__.splitlines()

@@ -609,6 +609,7 @@ def test_a_clipped_gradient_in_bfloat16_has_at_most_the_bound():
 # Dtypes, devices, errors --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_bfloat16_factors_accumulate_in_float32():
     """Everything but gradients is the float32 result of the rounded factors, to float32's digits."""
     params, _, _, f, _ = case(dtype=jnp.float32)

@@ -210,6 +210,7 @@ def test_delta_and_gradient_rms_are_those_of_single_samples() -> None:
     np.testing.assert_allclose(metrics.root_mean(measured.delta), np.sqrt(np.mean(delta, axis=0)), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_bfloat16_counts_its_samples() -> None:
     """bfloat16 has no 301: a sum of 301 ones in it is 300 or 302, and the mean loss would be off by as much."""
     net, params, x, y, optimizer = problem(301, jnp.bfloat16)

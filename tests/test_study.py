@@ -304,6 +304,7 @@ def test_the_same_bytes_again_and_parquet_holds_the_same_numbers(tmp_path: Path)
         assert np.array_equal(values, column.astype(values.dtype)), name
 
 
+@pytest.mark.slow
 def test_a_regression_at_initialisation(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["study", "diabetes.toml", "--split", "test", "--chunk", "10"]) == 0
     said = capsys.readouterr().out
@@ -483,6 +484,7 @@ def test_an_unfinished_run_is_called_so(tmp_path: Path, capsys: pytest.CaptureFi
     assert f"{tmp_path / 'r'}, as trained so far, unfinished: digits" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_overwriting_removes_the_pictures_of_the_earlier_table(capsys: pytest.CaptureFixture[str]) -> None:
     out = ["--out", "again.csv", "--overwrite", "--quantities"]
     assert main(["study", "run", *out, "gram"]) == 0

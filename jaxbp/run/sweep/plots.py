@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -77,9 +77,10 @@ class Grid(NamedTuple):
 def grid(found: Sequence[Group]) -> Grid:
     """Over the learning rate, or else the first key with numbers, or else the first; the rows are the other keys."""
     name, varied = scores.main_score(found), _varied(found)
-    key = next((k for k in varied if k == "learning_rate"), None) or next(filter(_numeric(found), varied), varied[0])
+    numeric = [k for k in varied if _are_numbers([group.setting.get(k) for group in found])]
+    key = "learning_rate" if "learning_rate" in varied else next(iter(numeric), varied[0])
     columns: list[Any] = list({json.dumps(group.setting.get(key)): group.setting.get(key) for group in found}.values())
-    if _numeric(found)(key):
+    if key in numeric:
         columns.sort()
     others = [k for k in varied if k != key]
     cells: dict[tuple[str, int], list[float]] = {}
@@ -125,17 +126,13 @@ def _varied(found: Sequence[Group]) -> list[str]:
     return [k for k in scores.keys(found) if len({json.dumps(group.setting.get(k)) for group in found}) > 1]
 
 
-def _numeric(found: Sequence[Group]) -> Callable[[str], bool]:
-    def test(key: str) -> bool:
-        values = [group.setting.get(key) for group in found]
-        return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
-
-    return test
+def _are_numbers(values: Sequence[Any]) -> bool:
+    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
 
 
 def _lines(axis: Axes, drawn: Grid) -> None:
     """A dot a member and a line through the medians; where other keys differ, a colour for each of their values."""
-    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in drawn.columns)
+    numbers = _are_numbers(drawn.columns)
     at = np.array(drawn.columns, np.float64) if numbers else np.arange(len(drawn.columns), dtype=np.float64)
     series = drawn.values if drawn.other else drawn.values.transpose(2, 1, 0)
     colours = colormaps["viridis"](np.linspace(0, 0.9, len(series))) if drawn.other else ["tab:blue"]
