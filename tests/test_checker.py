@@ -197,6 +197,7 @@ def test_the_report_says_when_it_ran_nothing_eagerly() -> None:
     assert [any("eager" in note for note in report.not_covered) for report in (fast, full)] == [True, False]
 
 
+@pytest.mark.slow
 def test_second_order() -> None:
     """The gradient is right; what is kept for it is cut off from the arguments, so its derivative is wrong."""
     cut = custom(

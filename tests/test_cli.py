@@ -220,6 +220,7 @@ def test_losses_of_labels_and_of_numbers() -> None:
     assert strict_rows("smooth")[-1]["test_loss"] == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_bfloat16_and_an_optax_optimizer_with_a_schedule() -> None:
     works("run", "x.toml", "--model.dtype", "bfloat16", "--optimizer.name", "adam", "--train.folder", "adam")
     assert {str(layer.w.dtype) for layer in load("adam").params} == {"bfloat16"}

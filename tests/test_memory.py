@@ -166,6 +166,7 @@ def repeats(schedule):
 schedules = st.recursive(st.integers(1, 5), lambda inner: st.lists(inner, min_size=1, max_size=4).map(tuple))
 
 
+@pytest.mark.slow
 @given(schedules)
 def test_counts_are_those_of_the_definition(schedule):
     assert memory.length(schedule) == len(repeats(schedule))

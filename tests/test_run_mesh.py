@@ -63,18 +63,16 @@ def numbers(row: Row) -> np.ndarray:
 @pytest.mark.parametrize(
     ("tables", "shapes"),
     [
-        ({"study": RECORDED}, [(2, 2)]),
-        pytest.param({"study": RECORDED}, [shape for shape in SHAPES if shape != (2, 2)], marks=pytest.mark.slow),
-        pytest.param(
+        pytest.param({"study": RECORDED}, SHAPES, marks=pytest.mark.slow),
+        (
             {
                 "data": {"name": "diabetes", "standardize_targets": True},
                 "model": {"sizes": [10, 16, 8, 1], "loss": "huber"},
             },
             [(2, 2)],
-            marks=pytest.mark.slow,
         ),
     ],
-    ids=["digits", "digits on other meshes", "diabetes"],
+    ids=["digits", "diabetes"],
 )
 def test_a_mesh_gives_the_losses_of_one_device(tables: dict[str, Any], shapes: list[tuple[int, int]]) -> None:
     """14 × 100 + 37 digits: the last batch is filled up. δ and gradient RMS are sums in float32."""

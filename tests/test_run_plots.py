@@ -239,6 +239,7 @@ def test_a_png_and_an_svg_have_the_same_bytes_each_time(tmp_path: Path) -> None:
     assert b"<svg" in (tmp_path / "a.svg").read_bytes()
 
 
+@pytest.mark.slow
 def test_the_backend_of_the_caller_stays() -> None:
     """In a process of its own, for the tests have a backend."""
     code = (
