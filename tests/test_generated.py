@@ -124,6 +124,7 @@ def test_rule_agrees_with_autodiff(number: int) -> None:
         assert worst_error(subject, scale) < TOLERANCE, f"{subject.name} at × {scale}"
 
 
+@pytest.mark.slow
 def test_counts_and_variety() -> None:
     networks, rules = list(generated.networks(1000, seed=0)), list(generated.rules(200, seed=0))
     assert (len(networks), len(rules)) == (1000, 200)

@@ -313,6 +313,7 @@ def test_per_layer_sums_are_the_totals():
     assert_close([sum(field) for field in zip(*layers, strict=True)][:2], list(total)[:2], 1e-12, "noise_scale")
 
 
+@pytest.mark.slow
 def test_one_sample():
     """N = 1: no pair, no spread. The unbiased statistics are undefined, and say so by NaN."""
     _, _, _, f, rows = case(batch=1)
@@ -331,6 +332,7 @@ def test_one_sample():
     assert all(np.isinf(leaf[g != 0]).all() for leaf, g in zip(*map(jax.tree.leaves, (infinite, zeros)), strict=True))
 
 
+@pytest.mark.slow
 def test_unequal_parts_give_the_whole():
     """3 + 4 samples: rows are rows of the 7, sums with normalize_by=7 add up."""
     _, _, _, f, _ = case()
@@ -710,6 +712,7 @@ def test_chunks_of_an_empty_data_set_of_bytes_and_under_jit():
     assert_close(inside(params), losses + persample.dot(f, params), 1e-13, "a quantity that closes over a tracer")
 
 
+@pytest.mark.slow
 def test_a_quantity_and_its_program_are_forgotten():
     """A lambda in a loop left its program behind at each turn."""
     params, x, y, _, _ = case(batch=11)

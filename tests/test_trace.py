@@ -11,6 +11,7 @@ import pytest
 from matplotlib import image
 from matplotlib.text import Text
 from rich.console import Console
+from tiers import slow
 
 import jaxbp
 from jaxbp.cli import main
@@ -166,7 +167,7 @@ def test_a_trace_that_is_not_finite_is_drawn() -> None:
         (["--sample", "100000"], "--sample: got 100000"),
         (["--sample", "0", "--split", "tset"], "--split"),
         (["--sample", "0", "--out", "a.jpg"], "--out: 'a.jpg' should end in .png or .svg"),
-        (["--sample", "0", "--out", "absent/a.png"], "--out: 'absent/a.png' can't be written"),
+        *slow((["--sample", "0", "--out", "absent/a.png"], "--out: 'absent/a.png' can't be written")),
     ],
 )
 def test_refused_in_one_line(run: Path, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
