@@ -1,9 +1,9 @@
 """What do layers beside the MLP cost? Gradients and per-sample quantities, beside autodiff of the same network.
 
-Each network is one of `jaxbp.layers`; autodiff differentiates its forward pass. Five programs are compiled and called
-in turn in one process: jax.value_and_grad, jaxbp.value_and_grad, all per-sample norms, the clipped mean, and the norms
-by vmap(jax.grad), which is left out for the largest network. Forward and backward pass are in each. A ratio is the
-median over the rounds of the ratio within a round. Scratch is XLA's temporary bytes, FLOP are what XLA counts.
+Each network is one of `jaxbp.models` or a chain of layers; autodiff differentiates its forward pass. Five programs are
+compiled and called in turn in one process: jax.value_and_grad, jaxbp.value_and_grad, all per-sample norms, the clipped
+mean, and the norms by vmap(jax.grad), which is left out for the largest network. Forward and backward pass are in each.
+A ratio is the median over the rounds of the ratio within a round. Scratch is XLA's temporary bytes, FLOP are its count.
 
 Command: python -m experiments.layers [--rounds 15] [--only NAME] [--out FOLDER]
 """
@@ -17,14 +17,12 @@ import jax.numpy as jnp
 import jaxbp
 from experiments import report
 from experiments.bench import timing
-from jaxbp import Network, losses, persample
+from jaxbp import Network, losses, models, persample
 from jaxbp.layers import (
-    AveragePool,
     Chain,
     Conv2d,
     Dense,
     Elementwise,
-    Embedding,
     Flatten,
     LayerNorm,
     MaxPool,
@@ -40,16 +38,6 @@ AUTODIFF, OURS, NORMS, CLIPPED, VMAP = (
 )
 
 
-def lenet5() -> Network:
-    """LeCun et al. 1998 with tanh, mean pooling and a linear output."""
-    tanh = Elementwise("tanh")
-    layer = Chain(
-        *(Conv2d(6, 5, padding="same"), tanh, AveragePool(2), Conv2d(16, 5), tanh, AveragePool(2)),
-        *(Flatten(), Dense(120), tanh, Dense(84), tanh, Dense(10)),
-    )
-    return Network(layer, "softmax_cross_entropy", (28, 28, 1))
-
-
 def convolutions() -> Network:
     """Four convolutions of 32 and 64 channels."""
     relu = Elementwise("relu")
@@ -59,16 +47,6 @@ def convolutions() -> Network:
         *(Flatten(), Dense(10)),
     )
     return Network(layer, "softmax_cross_entropy", (32, 32, 3))
-
-
-def gpt(layers: int, heads: int, width: int, positions: int, tokens: int = 65) -> Network:
-    """A decoder in the manner of GPT-2, with a head of its own."""
-    block = (
-        Residual(Chain(LayerNorm(), SelfAttention(heads, causal=True))),
-        Residual(Chain(LayerNorm(), Dense(4 * width), Elementwise("gelu_tanh"), Dense(width))),
-    )
-    layer = Chain(Embedding(tokens, width), PositionEmbedding(), *block * layers, LayerNorm(), Dense(tokens))
-    return Network(layer, losses.over_positions("softmax_cross_entropy"), (positions,))
 
 
 def patches() -> Network:
@@ -82,11 +60,11 @@ def patches() -> Network:
 
 
 NETWORKS = {  # network, batch
-    "LeNet-5 / 128": (lenet5, 128),
+    "LeNet-5 / 128": (lambda: models.lenet5((28, 28, 1), 10), 128),
     "4 convolutions / 32": (convolutions, 32),
     "patches / 64": (patches, 64),
-    "GPT 4 × 128, T 64 / 32": (lambda: gpt(4, 4, 128, 64), 32),
-    "GPT 6 × 384, T 256 / 8": (lambda: gpt(6, 6, 384, 256), 8),
+    "GPT 4 × 128, T 64 / 32": (lambda: models.gpt((64,), 65), 32),
+    "GPT 6 × 384, T 256 / 8": (lambda: models.gpt((256,), 65, layers=6, heads=6, width=384), 8),
 }
 FORMED = 1_000_000  # parameters, up to which the norms are also taken by vmap(jax.grad)
 

@@ -7,7 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jaxbp import activations, checker, factor, initializers, layers, losses, memory, persample
+    from jaxbp import activations, checker, factor, initializers, layers, losses, memory, models, persample
     from jaxbp.activations import Activation
     from jaxbp.checker.check import check
     from jaxbp.interop import apply
@@ -40,12 +40,13 @@ __all__ = [
     "layers",
     "losses",
     "memory",
+    "models",
     "persample",
     "update",
     "value_and_grad",
 ]
 
-_MODULES = ("activations", "checker", "factor", "initializers", "layers", "losses", "memory", "persample")
+_MODULES = ("activations", "checker", "factor", "initializers", "layers", "losses", "memory", "models", "persample")
 _HOMES = {"Activation": "activations", "Loss": "losses", "apply": "interop", "check": "checker"}  # the others: mlp
 _HOMES |= dict.fromkeys(("Network", "factors", "gradient", "init", "value_and_grad"), "network")
 

@@ -224,6 +224,17 @@ def layer_of(net: Net) -> Any:
     return net if isinstance(net, MLP) else net.layer
 
 
+def shapes(net: Net) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Of one sample's input and output."""
+    return (net.sizes[:1], net.sizes[-1:]) if isinstance(net, MLP) else (net.shape, net.outputs)
+
+
+def by_layer(net: Net, tree: Any) -> list[Any]:
+    """Of a tree that is nested as the parameters are, what belongs to each layer that has any; those of a chain."""
+    layers = tree if isinstance(layer_of(net), MLP | Chain) else (tree,)
+    return [part for part in layers if jax.tree.leaves(part)]
+
+
 def totals(factors: FactorTree) -> ParamTree:
     """Σₙ gₙ, like the parameters."""
     return factor.like(factors, [factor.total(part) for part in factor.parts(factors)])
@@ -249,9 +260,9 @@ def check_parameters(net: Net, params: ParamTree) -> tuple[tuple[int, ...], tupl
     """The shapes of one sample's input and output, and the dtype of the parameters, which are checked."""
     if isinstance(net, MLP):
         check_params(net.sizes, params)
-        return net.sizes[:1], net.sizes[-1:], params[0].w.dtype
-    check_like("params", params, net.parameters)
-    return net.shape, net.outputs, dtype_of(params)
+    else:
+        check_like("params", params, net.parameters)
+    return *shapes(net), dtype_of(params)
 
 
 def check_like(name: str, tree: ParamTree, expected: ParamTree) -> None:

@@ -40,7 +40,7 @@ from jaxbp.layers.dropout import Dropout
 from jaxbp.layers.embedding import Embedding, PositionEmbedding
 from jaxbp.layers.normalization import BatchNorm, GroupNorm, LayerNorm, RMSNorm
 from jaxbp.layers.pooling import AveragePool, MaxPool
-from jaxbp.layers.shape import Flatten, Patches, Reshape
+from jaxbp.layers.shape import Flatten, Patches, Reshape, Transpose
 
 __all__ = [
     "AveragePool",
@@ -65,4 +65,5 @@ __all__ = [
     "Residual",
     "SelfAttention",
     "Tied",
+    "Transpose",
 ]

@@ -61,6 +61,29 @@ class Flatten:
 
 
 @dataclasses.dataclass(frozen=True)
+class Transpose:
+    """x (positions, channels) as (channels, positions).
+
+    Example:
+      >>> Transpose().init(None, (16, 49))
+      ((), (49, 16))
+    """
+
+    def init(
+        self, key: Array | None, shape: tuple[int, ...], scheme: Any = None, dtype: Any = None
+    ) -> tuple[tuple[()], tuple[int, ...]]:
+        if len(shape) != 2:
+            raise ValueError("it takes (positions, channels)")
+        return (), shape[::-1]
+
+    def forward(self, params: tuple[()], x: Array, key: Array | None = None) -> tuple[Array, tuple[()]]:
+        return x.T, ()
+
+    def backward(self, params: tuple[()], tape: tuple[()], dl_dx: Array) -> tuple[Array, tuple[()]]:
+        return dl_dx.T, ()
+
+
+@dataclasses.dataclass(frozen=True)
 class Patches:
     """An image (height, width, channels) as a sequence of its square patches, (patches, size · size · channels).
 
