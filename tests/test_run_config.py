@@ -473,6 +473,7 @@ TABLES = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @given(TABLES)
 def test_every_config_comes_back(tables: dict[str, dict[str, Any]]) -> None:
     kinds = {

@@ -510,9 +510,9 @@ def at(array: np.ndarray, row: int, value: float) -> np.ndarray:
         ({"x": X[:, :0], "y": LABELS}, r"x is empty: its shape is \(20, 0\)"),
         ({"x": X, "y": np.float64(1)}, "y is a single number"),
         ({"x": X[:, 0], "y": LABELS}, r"x has shape \(20,\); allowed: \(N, D\)"),
-        ({"x": X.reshape(5, 2, 2, 3), "y": LABELS[:5]}, r"x has shape \(5, 2, 2, 3\)"),
+        ({"x": X.reshape(5, 2, 2, 3, 1), "y": LABELS[:5]}, r"x has shape \(5, 2, 2, 3, 1\)"),
         ({"x": X, "y": X[:, :, None]}, r"y has shape \(20, 3, 1\); allowed: \(N,\) or \(N, C\)"),
-        ({"x": X, "y": np.eye(20, dtype=int)}, r"y is int64 of shape \(20, 20\); labels are \(N,\)"),
+        ({"x": X, "y": np.ones((20, 2, 2), int)}, r"y is int64 of shape \(20, 2, 2\); labels are \(N,\)"),
         ({"x": X, "y": at(LABELS, 5, -1)}, "y: row 5 is the label -1; allowed: 0 to 65535"),
         ({"x": X, "y": at(LABELS, 6, 10**9)}, "y: row 6 is the label 1000000000"),
         ({"x": X, "y": LABELS, "x_test": X, "y_test": at(LABELS, 8, 4)}, "y_test: row 8 is the label 4; .* y is 3"),
@@ -590,11 +590,11 @@ def test_diabetes_is_unscaled() -> None:
 
 def test_describe_says_where(tmp_path: Path) -> None:
     where = {row.name: row.where for row in describe()}
-    assert list(where) == ["digits", "iris", "wine", "breast_cancer", "diabetes", "mnist", "fashion_mnist"]
+    assert list(where) == ["digits", "iris", "wine", "breast_cancer", "diabetes", "mnist", "fashion_mnist", "text"]
     assert where["mnist"] == where["fashion_mnist"] == "to be downloaded"
     import_files("mnist", pack_folder(tmp_path, FILES))
     assert {row.name: row.where for row in describe()}["mnist"] == f"in {tmp_path / 'data' / 'mnist'}"
-    assert describe()[-1][1:5] == ("classification", 70_000, 784, 10)
+    assert describe()[-2][1:5] == ("classification", 70_000, 784, 10)
 
 
 def test_unknown_name() -> None:

@@ -18,9 +18,10 @@ from jaxbp import MLP, Affine
 from jaxbp.run.config import Config, ModelConfig, to_dict
 from jaxbp.run.data import Scaling
 from jaxbp.run.errors import UserError
+from jaxbp.run.networks import Sample, network
 from jaxbp.run.predict import predict
 from jaxbp.run.store import model as models
-from jaxbp.run.store.model import FILE, Model, load, network
+from jaxbp.run.store.model import FILE, Model, load
 
 INPUTS = Scaling(np.array([1.0, 2.0, 3.0, 4.0]), np.array([1.0, 10.0, 0.1, 2.0]))
 TARGETS = Scaling(np.array([100.0, -5.0]), np.array([7.0, 0.5]))
@@ -38,7 +39,9 @@ def saved(
         Affine(*(jnp.asarray(rng.normal(size=shape), dtype) for shape in ((outputs, inputs), (outputs,))))
         for inputs, outputs in ((4, 3), (3, 2))
     )
-    model = Model(net, params, INPUTS, targets, None if targets else ("no", "yés"))
+    model = Model(
+        net, params, INPUTS, targets, None if targets else ("no", "yés"), Sample(net.sizes[:1], net.sizes[-1], False)
+    )
     (folder / "config.toml").write_text(tomli_w.dumps(to_dict(Config(model=config))), encoding="utf-8")
     model.save(folder)
     return model

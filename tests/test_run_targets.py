@@ -14,9 +14,10 @@ from jaxbp.run import targets
 from jaxbp.run.compute.epoch import Evaluation
 from jaxbp.run.config import Config, DataConfig, ModelConfig
 from jaxbp.run.data import Scaling
+from jaxbp.run.networks import network
 from jaxbp.run.predict import predict
 from jaxbp.run.report import metrics
-from jaxbp.run.store.model import FILE, UNFINISHED, Model, network
+from jaxbp.run.store.model import FILE, UNFINISHED, Model
 
 RNG = np.random.default_rng(0)
 LOGITS = np.array([[0.0, 2.0], [-3.0, 1.0]])

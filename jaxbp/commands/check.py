@@ -117,12 +117,15 @@ def _of_config(path: Path, options: argparse.Namespace) -> "tuple[Table, Report]
 
     from jaxbp.checker.check import check
     from jaxbp.checker.network import layer_errors
+    from jaxbp.mlp import MLP
     from jaxbp.run import config as configs
-    from jaxbp.run.store.model import network
+    from jaxbp.run.networks import network
 
     config = configs.read(path)
     start_jax()
     net = network(config.model)
+    if not isinstance(net, MLP):
+        raise UserError(f'check {path}: model.kind is "{config.model.kind}"; a config is checked of an MLP')
     report = check(net, level=options.level, seed=options.seed, dtypes=(config.model.dtype,))
     table = Table(title="largest error in ULPs of the largest element")
     for column in ("layer", "quantity", "float64", "float32"):

@@ -14,8 +14,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     listing = actions.add_parser("list", help="the data sets, their sizes and where they are")
     listing.set_defaults(action=_list)
     importing = actions.add_parser("import", help="take a data set from files instead of downloading it")
-    importing.add_argument("name", metavar="NAME", help="mnist or fashion_mnist")
-    importing.add_argument("path", metavar="PATH", help="a folder or archive with the four IDX files, gzipped or not")
+    importing.add_argument("name", metavar="NAME", help="mnist, fashion_mnist or text")
+    importing.add_argument(
+        "path", metavar="PATH", help="a folder or archive with the four IDX files, gzipped or not; of text a file"
+    )
     importing.set_defaults(action=_import)
 
 
@@ -35,4 +37,6 @@ def _list(_: argparse.Namespace) -> None:
 def _import(options: argparse.Namespace) -> None:
     from jaxbp.run import data
 
-    print(f"{options.name} is in {data.import_files(options.name, Path(options.path))}")
+    path = Path(options.path)
+    found = data.text.import_file(path) if options.name == data.text.NAME else data.import_files(options.name, path)
+    print(f"{options.name} is in {found}")

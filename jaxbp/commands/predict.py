@@ -4,16 +4,22 @@ import argparse
 from pathlib import Path
 
 from jaxbp.commands import start_jax
+from jaxbp.run.errors import UserError
 
-HELP = "Writes a row a sample: its index, then the predicted class, or the numbers in the units of the targets."
+HELP = """Writes a row a sample: its index, then the predicted class, or the numbers in the units of the targets.
+With --prompt a network that was trained on a text goes on with it."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The run, the data, where to write."""
     parser.add_argument("folder", metavar="RUN_DIR", help="the folder of a finished run")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--data", metavar="FILE.npz", type=Path, help="its array x, (N, inputs), is read; raw inputs")
+    source.add_argument("--prompt", metavar="TEXT", help="the beginning of a text")
     parser.add_argument(
-        "--data", metavar="FILE.npz", required=True, type=Path, help="its array x, (N, inputs), is read; raw inputs"
+        "--length", type=int, default=500, help="with --prompt: how many characters follow; 500 by default"
     )
+    parser.add_argument("--seed", type=int, default=0, help="with --prompt: another seed, another text")
     parser.add_argument(
         "--out", metavar="FILE.csv", type=Path, help="where to write the predictions; standard output by default"
     )
@@ -23,6 +29,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Applies the network."""
     start_jax()
-    from jaxbp.run.predict import predict
+    from jaxbp.run.predict import goes_on, predict
 
+    if options.prompt is not None:
+        if options.out is not None:
+            raise UserError("--out: it is for --data, a text goes to standard output")
+        print(goes_on(Path(options.folder), options.prompt, options.length, options.seed))
+        return
     predict(Path(options.folder), options.data, options.out, options.overwrite)

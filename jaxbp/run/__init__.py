@@ -4,6 +4,7 @@ A run goes through these rooms, in this order. Each room is a folder here; a fil
 
     config.py         a TOML file and the command line's options, `overrides`, → one frozen, checked `Config`
     data/             the samples that it names, split into training and test set → `Dataset`, `Scaling`
+    networks.py       the [model] table → an `MLP`, or a `Network` of other layers
     problem.py        data, network and scaling, checked against each other → `Problem`; studies and traces begin here
     compute/          how it is learned: `optimizers`; `step`, described by one static `StepSpec`; `epoch`, a compiled
                       scan of steps; the program that owns the state, `program.OneDevice` or `mesh.OnMesh`
@@ -18,7 +19,8 @@ From a batch down. `loop.epochs` asks the program for an epoch. The program call
 it draws the order of the samples from a key and scans `step.step` over the batches. A step takes the mean gradient of
 its batch from `jaxbp.memory`, which runs `jaxbp.mlp`'s forward and backward pass, then updates the parameters. What the
 steps measured comes back as arrays (`Steps`), what the epoch reached as an `Evaluation` of both sets; `report.metrics`
-makes the rows of them. Parameters stay on the device until they are saved.
+makes the rows of them. Of a network that is no MLP a step takes all layers at once, by `jaxbp.network`. Parameters
+stay on the device until they are saved.
 
 Four things are decided once:
 

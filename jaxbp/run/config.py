@@ -28,6 +28,12 @@ STRICT = ConfigDict(extra="forbid")  # an unknown key in a table is an error
 MOST_BYTES = 10**6  # of a config file; what is larger is not one
 MOST_MEMBERS = 10**4  # of a sweep: each has a folder
 
+Kind = Literal["mlp", "lenet5", "conv1d", "mixer", "gpt", "chain"]
+KINDS_WITH = {  # the kinds of network that have a key of [model]; all have the others
+    **dict.fromkeys(("sizes", "hidden", "output", "bias", "bias_std"), ("mlp",)),
+    **{"arguments": ("lenet5", "conv1d", "mixer", "gpt"), "layers": ("chain",)},
+}
+
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Rate = Annotated[float, Field(ge=0, le=3e38, allow_inf_nan=False)]  # float32 has no larger number
@@ -50,9 +56,13 @@ class DataConfig:
     """Which data, which part of them is the test set, and how they are scaled."""
 
     name: str = "digits"
-    """digits, iris, wine, breast_cancer, diabetes, mnist, fashion_mnist, or the path of an .npz with x and y."""
+    """digits, iris, wine, breast_cancer, diabetes, mnist, fashion_mnist, text, or the path of a .txt or of an .npz with
+    x and y."""
     test_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Part of the samples kept for the test; None: the data set's own test set, or 0.2 where it has none."""
+    """Part of the samples kept for the test; None: the data set's own test set, or 0.2 where it has none. Of a text its
+    end; None: 0.1."""
+    block: Count | None = None
+    """Of a text: the characters of a sample; None: 64. Each epoch reads the text once, from another beginning on."""
     seed: Seed = 0
     """Seed of the split into training and test set."""
     standardize: Literal["feature", "global", "none"] = "feature"
@@ -64,7 +74,7 @@ class DataConfig:
 @pydantic.with_config(STRICT)
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """The network: `jaxbp.MLP` and `jaxbp.init`."""
+    """The network: `jaxbp.MLP` and `jaxbp.init`, or another one by its kind."""
 
     sizes: Annotated[tuple[Count, ...], Field(min_length=2, max_length=10_000)] = (64, 64, 10)
     """Widths of the input, of the hidden layers and of the output."""
@@ -86,6 +96,14 @@ class ModelConfig:
     """Standard deviation of the biases "normal"; None: 0.01."""
     dtype: Literal["float32", "float64", "bfloat16"] = "float32"
     """Of parameters and data."""
+    kind: Kind = "mlp"
+    """mlp has sizes, hidden and output; lenet5, conv1d, mixer and gpt are those of `jaxbp.models`; chain has layers."""
+    arguments: dict[str, Number] = dataclasses.field(default_factory=dict)
+    """Of lenet5, conv1d, mixer and gpt: their own arguments, such as layers and width, by their names in
+    `jaxbp.models`."""
+    layers: tuple[dict[str, Any], ...] = ()
+    """Of a chain: [[model.layers]] with a kind, such as "conv2d", "layer_norm" or "residual", and its arguments as in
+    `jaxbp.layers`."""
 
 
 @pydantic.with_config(STRICT)
@@ -275,8 +293,14 @@ def documented(table: type) -> dict[str, str]:
 
 
 def to_dict(config: Config) -> dict[str, dict[str, Any]]:
-    """Nested tables without the keys that are None, which TOML cannot write; `validate` takes them back."""
+    """Nested tables without the keys that are None, which TOML cannot write; `validate` takes them back.
+
+    Without the keys that the kind of network does not have, too.
+    """
     tables = dataclasses.asdict(config)
+    tables["model"] = {
+        k: v for k, v in tables["model"].items() if config.model.kind in KINDS_WITH.get(k, (config.model.kind,))
+    }
     tables["sweep"] = {name: _without_none(v) for name, v in tables["sweep"].items() if v != {}}
     return {name: {k: v for k, v in table.items() if v is not None} for name, table in tables.items()}
 

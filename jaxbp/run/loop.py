@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
-from jaxbp.mlp import Array, Params
+from jaxbp.mlp import MLP, Array
+from jaxbp.network import Network, ParamTree, shapes
 from jaxbp.run import data
 from jaxbp.run import problem as problems
 from jaxbp.run.compute import mesh as meshes
@@ -23,6 +24,7 @@ from jaxbp.run.compute.step import State, Steps, StepSpec
 from jaxbp.run.config import Config
 from jaxbp.run.errors import Diverged, Stopped
 from jaxbp.run.host import memory, processes, signals
+from jaxbp.run.networks import takes_tokens, title
 from jaxbp.run.problem import Problem
 from jaxbp.run.report import metrics, text
 from jaxbp.run.report.events import events
@@ -228,25 +230,37 @@ def epoch_row(setup: Setup, evaluations: dict[str, Evaluation], steps: Steps, ep
 def describe(setup: Setup) -> str:
     """Network, data, optimiser and device in one line."""
     problem, config = setup.problem, setup.problem.config
-    dataset, sizes = problem.dataset, "-".join(map(str, problem.net.sizes))
+    dataset, net = problem.dataset, problem.net
+    shown = (
+        f"{'-'.join(map(str, net.sizes))} {config.model.hidden}" if isinstance(net, MLP) else title(net, config.model)
+    )
     parameters = sum(p.size for p in jax.tree.leaves(jax.eval_shape(problem.initial)))
     return (
         f"{dataset.name}: {len(dataset.x_train):,} training and {len(dataset.x_test):,} test samples · "
-        f"{sizes} {config.model.hidden}, {config.model.loss}, {parameters:,} parameters in {config.model.dtype} · "
+        f"{shown}, {config.model.loss}, {parameters:,} parameters in {config.model.dtype} · "
         f"{config.optimizer.name} · {setup.program.devices(config)}"
     )
 
 
-def _check_memory(problem: Problem, params: Params, state: Any, members: int) -> None:
+def _check_memory(problem: Problem, params: ParamTree, state: Any, members: int) -> None:
     """The samples, targets and outputs; parameters twice, a gradient, the optimiser's state; a batch and its δ."""
     config, dataset = problem.config, problem.dataset
     split = min(meshes.shape(config.mesh)[0], jax.process_count())
-    samples, numbers = len(dataset.x_train) + len(dataset.x_test), dataset.x_train.shape[1] + 2 * config.model.sizes[-1]
-    inputs = samples * numbers // split * params[0].w.dtype.itemsize
+    samples, itemsize = len(dataset.x_train) + len(dataset.x_test), jnp.dtype(config.model.dtype).itemsize
+    outputs, net = shapes(problem.net)[1], problem.net
+    numbers = dataset.x_train.shape[1] + 2 * (outputs[-1] if len(outputs) == 1 else outputs[0])
+    inputs = samples * numbers // split * itemsize
     memory.check(f"data.name: the samples of {dataset.name}, scaled, need", inputs)
     rows = min(config.train.batch_size, len(dataset.x_train)) // config.train.micro_batches
-    batch = rows * max(config.model.sizes) * params[0].w.dtype.itemsize
+    widest = max(net.sizes) if isinstance(net, MLP) else _forward_numbers(net)
+    batch = rows * widest * itemsize
     wanted = members * (3 * memory.of_tree(params) + memory.of_tree(state))
     what = f"parameters, gradient, the state of {config.optimizer.name}" + f", {members} times," * (members > 1)
-    memory.check(f"model.sizes: {what} need", wanted)
+    memory.check(f"model.{'sizes' if isinstance(net, MLP) else 'kind'}: {what} need", wanted)
     memory.check(f"train.batch_size: {what} and a batch need", wanted + 2 * batch)
+
+
+def _forward_numbers(net: Network) -> int:
+    """How many numbers the forward pass of a sample keeps."""
+    sample = jax.ShapeDtypeStruct(net.shape, jnp.int32 if takes_tokens(net) else jnp.float32)
+    return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(net.layer.forward, net.parameters, sample)))

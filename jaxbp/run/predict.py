@@ -1,12 +1,16 @@
-"""`jaxbp predict`: a trained network on new data, as CSV."""
+"""`jaxbp predict`: a trained network on new data, as CSV; or a text that it goes on with."""
 
 import csv
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+from jaxbp.network import Net, ParamTree, layer_of
 from jaxbp.run.data.archive import arrays
 from jaxbp.run.errors import UserError
 from jaxbp.run.store import files
@@ -15,6 +19,8 @@ from jaxbp.run.store.model import Model, finished, load
 
 def predict(run: Path, data: Path, out: Path | None, overwrite: bool = False) -> None:
     """Writes a row a sample: index, then the predicted class, or the numbers of a regression in the targets' units.
+
+    Of a sequence there is a class for each position.
 
     Raises:
       UserError: no run, no array x in the file, an x that does not fit the network, an output that is there already or
@@ -38,6 +44,45 @@ def predict(run: Path, data: Path, out: Path | None, overwrite: bool = False) ->
             csv.writer(file, lineterminator="\n").writerows(rows)
 
 
+def goes_on(run: Path, prompt: str, length: int, seed: int) -> str:
+    """The text that a network which was trained on one goes on with: `length` characters, drawn one after the other.
+
+    Each is drawn from the network's own probabilities for the last T characters, T those of a sample.
+
+    Raises:
+      UserError: no run, one that was not trained on a text, a character that is not in it.
+    """
+    model = load(run)
+    if not (model.sample.positions and model.inputs is None and model.classes):
+        raise UserError(f"--prompt: {run} was not trained on a text")
+    if not prompt or length < 1:
+        raise UserError(
+            "--prompt: it needs a character at least" if length > 0 else f"--length: got {length}, at least 1"
+        )
+    number = {name: i for i, name in enumerate(model.classes)}
+    if unknown := [character for character in prompt if character not in number]:
+        raise UserError(f"--prompt: {unknown[0]!r} is not in the text that {run} was trained on")
+    size, keys = model.sample.shape[0], jax.random.split(jax.random.key(seed), length)
+    known = [number[character] for character in prompt[-size:]]
+    window = jnp.array([*known, *[0] * (size - len(known))], jnp.int32)
+    _, drawn = _drawn(model.net, model.params, window, jnp.int32(len(known)), keys)
+    return prompt + "".join(model.classes[i] for i in np.asarray(drawn))
+
+
+@jax.jit(static_argnums=0)
+def _drawn(net: Net, params: ParamTree, window: jax.Array, count: jax.Array, keys: jax.Array) -> Any:
+    """Draws a token for each key; `count` of the window's tokens are known, later ones change nothing before them."""
+
+    def draw(carry: tuple[jax.Array, jax.Array], key: jax.Array) -> Any:
+        window, count = carry
+        token = jax.random.categorical(key, layer_of(net).forward(params, window)[0][count - 1]).astype(window.dtype)
+        full = count == len(window)
+        window = jnp.where(full, jnp.roll(window, -1), window).at[jnp.where(full, count - 1, count)].set(token)
+        return (window, jnp.minimum(count + 1, len(window))), token
+
+    return jax.lax.scan(draw, (window, count), keys)
+
+
 def _print(rows: list[list[object]]) -> None:
     try:
         csv.writer(sys.stdout, lineterminator="\n").writerows(rows)
@@ -47,6 +92,9 @@ def _print(rows: list[list[object]]) -> None:
 
 
 def _rows(model: Model, output: np.ndarray) -> list[list[object]]:
+    if model.classes and output.ndim > 2:
+        names, header = np.array(model.classes)[output.argmax(axis=2)], [f"y{t}" for t in range(output.shape[1])]
+        return [["index", *header], *([i, *row] for i, row in enumerate(names.tolist()))]
     if model.classes:
         return [["index", "class"], *([i, model.classes[k]] for i, k in enumerate(output.argmax(axis=1)))]
     return [

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import itertools
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,13 +11,15 @@ import numpy as np
 
 from jaxbp import losses
 from jaxbp.initializers import BIASES, WEIGHTS, Initializer
-from jaxbp.mlp import MLP, Array, Params, init, wide
-from jaxbp.run import data, targets
+from jaxbp.mlp import MLP, Array, wide
+from jaxbp.network import Net, ParamTree, check_tokens, init, shapes
+from jaxbp.run import data, networks, targets
 from jaxbp.run.config import Config, ModelConfig, choose
 from jaxbp.run.data import Dataset, Scaling
 from jaxbp.run.errors import UserError
 from jaxbp.run.host import processes
-from jaxbp.run.store.model import Model, network
+from jaxbp.run.networks import Sample
+from jaxbp.run.store.model import Model
 
 SPLITS = {"train": "training", "test": "test"}
 
@@ -32,35 +33,37 @@ class Split(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Problem:
-    """A data set, the network that is to learn it, and the scaling of inputs and (of a regression) targets."""
+    """A data set, the network that is to learn it, and the scaling of inputs and (of a regression) targets.
+
+    inputs: None of tokens, which are not scaled.
+    """
 
     config: Config
     dataset: Dataset
-    net: MLP
-    inputs: Scaling
+    net: Net
+    inputs: Scaling | None
     targets: Scaling | None
 
     @functools.cached_property
-    def scored(self) -> MLP:
+    def scored(self) -> Net:
         """The network with the loss that is reported: without label smoothing."""
-        return dataclasses.replace(self.net, loss=self.config.model.loss)
+        return networks.network(self.config.model, sample_of(self.dataset), smoothed=False)
 
     @property
     def title(self) -> str:
         """Data, network and loss in a few words: "digits · 64-32×3-10 relu · softmax_cross_entropy"."""
-        runs = [(size, len(list(group))) for size, group in itertools.groupby(self.net.sizes)]
-        sizes = "-".join(f"{size}×{count}" if count > 2 else "-".join([str(size)] * count) for size, count in runs)
-        hidden = "/".join(dict.fromkeys(sigma.name for sigma in self.net.activations[:-1]))
-        return f"{Path(self.dataset.name).name} · {sizes} {hidden} · {self.config.model.loss}"
+        name, shown = Path(self.dataset.name).name, networks.title(self.net, self.config.model)
+        return f"{name} · {shown} · {self.config.model.loss}"
 
-    def initial(self) -> Params:
+    def initial(self) -> ParamTree:
         """The parameters that a run begins with."""
         weights, biases = _initializers(self.config.model)
-        return init(self.net, jax.random.key(self.config.train.seed), weights, biases, self.config.model.dtype)
+        key, dtype = jax.random.key(self.config.train.seed), self.config.model.dtype
+        return init(self.net, key, weights, biases if isinstance(self.net, MLP) else "zeros", dtype)
 
-    def model(self, params: Params) -> Model:
+    def model(self, params: ParamTree) -> Model:
         """The network with these parameters and the scaling, as it is saved."""
-        return Model(self.net, params, self.inputs, self.targets, self.dataset.classes)
+        return Model(self.net, params, self.inputs, self.targets, self.dataset.classes, sample_of(self.dataset))
 
     def raw(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         """Inputs and targets of "train" or "test" as they were read."""
@@ -69,10 +72,13 @@ class Problem:
     def scaled(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """On the host: the inputs scaled; labels one-hot for a loss that takes numbers, targets scaled."""
         dtype = jnp.dtype(self.config.model.dtype)
-        x = self.inputs.apply(x, np.float64 if dtype == np.float64 else np.float32).astype(dtype)
+        shape, (*_, outputs) = shapes(self.net)
+        if self.inputs is not None:
+            x = self.inputs.apply(x, np.float64 if dtype == np.float64 else np.float32).astype(dtype)
+        x = x.reshape(len(x), *shape)
         if self.targets is not None:
             return x, self.targets.apply(y).astype(wide(dtype))
-        return x, _one_hot(y, self.net.sizes[-1], dtype) if losses.get(self.net.loss).target == "array" else y
+        return x, _one_hot(y, outputs, dtype) if losses.get(self.net.loss).target == "array" else y
 
     def on_device(self, split: str) -> Split:
         """The whole of a set."""
@@ -90,10 +96,13 @@ def pose(config: Config, in_place: bool = False, dataset: Dataset | None = None)
     if config.model.dtype == "float64":
         jax.config.update("jax_enable_x64", True)
     dataset = dataset or processes.first_then_others(lambda: data.load(config.data, in_place))
-    net = network(config.model)
+    net = networks.network(config.model, sample_of(dataset))
     _check_fit(config, net, dataset)
     _initializers(config.model)  # says what is wrong with them before anything is computed
-    inputs = Scaling.fit(dataset.x_train, config.data.standardize)
+    if networks.takes_tokens(net):
+        dataset, inputs = _tokens(net, dataset), None
+    else:
+        inputs = Scaling.fit(dataset.x_train, config.data.standardize)
     outputs = None
     if not dataset.classes:
         outputs = Scaling.fit(dataset.y_train, "feature" if config.data.standardize_targets else "none")
@@ -103,18 +112,31 @@ def pose(config: Config, in_place: bool = False, dataset: Dataset | None = None)
     return problem
 
 
-def _check_fit(config: Config, net: MLP, dataset: Dataset) -> None:
-    inputs = dataset.x_train.shape[1]
+def sample_of(dataset: Dataset) -> Sample:
+    """What a network for these data takes."""
     outputs = len(dataset.classes) if dataset.classes else dataset.y_train.shape[1]
-    if net.sizes[0] != inputs:
-        raise UserError(f"model.sizes: begins with {net.sizes[0]}, {dataset.name} has {inputs} inputs")
-    if net.sizes[-1] != outputs:
-        what, hint = "classes" if dataset.classes else "targets", ""
-        if dataset.classes and dataset.y_train.min() > 0:
-            hint = f": labels start at 0, its least one is {dataset.y_train.min()}"
-        elif outputs == 2 and net.sizes[-1] == 1 and dataset.classes:
-            hint = "; one output takes y as floats, 0.0 and 1.0"
-        raise UserError(f"model.sizes: ends with {net.sizes[-1]}, {dataset.name} has {outputs} {what}{hint}")
+    positions = dataset.classes is not None and dataset.y_train.ndim > 1
+    return Sample(dataset.image_shape or dataset.x_train.shape[1:], outputs, positions)
+
+
+def _tokens(net: Net, dataset: Dataset) -> Dataset:
+    """The data with inputs that an embedding takes: integers, none outside its table."""
+    x_train, x_test = dataset.x_train, dataset.x_test
+    for split, x in (("training", x_train), ("test", x_test)):
+        if x.dtype.kind not in "iu":
+            raise UserError(f"data.name: {dataset.name}: the {split} inputs are {x.dtype}, an embedding takes integers")
+        try:
+            check_tokens(net, x)
+        except ValueError as error:
+            raise UserError(f"data.name: {dataset.name}: the {split} set: {error}") from None
+    return dataset._replace(x_train=x_train.astype(np.int32), x_test=x_test.astype(np.int32))
+
+
+def _check_fit(config: Config, net: Net, dataset: Dataset) -> None:
+    if isinstance(net, MLP):
+        _check_sizes(net, dataset)
+    elif shapes(net)[1][-1] != (outputs := sample_of(dataset).outputs):
+        raise UserError(f"model.layers: end with {shapes(net)[1][-1]}, {dataset.name} has {outputs} outputs")
     loss = losses.get(net.loss)
     if not dataset.classes and loss.target == "label":
         raise UserError(f"model.loss: {loss.name} takes labels, the targets of {dataset.name} are numbers")
@@ -126,10 +148,26 @@ def _check_fit(config: Config, net: MLP, dataset: Dataset) -> None:
         raise UserError(f"data.standardize_targets: true, but {config.model.loss} takes {kind.allowed}, as they are")
 
 
+def _check_sizes(net: MLP, dataset: Dataset) -> None:
+    inputs = dataset.x_train.shape[1]
+    outputs = len(dataset.classes) if dataset.classes else dataset.y_train.shape[1]
+    if sample_of(dataset).positions:
+        raise UserError(f'model.kind: "mlp" gives one output, {dataset.name} has a label for each position; "gpt" fits')
+    if net.sizes[0] != inputs:
+        raise UserError(f"model.sizes: begins with {net.sizes[0]}, {dataset.name} has {inputs} inputs")
+    if net.sizes[-1] != outputs:
+        what, hint = "classes" if dataset.classes else "targets", ""
+        if dataset.classes and dataset.y_train.min() > 0:
+            hint = f": labels start at 0, its least one is {dataset.y_train.min()}"
+        elif outputs == 2 and net.sizes[-1] == 1 and dataset.classes:
+            hint = "; one output takes y as floats, 0.0 and 1.0"
+        raise UserError(f"model.sizes: ends with {net.sizes[-1]}, {dataset.name} has {outputs} {what}{hint}")
+
+
 def _check_range(problem: Problem, split: str) -> None:
     """UserError that names a row whose scaled numbers the dtype of the network can't hold."""
     (x, y), dtype = problem.raw(split), jnp.dtype(problem.config.model.dtype)
-    parts = [("inputs", x, problem.inputs, dtype)]
+    parts = [("inputs", x, problem.inputs, dtype)] if problem.inputs else []
     parts += [("targets", y, problem.targets, jnp.dtype(wide(dtype)))] if problem.targets else []
     for what, values, scaling, held in parts:
         with np.errstate(over="ignore"):

@@ -70,8 +70,8 @@ def check(loss: str, y: np.ndarray, where: str) -> None:
 
 
 def labels(loss: str, y: np.ndarray) -> np.ndarray | None:
-    """The labels (N,), also those of the largest probability; None where targets are other numbers."""
-    if y.ndim == 1:
+    """The labels (N,), or (N, T); also those of the largest probability; None where targets are other numbers."""
+    if y.dtype.kind == "i":
         return y
     return y.argmax(axis=1) if kind_of(loss) is PROBABILITIES else None
 

@@ -9,14 +9,15 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxbp import losses
-from jaxbp.mlp import MLP, Array, Params, forward, wide
+from jaxbp.mlp import MLP, Array, wide
+from jaxbp.network import Net, ParamTree, dtype_of, layer_of
 from jaxbp.run.compute.step import State, Steps, StepSpec, step
 
 EVALUATED_AT_ONCE = 1000  # samples; bounds the memory of an evaluation
 
 
 class Evaluation(NamedTuple):
-    """Of every sample: the loss (N,) and the network's output (N, C)."""
+    """Of every sample: the loss (N,) and the network's output (N, C); of positions with labels the largest, (N, T)."""
 
     loss: Array
     output: Array
@@ -25,7 +26,15 @@ class Evaluation(NamedTuple):
 def epoch(spec: StepSpec, state: State, x: Array, y: Array, key: Array, done: ArrayLike = 0) -> tuple[State, Steps]:
     """One pass over the samples in an order drawn from the key; `done` counts the steps before it, for records."""
     rows, present = drawn(key, len(x), spec.batch_size)
-    return scan(spec, state, rows, present.astype(x.dtype), lambda rows: (x[rows], y[rows]), done)
+    if spec.text:
+        x, y = moved(key, x), moved(key, y)
+    return scan(spec, state, rows, present.astype(dtype_of(state.params)), lambda rows: (x[rows], y[rows]), done, key)
+
+
+def moved(key: Array, blocks: Array) -> Array:
+    """The blocks of a text, (N, T), cut less than a block later, by the key; the end joins the start."""
+    by = jax.random.randint(jax.random.fold_in(key, 1), (), 0, blocks.shape[1])
+    return jnp.roll(blocks.ravel(), -by).reshape(blocks.shape)
 
 
 @functools.partial(jax.jit, static_argnames=("samples", "batch_size"))
@@ -47,27 +56,33 @@ def scan(
     weights: Array,
     read: Callable[[Any], tuple[Array, Array]],
     done: ArrayLike,
+    key: Array | None = None,
 ) -> tuple[State, Steps]:
     """The steps of an epoch, weights (S, B): `read` gives inputs and targets of the batch of a step."""
     records = spec.recording and (jnp.arange(len(weights)) + done) % spec.recording.every == 0
+    keys = (
+        None if key is None or isinstance(spec.net, MLP) else jax.random.split(jax.random.fold_in(key, 2), len(weights))
+    )
 
-    def one(state: State, batch: tuple[Any, Array, Array | None]) -> tuple[State, Steps]:
-        rows, weights, records = batch
-        return step(spec, state, *read(rows), weights, records)
+    def one(state: State, batch: tuple[Any, Array, Array | None, Array | None]) -> tuple[State, Steps]:
+        rows, weights, records, key = batch
+        return step(spec, state, read(rows), weights, records, key)
 
-    return jax.lax.scan(one, state, (batches, weights, records))
+    return jax.lax.scan(one, state, (batches, weights, records, keys))
 
 
 @functools.partial(jax.jit, static_argnames="net")
-def evaluate(net: MLP, params: Params, x: Array, y: Array) -> Evaluation:
-    """Loss and output of every sample, EVALUATED_AT_ONCE samples at a time."""
-    return jax.lax.map(functools.partial(evaluated, net, params), (x, y), batch_size=EVALUATED_AT_ONCE)
+def evaluate(net: Net, params: ParamTree, x: Array, y: Array) -> Evaluation:
+    """Loss and output of every sample, so many samples at a time."""
+    at_once = EVALUATED_AT_ONCE if isinstance(net, MLP) else EVALUATED_AT_ONCE // 10
+    return jax.lax.map(functools.partial(evaluated, net, params), (x, y), batch_size=at_once)
 
 
-def evaluated(net: MLP, params: Params, sample: tuple[Array, Array]) -> Evaluation:
+def evaluated(net: Net, params: ParamTree, sample: tuple[Array, Array]) -> Evaluation:
     """Loss and output of one sample."""
-    output = forward(net, params, sample[0]).x[-1].astype(wide(params[0].w.dtype))
-    return Evaluation(losses.get(net.loss).ell(output, sample[1]), output)
+    output, loss = layer_of(net).forward(params, sample[0])[0].astype(wide(dtype_of(params))), losses.get(net.loss)
+    found = jnp.argmax(output, axis=-1) if loss.positions and loss.target != "array" else output
+    return Evaluation(loss.ell(output, sample[1]), found)
 
 
 def order_key(seed: int) -> Array:

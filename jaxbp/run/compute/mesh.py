@@ -22,11 +22,13 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxbp.mlp import MLP, Affine, Array, Params, init
+from jaxbp.mlp import MLP, Affine, Array
+from jaxbp.network import Net, ParamTree, init
 from jaxbp.run.compute.epoch import EVALUATED_AT_ONCE, Evaluation, drawn, evaluated, scan
 from jaxbp.run.compute.program import first_state
 from jaxbp.run.compute.step import State, Steps, StepSpec
 from jaxbp.run.config import Config, MeshConfig
+from jaxbp.run.data import text
 from jaxbp.run.errors import UserError
 from jaxbp.run.problem import Problem
 
@@ -50,7 +52,7 @@ class OnMesh:
     """A run on the mesh of its config, with the methods of `program.OneDevice`."""
 
     in_place: ClassVar[bool] = True
-    whole: Params
+    whole: ParamTree
 
     def __init__(self, problem: Problem, spec: StepSpec) -> None:
         self._problem, self._spec = problem, spec
@@ -92,11 +94,11 @@ class OnMesh:
         self.whole = self._state.params
 
     @property
-    def params(self) -> Params:
+    def params(self) -> ParamTree:
         """The parameters after the last epoch."""
         return self._state.params
 
-    def evaluate(self, params: Params, split: str) -> Evaluation:
+    def evaluate(self, params: ParamTree, split: str) -> Evaluation:
         """Loss and output of every sample of a set, in the order of the set, on the host of every process."""
         if split not in self._laid:
             self._lay(split, *in_order(len(self._problem.raw(split)[0]), self._mesh.shape["data"]))
@@ -155,14 +157,18 @@ def build(config: MeshConfig) -> Mesh:
     return Mesh(np.array(jax.devices()[: data * model]).reshape(data, model), ("data", "model"))
 
 
-def param_specs(net: MLP) -> tuple[Affine, ...]:
-    """How each layer's w (out, in) and b (out,) are split, as `PartitionSpec` in the place of the arrays."""
+def param_specs(net: Net) -> Any:
+    """How each layer's w (out, in) and b (out,) are split, as `PartitionSpec` in the place of the arrays; of a network
+    that is no MLP all parameters are whole on every device.
+    """
+    if not isinstance(net, MLP):
+        return jax.tree.map(lambda leaf: P(), net.parameters)
     out, into, whole = Affine(P("model", None), P("model")), Affine(P(None, "model"), P()), Affine(P(), P())  # type: ignore[arg-type]
     layers = len(net.sizes) - 1
     return (out, into) * (layers // 2) + (whole,) * (layers % 2)
 
 
-def shardings(mesh: Mesh, net: MLP, tree: Any) -> Any:
+def shardings(mesh: Mesh, net: Net, tree: Any) -> Any:
     """A `NamedSharding` for each leaf of a state: one that is kept for each parameter, such as a momentum, is split
     like it; all others are whole on every device.
     """
@@ -177,7 +183,7 @@ def shardings(mesh: Mesh, net: MLP, tree: Any) -> Any:
     return jax.tree_util.tree_map_with_path(of, tree)
 
 
-def spread(mesh: Mesh, net: MLP, make: Callable[..., Any], *arguments: Any) -> Any:
+def spread(mesh: Mesh, net: Net, make: Callable[..., Any], *arguments: Any) -> Any:
     """What `make` returns, such as initial parameters: each device computes its part, none ever holds the whole."""
     return jax.jit(make, out_shardings=shardings(mesh, net, jax.eval_shape(make, *arguments)))(*arguments)
 
@@ -247,8 +253,8 @@ def in_order(samples: int, data: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @functools.cache
-def _evaluation(net: MLP, out: NamedSharding) -> Callable[[Params, Array, Array], Evaluation]:
-    def evaluate(params: Params, x: Array, y: Array) -> Evaluation:
+def _evaluation(net: Net, out: NamedSharding) -> Callable[[ParamTree, Array, Array], Evaluation]:
+    def evaluate(params: ParamTree, x: Array, y: Array) -> Evaluation:
         return jax.lax.map(jax.vmap(functools.partial(evaluated, net, params)), (x, y))
 
     return jax.jit(evaluate, out_shardings=out)
@@ -264,13 +270,19 @@ def _check_devices(config: MeshConfig) -> None:
         raise UserError(f"mesh.data × mesh.model is {data} × {model}, {have}")
 
 
-def _check_sizes(config: Config, net: MLP, samples: int) -> None:
+def _check_sizes(config: Config, net: Net, samples: int) -> None:
     data, model = shape(config.mesh)
+    if text.is_text(config.data.name):
+        raise UserError("mesh: a text is trained on one device, for its blocks move from epoch to epoch")
     if config.train.micro_batches > 1 and data > 1:
         raise UserError("train.micro_batches: a part would lie on one device of mesh.data: leave out one of the two")
     batch = min(config.train.batch_size, samples)
     if batch % data:
         raise UserError(f"train.batch_size: mesh.data {data} does not divide the {batch} samples of a batch")
+    if not isinstance(net, MLP):
+        if model > 1:
+            raise UserError(f'mesh.model: {model}, but only the layers of model.kind "mlp" are split')
+        return
     if model > 1 and len(net.sizes) < 3:
         raise UserError(f"mesh.model: {model}, but model.sizes {list(net.sizes)} has no hidden layer to split")
     for size in net.sizes[1:-1] if model > 1 else ():

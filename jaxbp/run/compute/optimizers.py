@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxbp.mlp import Params, update
+from jaxbp.mlp import update
 from jaxbp.names import nearest
+from jaxbp.network import ParamTree
 from jaxbp.run.config import Argument, OptimizerConfig, choose
 from jaxbp.run.errors import UserError
 
@@ -30,8 +31,8 @@ class Optimizer(NamedTuple):
     init: params ↦ state;  step: (params, grads, state) ↦ (params, state);  learning_rate: count of steps ↦ η.
     """
 
-    init: Callable[[Params], State]
-    step: Callable[[Params, Params, State], tuple[Params, State]]
+    init: Callable[[ParamTree], State]
+    step: Callable[[ParamTree, ParamTree, State], tuple[ParamTree, State]]
     learning_rate: Callable[[jax.typing.ArrayLike], jax.typing.ArrayLike]
 
 
@@ -88,7 +89,7 @@ def peak(schedule: str) -> str:
     return next(name for name in ("peak_value", "init_value", "value") if name in parameters)
 
 
-def build(config: OptimizerConfig, params: Params) -> Optimizer:
+def build(config: OptimizerConfig, params: ParamTree) -> Optimizer:
     """The optimiser of a config, tried once on the shapes of params so that a bad argument shows before training.
 
     Raises:
@@ -134,7 +135,7 @@ def _is_lecture(config: OptimizerConfig) -> bool:
 def _lecture(before: optax.GradientTransformation, learning_rate: Callable[..., Any]) -> Optimizer:
     """w ← w − η ∂ℓ/∂w by `jaxbp.update`; the state is the count of steps and the state of decay and clipping."""
 
-    def step(params: Params, grads: Params, state: State) -> tuple[Params, State]:
+    def step(params: ParamTree, grads: ParamTree, state: State) -> tuple[ParamTree, State]:
         count, inner = state
         grads, inner = before.update(grads, inner, params)
         return update(params, grads, learning_rate(count)), (count + 1, inner)
@@ -143,7 +144,7 @@ def _lecture(before: optax.GradientTransformation, learning_rate: Callable[..., 
 
 
 def _optax(optimizer: optax.GradientTransformation, learning_rate: LearningRate) -> Optimizer:
-    def step(params: Params, grads: Params, state: State) -> tuple[Params, State]:
+    def step(params: ParamTree, grads: ParamTree, state: State) -> tuple[ParamTree, State]:
         updates, state = optimizer.update(grads, state, params)
         return optax.apply_updates(params, updates), state
 
@@ -159,8 +160,8 @@ def _before(config: OptimizerConfig) -> optax.GradientTransformation:
     return optax.chain(clip, decay)
 
 
-def _weights_only(params: Params) -> Any:
-    return jax.tree.map(lambda p: p.ndim == 2, params)
+def _weights_only(params: ParamTree) -> Any:
+    return jax.tree.map(lambda p: p.ndim >= 2, params)
 
 
 def _learning_rate(config: OptimizerConfig) -> LearningRate:

@@ -11,7 +11,8 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from jaxbp.mlp import Array, Params
+from jaxbp.mlp import Array
+from jaxbp.network import ParamTree
 from jaxbp.run.compute.epoch import Evaluation, epoch, evaluate
 from jaxbp.run.compute.step import State, Steps, StepSpec
 from jaxbp.run.config import Config
@@ -25,7 +26,7 @@ class OneDevice:
     """
 
     in_place: ClassVar[bool] = False  # whether samples may stay on disk until a device takes them
-    whole: Params
+    whole: ParamTree
 
     def __init__(self, problem: Problem, spec: StepSpec) -> None:
         self._problem, self._spec = problem, spec
@@ -68,11 +69,11 @@ class OneDevice:
         self.whole = self._state.params
 
     @property
-    def params(self) -> Params:
+    def params(self) -> ParamTree:
         """The parameters after the last epoch."""
         return self._state.params
 
-    def evaluate(self, params: Params, split: str) -> Evaluation:
+    def evaluate(self, params: ParamTree, split: str) -> Evaluation:
         """Loss and output of every sample of "train" or "test"."""
         return evaluate(self._problem.scored, params, *self.sets[split])
 

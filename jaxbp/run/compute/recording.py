@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxbp import persample
-from jaxbp.mlp import Array, Factors, Params, wide
+from jaxbp import factor, persample
+from jaxbp.factor import FactorTree
+from jaxbp.mlp import Array, wide
+from jaxbp.network import ParamTree
 from jaxbp.run.config import choose
 
 QUARTILES = {"min": 0.0, "q25": 0.25, "median": 0.5, "q75": 0.75, "max": 1.0}
@@ -19,8 +21,8 @@ QUARTILES = {"min": 0.0, "q25": 0.25, "median": 0.5, "q75": 0.75, "max": 1.0}
 class Batch(NamedTuple):
     """Of one step: the factors, the mean gradient of the samples that count, their weights of 1 (else 0), how many."""
 
-    factors: Factors
-    gradient: Params
+    factors: FactorTree
+    gradient: ParamTree
     weights: Array
     samples: Array
 
@@ -79,8 +81,9 @@ def _diversity(batch: Batch) -> Array:
 
 def _variance(batch: Batch) -> Array:
     """The mean over a layer's parameters, (L,)."""
-    layers = persample.variance(batch.factors, batch.weights)
-    return jnp.stack([(jnp.sum(w) + jnp.sum(b)) / (w.size + b.size) for w, b in layers])
+    found = persample.variance(batch.factors, batch.weights)
+    layers = [jax.tree.leaves(part) for part in factor.split(batch.factors, found)]
+    return jnp.stack([sum(map(jnp.sum, layer)) / sum(leaf.size for leaf in layer) for layer in layers])
 
 
 def _mean_norms(batch: Batch) -> tuple[Array, Array]:

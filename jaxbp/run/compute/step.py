@@ -17,10 +17,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxbp import memory
+from jaxbp import factor, memory
+from jaxbp.factor import FactorTree
 from jaxbp.memory import Schedule
-from jaxbp.mlp import MLP, Affine, Array, Factors, Params, wide
-from jaxbp.network import gradient
+from jaxbp.mlp import MLP, Affine, Array, Factors, wide
+from jaxbp.network import Net, ParamTree, by_layer, dtype_of, factors, gradient
+from jaxbp.run import data
 from jaxbp.run.compute import recording as recordings
 from jaxbp.run.compute.optimizers import Optimizer
 from jaxbp.run.compute.recording import Batch, Recording
@@ -33,32 +35,34 @@ class StepSpec:
     """All of a step that is static. Hashable, so that it is one static argument of jit.
 
     schedule: of `jaxbp.memory`, None stores all;  micro_batches: parts that a batch is cut into;  mixed: forward and
-    backward pass in bfloat16;  recording: what [study] records.
+    backward pass in bfloat16;  recording: what [study] records;  text: whether the samples are blocks of a text, which
+    each epoch cuts at other places.
     """
 
-    net: MLP
+    net: Net
     optimizer: Optimizer
     batch_size: int
     schedule: Schedule | None = None
     micro_batches: int = 1
     mixed: bool = False
     recording: Recording | None = None
+    text: bool = False
 
 
 class State(NamedTuple):
     """What a step takes and returns. `alive` is False once a loss or gradient was not finite: then nothing changes."""
 
-    params: Params
+    params: ParamTree
     optimizer: Any
     alive: Array
 
 
 class Steps(NamedTuple):
-    """What the steps of an epoch measured, in order; S steps, L layers.
+    """What the steps of an epoch measured, in order; S steps, L layers, see `network.by_layer`.
 
     loss: (S,), the mean over the batch;  alive: (S,), whether loss and gradient were finite so far;
     delta, gradient: (S, L), mean squares over the elements of δ⁽ˡ⁾ (and the samples) and of ∂ℒ/∂(w⁽ˡ⁾, b⁽ˡ⁾), ℒ the
-    mean loss of the batch;
+    mean loss of the batch; δ⁽ˡ⁾ are the deltas that the factors of a layer hold, NaN where they hold none;
     recorded: what `recording.record` returns, stacked, NaN in the steps that do not record; None without [study].
     """
 
@@ -76,17 +80,18 @@ class BatchGradient(NamedTuple):
     """
 
     loss: Array
-    gradient: Params
+    gradient: ParamTree
     delta_squares: tuple[Array, ...]
-    factors: Factors | None = None
+    factors: FactorTree | None = None
 
 
-def spec(config: Config, net: MLP, optimizer: Optimizer) -> StepSpec:
+def spec(config: Config, net: Net, optimizer: Optimizer) -> StepSpec:
     """The step of a config."""
     train, study = config.train, config.study
     recording = Recording(study.quantities, study.every) if study.quantities else None
     schedule, mixed = _schedule(train, net), train.precision == "mixed"
-    return StepSpec(net, optimizer, train.batch_size, schedule, train.micro_batches, mixed, recording)
+    text = data.text.is_text(config.data.name)
+    return StepSpec(net, optimizer, train.batch_size, schedule, train.micro_batches, mixed, recording, text)
 
 
 def check(config: Config, samples: int) -> None:
@@ -103,41 +108,54 @@ def check(config: Config, samples: int) -> None:
 
 
 def step(
-    spec: StepSpec, state: State, x: Array, y: Array, weights: Array, records: Array | None
+    spec: StepSpec,
+    state: State,
+    batch: tuple[Array, Array],
+    weights: Array,
+    records: Array | None,
+    key: Array | None = None,
 ) -> tuple[State, Steps]:
-    """One step on a batch; samples of weight 0 do not count. `records` says whether this step records."""
+    """One step on a batch; samples of weight 0 do not count. `records` says whether it records; `key`: of dropout."""
     count = jnp.sum(weights, dtype=jnp.float32)  # bfloat16 counts to 256
-    loss, grads, deltas, factors = batch_gradient(spec, state.params, x, y, weights, count)
+    loss, grads, deltas, factors = batch_gradient(spec, state.params, *batch, weights, count, key)
     finite = [jnp.isfinite(loss), *(jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(grads))]
     alive = state.alive & jnp.all(jnp.stack(finite))
     params, inner = spec.optimizer.step(state.params, grads, state.optimizer)
     stepped = State(params, inner, alive)
     kept: State = jax.tree.map(lambda new, old: jnp.where(alive, new, old), stepped, state._replace(alive=alive))
     recorded = spec.recording and factors and _record(spec.recording, Batch(factors, grads, weights, count), records)
-    return kept, Steps(loss, alive, jnp.stack(deltas), _gradient_squares(grads), recorded)
+    return kept, Steps(loss, alive, jnp.stack(deltas), _gradient_squares(by_layer(spec.net, grads)), recorded)
 
 
-def batch_gradient(spec: StepSpec, params: Params, x: Array, y: Array, weights: Array, count: Array) -> BatchGradient:
+def batch_gradient(
+    spec: StepSpec, params: ParamTree, x: Array, y: Array, weights: Array, count: Array, key: Array | None = None
+) -> BatchGradient:
     """The mean gradient over the `count` samples of a batch whose weight is not 0, in the dtype of the parameters."""
     low = params
     if spec.mixed:
-        low, x = jax.tree.map(lambda a: a.astype(jnp.bfloat16), (params, x))
+        low, x = factor.floats(lambda a: a.astype(jnp.bfloat16), (params, x))
     part = functools.partial(_part, spec, low, count)
     if spec.micro_batches == 1:
-        found = part(x, y, weights)
+        found = part(x, y, weights, key)
     else:
 
-        def add(total: BatchGradient, batch: tuple[Array, Array, Array]) -> tuple[BatchGradient, None]:
+        def add(total: BatchGradient, batch: tuple[Any, ...]) -> tuple[BatchGradient, None]:
             return jax.tree.map(lambda t, a: t + a.astype(t.dtype), total, part(*batch)), None
 
         batches = jax.tree.map(lambda a: a.reshape(spec.micro_batches, -1, *a.shape[1:]), (x, y, weights))
+        keys = None if key is None else jax.random.split(key, spec.micro_batches)
         zero, zeros = jnp.zeros((), jnp.float32), jax.tree.map(lambda p: jnp.zeros(p.shape, wide(p.dtype)), params)
-        found, _ = jax.lax.scan(add, BatchGradient(zero.astype(wide(x.dtype)), zeros, (zero,) * len(params)), batches)
+        first = BatchGradient(zero.astype(wide(dtype_of(low))), zeros, (zero,) * len(by_layer(spec.net, params)))
+        found, _ = jax.lax.scan(add, first, (*batches, keys))
     return found._replace(gradient=jax.tree.map(lambda g, p: g.astype(p.dtype), found.gradient, params))
 
 
-def _part(spec: StepSpec, params: Params, count: Array, x: Array, y: Array, weights: Array) -> BatchGradient:
+def _part(
+    spec: StepSpec, params: ParamTree, count: Array, x: Array, y: Array, weights: Array, key: Array | None
+) -> BatchGradient:
     """Of some samples of a batch, as their share of its mean."""
+    if not isinstance(spec.net, MLP):
+        return _part_of_network(spec, params, count, x, y, weights, key)
     keep = spec.recording is not None
 
     def quantity(f: Factors) -> tuple[tuple[Affine, Array, tuple[Array, Array] | None], ...]:
@@ -151,7 +169,32 @@ def _part(spec: StepSpec, params: Params, count: Array, x: Array, y: Array, weig
     return BatchGradient(loss, grads, squares, Factors(*zip(*kept, strict=True)) if keep else None)
 
 
-def _schedule(config: TrainConfig, net: MLP) -> Schedule | None:
+def _part_of_network(
+    spec: StepSpec, params: ParamTree, count: Array, x: Array, y: Array, weights: Array, key: Array | None
+) -> BatchGradient:
+    """`_part` of a `jaxbp.Network`: all its layers at once."""
+    losses, found = factors(spec.net, params, x, y, key)
+    loss = jnp.sum(jnp.where(weights == 0, 0, losses)) / count.astype(losses.dtype)
+    grads = gradient(found, weights, normalize_by=count)
+    squares = tuple(_delta_squares(layer, weights, count) for layer in by_layer(spec.net, found))
+    return BatchGradient(loss, grads, squares, found if spec.recording else None)
+
+
+def _delta_squares(layer: FactorTree, weights: Array, count: Array) -> Array:
+    """The mean square of all δ in the factors of a layer; NaN without any."""
+    kept = [f.delta.reshape(len(f.delta), -1) for part in factor.parts(layer) for f in getattr(part, "uses", (part,))
+            if hasattr(f, "delta")]  # fmt: skip
+    if not kept:
+        return jnp.array(jnp.nan, jnp.float32)
+    sums = sum(jnp.sum(jnp.square(delta.astype(jnp.float32)), axis=1) for delta in kept)
+    return jnp.sum(jnp.where(weights == 0, 0, sums)) / (count * sum(delta.shape[1] for delta in kept))
+
+
+def _schedule(config: TrainConfig, net: Net) -> Schedule | None:
+    if not isinstance(net, MLP):
+        if config.memory != "store-all":
+            raise UserError('train.memory: checkpoints are for the layers of an MLP, model.kind "mlp"')
+        return None
     layers = len(net.sizes) - 1
     if isinstance(config.memory, Mapping):
         return memory.revolve(layers, config.memory["slots"])
@@ -164,10 +207,11 @@ def _squares(f: Factors, weights: Array, count: Array) -> tuple[Array, ...]:
     return tuple(jnp.sum(jnp.where(weights == 0, 0, square)) / count for square in squares)
 
 
-def _gradient_squares(grads: Params) -> Array:
+def _gradient_squares(grads: list[Any]) -> Array:
     """(L,) mean squares of the elements of each layer's gradient."""
-    sums = [sum(jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in layer) for layer in grads]
-    return jnp.stack(sums) / jnp.array([sum(leaf.size for leaf in layer) for layer in grads], jnp.float32)
+    layers = [jax.tree.leaves(layer) for layer in grads]
+    sums = [sum(jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in layer) for layer in layers]
+    return jnp.stack(sums) / jnp.array([sum(leaf.size for leaf in layer) for layer in layers], jnp.float32)
 
 
 def _record(recording: Recording, batch: Batch, records: Array | None) -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""What is read: data sets by name (dataset.py), .npz files (archive.py, npz.py), IDX files (idx.py); scaling.py."""
+"""What is read: data sets by name (dataset.py), .npz (archive.py, npz.py), IDX files (idx.py), texts (text.py)."""
 
+from jaxbp.run.data import text
 from jaxbp.run.data.dataset import DataRow, Dataset, describe, digest, load
 from jaxbp.run.data.idx import import_files
 from jaxbp.run.data.scaling import Scaling
 
-__all__ = ["DataRow", "Dataset", "Scaling", "describe", "digest", "import_files", "load"]
+__all__ = ["DataRow", "Dataset", "Scaling", "describe", "digest", "import_files", "load", "text"]

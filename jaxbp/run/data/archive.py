@@ -26,18 +26,18 @@ class Raw(NamedTuple):
     x_test: np.ndarray | None
     y_test: np.ndarray | None
     classes: tuple[str, ...] | None
-    image_shape: tuple[int, int] | None
+    image_shape: tuple[int, ...] | None
 
 
 class Targets(NamedTuple):
-    """(N,) int32 labels with classes, or (N, C) float64 targets without."""
+    """(N,) int32 labels with classes, (N, T) of them where each position has one, or (N, C) float64 targets without."""
 
     y: np.ndarray
     classes: tuple[str, ...] | None
 
 
 def read(path: Path, in_place: bool) -> Raw:
-    """x (N, D) or (N, H, W) and y (N,) integers or (N,), (N, C) floats; x_test and y_test likewise, or neither."""
+    """x (N, D) or images and y (N,), (N, T) integers or (N,), (N, C) floats; x_test and y_test likewise, or neither."""
     found = arrays(path, ("x", "y"), ("x_test", "y_test"), in_place, "data.name: ")
     x, train, image_shape = _part(path, found, "x", "y")
     if "x_test" not in found:
@@ -50,7 +50,7 @@ def read(path: Path, in_place: bool) -> Raw:
     return Raw(x, train.y, x_test, test.y, train.classes, image_shape)
 
 
-def _part(path: Path, arrays: Arrays, x_name: str, y_name: str) -> tuple[np.ndarray, Targets, tuple[int, int] | None]:
+def _part(path: Path, arrays: Arrays, x_name: str, y_name: str) -> tuple[np.ndarray, Targets, tuple[int, ...] | None]:
     """The inputs, targets and image shape of the training or the test set."""
     x, image_shape = _inputs(f"{path}: {x_name}", arrays[x_name])
     targets = _targets(f"{path}: {y_name}", arrays[y_name])
@@ -97,12 +97,12 @@ def _check_names(path: Path, names: Sequence[str], there: Sequence[str]) -> None
             )
 
 
-def _inputs(where: str, x: np.ndarray) -> tuple[np.ndarray, tuple[int, int] | None]:
-    """(N, D) inputs, and (H, W) if they came as images (N, H, W)."""
+def _inputs(where: str, x: np.ndarray) -> tuple[np.ndarray, tuple[int, ...] | None]:
+    """(N, D) inputs, and (H, W) or (H, W, C) if they came as images."""
     _check_numbers(where, x)
-    if x.ndim not in (2, 3):
-        raise UserError(f"{where} has shape {x.shape}; allowed: (N, D), or (N, H, W) for images")
-    return flat(x), (x.shape[1], x.shape[2]) if x.ndim == 3 else None
+    if x.ndim not in (2, 3, 4):
+        raise UserError(f"{where} has shape {x.shape}; allowed: (N, D), or (N, H, W) and (N, H, W, C) for images")
+    return flat(x), x.shape[1:] if x.ndim > 2 else None
 
 
 def _targets(where: str, y: np.ndarray) -> Targets:
@@ -112,11 +112,13 @@ def _targets(where: str, y: np.ndarray) -> Targets:
         if y.ndim not in (1, 2):
             raise UserError(f"{where} has shape {y.shape}; allowed: (N,) or (N, C) for regression")
         return Targets(flat(y).astype(np.float64), None)
-    if y.ndim != 1:
-        raise UserError(f"{where} is {y.dtype} of shape {y.shape}; labels are (N,), and targets of a regression floats")
-    wrong = np.flatnonzero((y < 0) | (y >= MAX_CLASSES))
+    if y.ndim not in (1, 2):
+        allowed = "labels are (N,), or (N, T) of sequences, and targets of a regression floats"
+        raise UserError(f"{where} is {y.dtype} of shape {y.shape}; {allowed}")
+    wrong = np.argwhere((y < 0) | (y >= MAX_CLASSES))
     if wrong.size:
-        raise UserError(f"{where}: row {wrong[0]} is the label {y[wrong[0]]}; allowed: 0 to {MAX_CLASSES - 1}")
+        label = y[tuple(wrong[0])]
+        raise UserError(f"{where}: row {wrong[0][0]} is the label {label}; allowed: 0 to {MAX_CLASSES - 1}")
     return Targets(y.astype(np.int32), tuple(str(label) for label in range(int(y.max()) + 1)))
 
 
@@ -137,10 +139,10 @@ def _check_test_targets(path: Path, train: Targets, test: Targets) -> None:
         raise UserError(f"{path}: one of y and y_test has labels (integers), the other one targets (floats)")
     if train.y.shape[1:] != test.y.shape[1:]:
         raise UserError(f"{path}: y_test has {test.y.shape[1]} columns, y has {train.y.shape[1]}")
-    beyond = np.flatnonzero(test.y > train.y.max()) if train.classes else np.zeros(0, int)
+    beyond = np.argwhere(test.y > train.y.max()) if train.classes else np.zeros((0, 1), int)
     if beyond.size:
-        label = test.y[beyond[0]]
-        raise UserError(f"{path}: y_test: row {beyond[0]} is the label {label}; the largest in y is {train.y.max()}")
+        label = test.y[tuple(beyond[0])]
+        raise UserError(f"{path}: y_test: row {beyond[0][0]} is the label {label}; the largest in y is {train.y.max()}")
 
 
 def flat(x: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 from jaxbp.names import nearest
 from jaxbp.run import paths
 from jaxbp.run.config import DataConfig
-from jaxbp.run.data import archive, idx
+from jaxbp.run.data import archive, idx, text
 from jaxbp.run.data.archive import Raw, flat
 from jaxbp.run.data.scaling import chunks
 from jaxbp.run.errors import UserError
@@ -26,7 +26,12 @@ BUNDLED: dict[str, tuple[int, int, int | None]] = {  # samples, inputs, classes 
 
 
 class Dataset(NamedTuple):
-    """Inputs as they were read, (N, D); y is (N,) int32 labels with `classes`, or (N, C) float64 targets without."""
+    """Inputs as they were read, (N, D); y is (N,) int32 labels with `classes`, or (N, C) float64 targets without.
+
+    Of sequences y may be (N, T) labels, one for each position. Of a text x are the T characters as numbers (int32), and
+    y those that come next.
+    image_shape: what the D numbers of a sample were, if not a row.
+    """
 
     name: str
     x_train: np.ndarray
@@ -34,16 +39,16 @@ class Dataset(NamedTuple):
     x_test: np.ndarray
     y_test: np.ndarray
     classes: tuple[str, ...] | None
-    image_shape: tuple[int, int] | None
+    image_shape: tuple[int, ...] | None
 
 
 class DataRow(NamedTuple):
     """A line of `jaxbp data list`."""
 
     name: str
-    kind: Literal["classification", "regression"]
-    samples: int
-    inputs: int
+    kind: Literal["classification", "regression", "text"]
+    samples: int | None
+    inputs: int | None
     classes: int | None
     where: str
 
@@ -57,6 +62,10 @@ def load(config: DataConfig, in_place: bool = False) -> Dataset:
     >>> load(DataConfig("iris", test_fraction=0.3)).x_test.shape
     (45, 4)
     """
+    if text.is_text(config.name):
+        return Dataset(config.name, *text.read(config), None)
+    if config.block is not None:
+        raise UserError(f"data.block: {config.block}, but {config.name} is no text; leave out")
     raw = _read(config.name, in_place)
     if config.standardize_targets and raw.classes is not None:
         raise UserError(f"data.standardize_targets: true, but {config.name} has classes; it is for regression only")
@@ -90,7 +99,8 @@ def describe() -> list[DataRow]:
         where = f"in {idx.folder_of(name)}" if idx.is_local(name) else "to be downloaded"
         inputs = math.prod(source.files[0].shape[1:])
         rows.append(DataRow(name, "classification", samples, inputs, len(source.classes), where))
-    return rows
+    where = f"in {text.imported().parent}" if text.imported().is_file() else "to be imported"
+    return [*rows, DataRow(text.NAME, "text", None, None, None, where)]
 
 
 def _read(name: str, in_place: bool) -> Raw:
@@ -100,8 +110,8 @@ def _read(name: str, in_place: bool) -> Raw:
         return _read_images(name)
     if name.endswith(".npz"):
         return archive.read(paths.named("data.name", name), in_place)
-    names = (*BUNDLED, *idx.SOURCES)
-    allowed = f"Allowed: {', '.join(names)}, or a path that ends in .npz"
+    names = (*BUNDLED, *idx.SOURCES, text.NAME)
+    allowed = f"Allowed: {', '.join(names)}, or a path that ends in .npz or .txt"
     raise UserError(f"data.name: {name!r} is not a data set{nearest(name, names) or '.'} {allowed}")
 
 
@@ -135,7 +145,11 @@ def _split(config: DataConfig, raw: Raw) -> Dataset:
     _check_split(config, raw, fraction)
     memory.check(f"data.name: {config.name}: a split into training and test set needs", raw.x.nbytes + raw.y.nbytes)
     x_train, x_test, y_train, y_test = train_test_split(
-        raw.x, raw.y, test_size=fraction, random_state=config.seed, stratify=None if raw.classes is None else raw.y
+        raw.x,
+        raw.y,
+        test_size=fraction,
+        random_state=config.seed,
+        stratify=None if raw.classes is None or raw.y.ndim > 1 else raw.y,
     )
     return Dataset(config.name, x_train, y_train, x_test, y_test, raw.classes, raw.image_shape)
 
@@ -145,7 +159,7 @@ def _check_split(config: DataConfig, raw: Raw, fraction: float) -> None:
         raise UserError(f"data.test_fraction: {fraction}; it has to lie between 0 and 1")
     if not 0 <= config.seed < 2**32:
         raise UserError(f"data.seed: {config.seed}; allowed: 0 to 2³² − 1")
-    needed = 1 if raw.classes is None else _count_classes(config.name, raw.y, raw.classes)
+    needed = 1 if raw.classes is None or raw.y.ndim > 1 else _count_classes(config.name, raw.y, raw.classes)
     samples = len(raw.x)
     test = math.ceil(fraction * samples)
     if min(test, samples - test) < needed:

@@ -111,7 +111,7 @@ def source_of(name: str) -> Source:
     if name in SOURCES:
         return SOURCES[name]
     near = nearest(name, SOURCES)
-    raise UserError(f"{name!r} can't be downloaded or imported{near or '.'} Allowed: {', '.join(SOURCES)}")
+    raise UserError(f"{name!r} can't be downloaded or imported{near or '.'} Allowed: {', '.join(SOURCES)}, text")
 
 
 def folder_of(name: str) -> Path:

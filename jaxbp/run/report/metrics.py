@@ -153,10 +153,12 @@ def plain(value: Any) -> Any:
 
 
 def scores(evaluation: Evaluation, y: np.ndarray, loss: str, scaling: Scaling | None) -> Scores:
-    """Scores of a set from its evaluation and its targets as they were read: labels (N,) or numbers (N, C)."""
+    """Scores of a set from its evaluation and its targets as they were read: labels (N,), (N, T) or numbers (N, C)."""
     mean_loss = float(jnp.mean(evaluation.loss))
     if (labels := targets.labels(loss, y)) is not None:
-        return Scores(mean_loss, accuracy=float(np.mean(np.asarray(evaluation.output).argmax(axis=1) == labels)))
+        output = np.asarray(evaluation.output)
+        guesses = output if y.ndim > 1 and y.dtype.kind == "i" else output.argmax(axis=1)
+        return Scores(mean_loss, accuracy=float(np.mean(guesses == labels)))
     errors = targets.predicted(loss, np.asarray(evaluation.output), scaling) - y
     constant = y.max(axis=0) == y.min(axis=0)  # the sum of its rounded deviations from its mean may not be 0
     spread = np.where(constant, np.nan, np.sum((y - y.mean(axis=0)) ** 2, axis=0))

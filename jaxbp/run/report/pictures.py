@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from jaxbp.mlp import MLP
 from jaxbp.run import targets
 from jaxbp.run.compute.epoch import Evaluation
 from jaxbp.run.problem import Problem
@@ -49,9 +50,11 @@ def _of_the_test(problem: Problem, model: Model, test: Evaluation, heading: str)
     """Of the first layer, and of what the network makes of the test set."""
     shape, (x, y) = problem.dataset.image_shape, problem.raw("test")
     loss, output = np.asarray(test.loss), np.asarray(test.output, np.float64)
-    if shape is not None:
+    if shape is not None and len(shape) == 2 and isinstance(model.net, MLP):
         yield "first_layer", plots.first_layer(np.asarray(model.params[0].w, np.float32), shape, heading)
     labels = targets.labels(problem.config.model.loss, y)
+    if labels is not None and labels.ndim > 1:
+        return
     if labels is None:
         predicted = targets.predicted(problem.config.model.loss, output, model.targets)
         yield "residuals", plots.residuals(y, predicted, heading)
@@ -59,7 +62,7 @@ def _of_the_test(problem: Problem, model: Model, test: Evaluation, heading: str)
     classes, guesses = model.classes or tuple(map(str, range(output.shape[1]))), output.argmax(axis=1)
     if len(classes) <= CLASSES_SHOWN:
         yield "confusion", plots.confusion(labels, guesses, classes, heading)
-    if shape is not None:
+    if shape is not None and len(shape) == 2:
         order = np.argsort(-loss, kind="stable")[:WORST]
         true, guessed = ([classes[k] for k in which[order]] for which in (labels, guesses))
         images = x[order].reshape(-1, *shape)

@@ -2,6 +2,7 @@
 
 import html
 import json
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,15 +12,16 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from jaxbp import activations, losses
-from jaxbp.mlp import MLP, Affine, Params, forward
+from jaxbp import losses
+from jaxbp.mlp import MLP
+from jaxbp.network import Net, ParamTree, check_parameters, check_tokens, dtype_of, init, layer_of, shapes
 from jaxbp.run import config as configs
-from jaxbp.run import targets
-from jaxbp.run.config import Config, ModelConfig, choose
+from jaxbp.run import networks, targets
+from jaxbp.run.config import Config
 from jaxbp.run.data import Scaling
 from jaxbp.run.errors import UserError
+from jaxbp.run.networks import Sample
 from jaxbp.run.store import files
-from jaxbp.shapes import check_params
 
 FILE = "params.safetensors"
 MEMBERS = "members"  # of a sweep, a run folder each
@@ -29,17 +31,21 @@ UNFINISHED = ".unfinished"  # there from the beginning of a run to its end; lock
 class Model(NamedTuple):
     """f(x; w, b) on raw inputs.
 
-    inputs scales x, targets unscales the output of a regression; classes are the names behind the labels.
+    inputs scales x, where it isn't tokens; targets unscales the output of a regression; classes are the names behind
+    the labels; sample is what the network was built for.
     """
 
-    net: MLP
-    params: Params
-    inputs: Scaling
+    net: Net
+    params: ParamTree
+    inputs: Scaling | None
     targets: Scaling | None
     classes: tuple[str, ...] | None
+    sample: Sample
 
     def predict(self, x: np.ndarray) -> np.ndarray:
         """For raw inputs (N, n₀) the network's output (N, n_L); a regression's prediction in the units of its targets.
+
+        Images may keep their shape. Of a sequence of tokens (N, T) the output is (N, T, C).
 
         A regression predicts the mean of the target that its loss stands for: eˣ with poisson, σ(x) with
         sigmoid_cross_entropy, softmax(x) with softmax_cross_entropy and kl_divergence, or else the output x.
@@ -47,71 +53,86 @@ class Model(NamedTuple):
         Raises:
           ValueError: x has a wrong shape; a row of x, or what the network makes of it, is not finite in its dtype.
         """
-        x = np.asarray(x)
-        if x.ndim != 2 or x.shape[1] != self.net.sizes[0]:
-            raise ValueError(f"x has shape {x.shape}, expected (N, {self.net.sizes[0]})")
-        dtype = self.params[0].w.dtype
-        with np.errstate(over="ignore"):
-            scaled = jnp.asarray(self.inputs.apply(x, np.float64), dtype)
-        _check_finite(scaled, f"row {{}} of x, scaled, is too large for {dtype}")
+        scaled = self._scaled(np.asarray(x))
         output = np.asarray(_outputs(self.net, self.params, scaled), np.float64)
         _check_finite(output, "the network's output for row {} of x is not finite")
         return output if self.classes else targets.predicted(losses.get(self.net.loss).name, output, self.targets)
 
+    def _scaled(self, x: np.ndarray) -> jax.Array:
+        """x as the network takes it."""
+        shape, width = shapes(self.net)[0], math.prod(self.sample.shape)
+        if x.shape[1:] not in ((width,), self.sample.shape, shape):
+            raise ValueError(f"x has shape {x.shape}, expected {' or '.join(_shown(width, self.sample.shape))}")
+        x = x.reshape(len(x), width)
+        if self.inputs is None:
+            check_tokens(self.net, x)
+            return jnp.asarray(x, np.int32)
+        dtype = dtype_of(self.params)
+        with np.errstate(over="ignore"):
+            scaled = jnp.asarray(self.inputs.apply(x, np.float64), dtype)
+        _check_finite(scaled, f"row {{}} of x, scaled, is too large for {jnp.dtype(dtype)}")
+        return scaled.reshape(len(x), *shape)
+
     def __repr__(self) -> str:
-        """In one line: widths, loss and how many parameters, not the parameters."""
+        """In one line: widths or layers, loss and how many parameters, not the parameters."""
         loss, count = losses.get(self.net.loss).name, sum(leaf.size for leaf in jax.tree.leaves(self.params))
-        return f"Model({'-'.join(map(str, self.net.sizes))}, {loss}, {count:,} parameters)"
+        shown = "-".join(map(str, self.net.sizes)) if isinstance(self.net, MLP) else f"{self.net.layer}"
+        return f"Model({shown}, {loss}, {count:,} parameters)"
 
     def _repr_html_(self) -> str:
         """A row a layer, for a notebook."""
-        rows = [("layer", "w", "activation", "parameters")]
-        for layer, ((w, b), sigma) in enumerate(zip(self.params, self.net.activations, strict=True), 1):
-            rows += [(str(layer), " × ".join(map(str, w.shape)), sigma.name, f"{w.size + b.size:,}")]
+        rows: list[tuple[str, ...]] = [("layer", "w", "activation", "parameters")]
+        if isinstance(self.net, MLP):
+            for layer, ((w, b), sigma) in enumerate(zip(self.params, self.net.activations, strict=True), 1):
+                rows += [(str(layer), " × ".join(map(str, w.shape)), sigma.name, f"{w.size + b.size:,}")]
+        else:
+            rows = [("parameter", "shape", "parameters")]
+            for name, leaf in _named(self.params).items():
+                rows += [(name, " × ".join(map(str, leaf.shape)), f"{leaf.size:,}")]
         body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in map(html.escape, row))}</tr>" for row in rows)
         return f"<table><caption>{html.escape(repr(self))}</caption>{body}</table>"
 
     def save(self, folder: Path) -> None:
-        """Writes params.safetensors: layer.1.w … layer.L.b, the scalings, and the class names as metadata."""
-        tensors = {
-            f"layer.{i}.{k}": np.asarray(v) for i, p in enumerate(self.params, 1) for k, v in p._asdict().items()
+        """Writes params.safetensors: layer.1.w … layer.L.b, the scalings; the class names and the sample as metadata.
+
+        In other networks than an MLP a layer may have other parameters: layer.3.layer.1.qkv.w.
+        """
+        tensors = {name: np.asarray(leaf) for name, leaf in _named(self.params).items()}
+        scalings = {"inputs": self.inputs, "targets": self.targets}
+        tensors |= {
+            f"{name}.{k}": v for name, scaling in scalings.items() if scaling for k, v in scaling._asdict().items()
         }
-        scalings = {"inputs": self.inputs} | ({"targets": self.targets} if self.targets else {})
-        tensors |= {f"{name}.{k}": v for name, scaling in scalings.items() for k, v in scaling._asdict().items()}
-        files.replace(folder / FILE, safetensors.numpy.save(tensors, metadata={"classes": json.dumps(self.classes)}))
+        known = {"classes": self.classes} | ({} if isinstance(self.net, MLP) else {"sample": self.sample})
+        metadata = {name: json.dumps(value) for name, value in known.items()}
+        files.replace(folder / FILE, safetensors.numpy.save(tensors, metadata=metadata))
+
+
+def _named(params: ParamTree) -> dict[str, Any]:
+    """The leaves by name, "layer.1.w": numbers count from 1 and are those of the layers."""
+
+    def name(path: tuple[Any, ...]) -> str:
+        keys = (f"layer.{key.idx + 1}" if hasattr(key, "idx") else key.name for key in path)
+        return ".".join(keys) or "layer.1"
+
+    return {name(path): leaf for path, leaf in jax.tree.leaves_with_path(params)}
+
+
+def _shown(width: int, shape: tuple[int, ...]) -> list[str]:
+    """The shapes that inputs may have."""
+    return list(dict.fromkeys(f"(N, {', '.join(map(str, sizes))})" for sizes in ((width,), shape)))
 
 
 def _check_finite(values: np.ndarray | jax.Array, fault: str) -> None:
     """ValueError that names the first row with a NaN or an infinity."""
-    bad = np.flatnonzero(~np.isfinite(np.asarray(values)).all(axis=1))
+    bad = np.flatnonzero(~np.isfinite(np.asarray(values)).reshape(len(values), math.prod(values.shape[1:])).all(axis=1))
     if bad.size:
         raise ValueError(fault.format(bad[0]))
 
 
 @jax.jit(static_argnums=0)
-def _outputs(net: MLP, params: Params, x: jax.Array) -> jax.Array:
-    return jax.lax.map(lambda x: forward(net, params, x).x[-1], x, batch_size=1000)
-
-
-def network(config: ModelConfig) -> MLP:
-    """The MLP of a [model] table.
-
-    Raises:
-      UserError: an unknown activation or loss, a wrong number of hidden activations, label smoothing of another loss.
-    """
-    loss: Any = config.loss
-    choose("model.loss", "loss", config.loss, losses.LOSSES)
-    choose("model.output", "activation", config.output, activations.ACTIVATIONS)
-    for name in (config.hidden,) if isinstance(config.hidden, str) else config.hidden:
-        choose("model.hidden", "activation", name, activations.ACTIVATIONS)
-    if config.label_smoothing and config.loss != "softmax_cross_entropy":
-        raise UserError(f"model.label_smoothing: only softmax_cross_entropy has it, the loss is {config.loss}")
-    if config.label_smoothing:
-        loss = losses.smoothed_softmax_cross_entropy(config.label_smoothing)
-    try:
-        return MLP(config.sizes, config.hidden, config.output, loss)
-    except ValueError as error:
-        raise UserError(f"model.hidden: {error}") from None
+def _outputs(net: Net, params: ParamTree, x: jax.Array) -> jax.Array:
+    at_once = 1000 if isinstance(net, MLP) else 100
+    return jax.lax.map(lambda x: layer_of(net).forward(params, x)[0], x, batch_size=at_once)
 
 
 def finished(folder: Path) -> bool:
@@ -131,20 +152,27 @@ def load(folder: str | Path) -> Model:
     if not (folder / FILE).is_file() or not (folder / "config.toml").is_file():
         raise UserError(f"{folder}: not a run folder: needs config.toml and {FILE}")
     config: Config = configs.read(folder / "config.toml")
-    net = network(config.model)
     if config.model.dtype == "float64":
         jax.config.update("jax_enable_x64", True)
     try:
         with safetensors.safe_open(folder / FILE, framework="numpy") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-            classes = json.loads(file.metadata()["classes"])
-        params = tuple(
-            Affine(jnp.asarray(tensors[f"layer.{i}.w"]), jnp.asarray(tensors[f"layer.{i}.b"]))
-            for i in range(1, len(net.sizes))
-        )
-        check_params(net.sizes, params)
-        inputs = Scaling(tensors["inputs.mean"], tensors["inputs.scale"])
-        targets = Scaling(tensors["targets.mean"], tensors["targets.scale"]) if "targets.mean" in tensors else None
+            known = {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
+        classes, sizes = known["classes"], config.model.sizes
+        shape, *rest = known.get("sample", (sizes[:1], sizes[-1], False))
+        sample = Sample(tuple(shape), *rest)
+        net = networks.network(config.model, sample)
+        expected = jax.eval_shape(lambda: init(net, jax.random.key(0)))
+        params = jax.tree.unflatten(jax.tree.structure(expected), [jnp.asarray(tensors[n]) for n in _named(expected)])
+        check_parameters(net, params)
+        inputs, targets = (_scaling(tensors, name) for name in ("inputs", "targets"))
+        if inputs is None and not networks.takes_tokens(net):
+            raise KeyError("inputs.mean")
     except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder / FILE}: damaged: {error}") from None
-    return Model(net, params, inputs, targets, tuple(classes) if classes else None)
+    return Model(net, params, inputs, targets, tuple(classes) if classes else None, sample)
+
+
+def _scaling(tensors: dict[str, np.ndarray], name: str) -> Scaling | None:
+    """The one of this name, if it was saved."""
+    return Scaling(tensors[f"{name}.mean"], tensors[f"{name}.scale"]) if f"{name}.mean" in tensors else None

@@ -10,9 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbp import persample
-from jaxbp.mlp import MLP, Array, Factors, Params, wide
-from jaxbp.network import factors, gradient
+from jaxbp.factor import FactorTree
+from jaxbp.mlp import Array, wide
+from jaxbp.network import Net, ParamTree, factors, gradient
 from jaxbp.run import problem as problems
+from jaxbp.run.compute.epoch import evaluate
 from jaxbp.run.config import Config
 from jaxbp.run.errors import UserError
 from jaxbp.run.problem import Problem, Split
@@ -35,9 +37,15 @@ class Subject(NamedTuple):
     y: np.ndarray
 
     @property
-    def net(self) -> MLP:
+    def net(self) -> Net:
         """The network with the loss of the config, without label smoothing."""
         return self.problem.scored
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Their names, where samples are shown by class: each has one label, and there are few classes."""
+        names = self.model.classes or ()
+        return names if self.y.ndim == 1 and len(names) <= CLASSES_SHOWN else ()
 
     @property
     def state(self) -> str:
@@ -78,8 +86,8 @@ def prepare(source: Path, config: Config, split: str = "train") -> Subject:
 
 
 def _same_scaling(model: Model, problem: Problem) -> bool:
-    pairs = zip((*model.inputs, *(model.targets or ())), (*problem.inputs, *(problem.targets or ())), strict=True)
-    return all(np.allclose(a, b) for a, b in pairs)
+    theirs, ours = ((*(of.inputs or ()), *(of.targets or ())) for of in (model, problem))
+    return len(theirs) == len(ours) and all(np.allclose(a, b) for a, b in zip(theirs, ours, strict=True))
 
 
 def measure(subject: Subject, quantities: Sequence[str], chunk: int) -> Results:
@@ -93,18 +101,19 @@ def measure(subject: Subject, quantities: Sequence[str], chunk: int) -> Results:
             finite = np.isfinite(jax.device_get(_per_sample(net, params, None, x, y, chunk)["norm"]))
             mean = _mean(subject, finite, chunk)
     direction = None if mean is None else _direction(mean)
-    columns = jax.device_get(_per_sample(net, params, direction, x, y, chunk))
+    columns = jax.device_get(_per_sample(net, params, direction, x, y, chunk, "el2n" in asked))
+    columns["output"] = np.asarray(evaluate(net, params, x, y).output)
     finite = np.isfinite(columns["norm"])
     numbers = {} if mean is None else _numbers(asked, columns["norm"][finite].astype(np.float64) ** 2, mean)
     class_cosine = eigenvalues = None
-    if "cosine" in asked and subject.model.classes and len(subject.model.classes) <= CLASSES_SHOWN:
+    if "cosine" in asked and subject.classes:
         class_cosine = _class_cosine(subject, columns["norm"], chunk)
     if "gram" in asked:
         eigenvalues = _spectrum(subject, np.flatnonzero(finite), chunk)
     return Results(columns, finite, numbers, class_cosine, eigenvalues)
 
 
-def _mean(subject: Subject, counted: np.ndarray, chunk: int) -> Params:
+def _mean(subject: Subject, counted: np.ndarray, chunk: int) -> ParamTree:
     """The mean gradient of the samples that count."""
     weights = counted / max(int(counted.sum()), 1)
     sums = _sums(subject.net, subject.model.params, *subject.data, np.zeros(len(counted), np.int32), weights, 1, chunk)
@@ -125,15 +134,17 @@ def gram_rows(samples: int) -> np.ndarray:
     return np.sort(np.random.default_rng(0).choice(samples, count, replace=False))
 
 
-@functools.partial(jax.jit, static_argnames=("net", "chunk"))
-def _per_sample(net: MLP, params: Params, direction: Params | None, x: Array, y: Array, chunk: int) -> dict[str, Any]:
+@functools.partial(jax.jit, static_argnames=("net", "chunk", "el2n"))
+def _per_sample(
+    net: Net, params: ParamTree, direction: ParamTree | None, x: Array, y: Array, chunk: int, el2n: bool = False
+) -> dict[str, Any]:
     """Every column, (N,) or (N, ·); the cosine with the mean gradient where its direction is given."""
 
-    def quantity(loss: Array, f: Factors) -> dict[str, Any]:
+    def quantity(loss: Array, f: FactorTree) -> dict[str, Any]:
         layers = persample.squared_norms(f, per_layer=True)
         norm = persample.grand(f)
-        found = {"loss": loss, "output": _outputs(net, params, f), "norm": norm, "squared_norm": norm**2}
-        found |= {"layers": jnp.stack(layers, axis=1), "el2n": persample.el2n(f)}
+        found = {"loss": loss, "norm": norm, "squared_norm": norm**2, "layers": jnp.stack(layers, axis=1)}
+        found |= {"el2n": persample.el2n(f)} if el2n else {}
         if direction is not None:
             slope = persample.dot(f, direction)  # ‖gₙ‖ cos
             found["cosine"] = jnp.where(norm == 0, 0, slope / jnp.where(norm == 0, 1, norm))
@@ -142,13 +153,7 @@ def _per_sample(net: MLP, params: Params, direction: Params | None, x: Array, y:
     return persample.map_chunks(quantity, net, params, x, y, chunk)
 
 
-def _outputs(net: MLP, params: Params, f: Factors) -> Array:
-    """x⁽ᴸ⁾ from x⁽ᴸ⁻¹⁾, which the factors hold."""
-    w, b = params[-1]
-    return net.activations[-1].sigma(f.x[-1] @ w.T + b[None]).astype(wide(w.dtype))
-
-
-def _direction(mean: Params) -> Params:
+def _direction(mean: ParamTree) -> ParamTree:
     """The mean gradient divided by its norm, whose square may overflow where JAX has float32; zeros of zeros."""
     wider = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), mean)
     length = np.sqrt(sum(np.sum(leaf**2) for leaf in jax.tree.leaves(wider))) or 1.0
@@ -156,15 +161,15 @@ def _direction(mean: Params) -> Params:
 
 
 def _sums(
-    net: MLP,
-    params: Params,
+    net: Net,
+    params: ParamTree,
     x: Array,
     y: Array,
     group: np.ndarray,
     weights: np.ndarray,
     groups: int,
     chunk: int,
-) -> Params:
+) -> ParamTree:
     """Σ weightsₙ gₙ over the samples of each group, like the parameters with a leading axis of the groups.
 
     A chunk holds samples of one group, and is filled up with samples of weight 0: one pass for all groups.
@@ -184,8 +189,8 @@ def _sums(
 
 
 @functools.partial(jax.jit, static_argnames=("net", "groups"))
-def _scan_sums(net: MLP, params: Params, x: Array, y: Array, batches: tuple[Array, ...], groups: int) -> Params:
-    def add(sums: Params, batch: tuple[Array, ...]) -> tuple[Params, None]:
+def _scan_sums(net: Net, params: ParamTree, x: Array, y: Array, batches: tuple[Array, ...], groups: int) -> ParamTree:
+    def add(sums: ParamTree, batch: tuple[Array, ...]) -> tuple[ParamTree, None]:
         rows, weights, group = batch
         _, f = factors(net, params, x[rows], y[rows])
         summed = gradient(f, weights, normalize_by=1)
@@ -201,7 +206,7 @@ def _class_cosine(subject: Subject, norm: np.ndarray, chunk: int) -> np.ndarray:
     NaN where there is no pair; a gradient of 0 has the cosine 0, as in `persample.cosine`. Those that are not finite
     are left out.
     """
-    count, labels, finite = len(subject.model.classes or ()), subject.y, np.isfinite(norm)
+    count, labels, finite = len(subject.classes), subject.y, np.isfinite(norm)
     inverse = np.divide(1, norm, out=np.zeros(len(norm)), where=finite & (norm > 0))
     sums = _sums(subject.net, subject.model.params, *subject.data, labels, inverse, count, chunk)
     flat = [np.asarray(leaf, np.float64).reshape(count, -1) for leaf in jax.tree.leaves(sums)]
@@ -212,7 +217,7 @@ def _class_cosine(subject: Subject, norm: np.ndarray, chunk: int) -> np.ndarray:
     return np.divide(products, pairs, out=np.full_like(products, np.nan), where=pairs > 0)
 
 
-def _numbers(asked: set[str], squared_norm: np.ndarray, mean: Params) -> dict[str, float]:
+def _numbers(asked: set[str], squared_norm: np.ndarray, mean: ParamTree) -> dict[str, float]:
     """The quantities of the split as a whole, from the mean of ‖gₙ‖² and the norm of the mean gradient.
 
     In float64, which JAX has only in its x64 mode, and as `persample.noise_scale_from_norms` and its neighbours do it.

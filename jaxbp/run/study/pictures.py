@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from jaxbp.run.problem import SPLITS
 from jaxbp.run.report.metrics import StepRecord
 from jaxbp.run.study import plots
-from jaxbp.run.study.measure import CLASSES_SHOWN, Results, Subject
+from jaxbp.run.study.measure import Results, Subject
 from jaxbp.run.study.table import Columns
 
 IMAGES = 24  # in the pictures of the hardest and the easiest
@@ -23,14 +23,13 @@ def drawn(
     heading: str,
 ) -> Iterator[tuple[str, Figure]]:
     """The pictures that the quantities have, by name; those by class only where there are few classes."""
-    classes, what = subject.model.classes, f"{SPLITS[subject.split]} samples"
-    shown = classes if classes and len(classes) <= CLASSES_SHOWN else None
+    classes, what = subject.classes, f"{SPLITS[subject.split]} samples"
     if "grand" in quantities:
         norm = columns["norm"]
-        groups = {name: norm[subject.y == k] for k, name in enumerate(shown)} if shown else {"": norm}
+        groups = {name: norm[subject.y == k] for k, name in enumerate(classes)} if classes else {"": norm}
         yield "norms", plots.norms(groups, what, heading)
         yield from _images(subject, columns, what, heading)
-    if results.class_cosine is not None and classes:
+    if results.class_cosine is not None:
         yield "class_cosine", plots.class_cosine(results.class_cosine, classes, what, heading)
     if results.eigenvalues is not None and results.eigenvalues.size:
         yield "gram_spectrum", plots.gram_spectrum(results.eigenvalues, len(subject.x), what, heading)
@@ -42,7 +41,7 @@ def _images(subject: Subject, columns: Columns, what: str, heading: str) -> Iter
     """Those with the largest and the smallest gradients that are finite."""
     shape, norm = subject.problem.dataset.image_shape, columns["norm"]
     finite = np.flatnonzero(np.isfinite(norm))
-    if shape is None or not finite.size:
+    if shape is None or len(shape) > 2 or not finite.size:
         return
     for name, sign in (("hardest", -1), ("easiest", 1)):
         rows = finite[np.argsort(sign * norm[finite], kind="stable")[:IMAGES]]

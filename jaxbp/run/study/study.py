@@ -10,6 +10,9 @@ from typing import NamedTuple
 from rich.console import Console
 
 from jaxbp import losses
+from jaxbp.layers import Chain
+from jaxbp.mlp import MLP
+from jaxbp.network import Net
 from jaxbp.run import config as configs
 from jaxbp.run.config import Config, choose
 from jaxbp.run.errors import UserError
@@ -131,13 +134,20 @@ def _pictures(out: Path, kind: str) -> dict[str, Path]:
 def _fitting(subject: Subject, asked: Sequence[str] | None) -> list[str]:
     """The quantities asked for, or all that fit."""
     loss = losses.get(subject.net.loss).name
-    sigma = subject.net.activations[-1].name
-    fits = loss == "softmax_cross_entropy" and sigma == "identity"
+    last = _last(subject.net)
+    fits = loss == "softmax_cross_entropy" and last in ("identity", "dense")
     if asked and "el2n" in asked and not fits:
-        raise UserError(
-            f"--quantities: el2n needs the loss softmax_cross_entropy of the output identity, here {loss} of {sigma}"
-        )
+        needed = "el2n needs the loss softmax_cross_entropy of the output identity, or of a dense layer"
+        raise UserError(f"--quantities: {needed}, here {loss} of {last}")
     return [name for name in studied() if (name in asked if asked else name != "el2n" or fits)]
+
+
+def _last(net: Net) -> str:
+    """The activation of the output of an MLP, or the last layer of another network."""
+    if isinstance(net, MLP):
+        return net.activations[-1].name
+    last = net.layer.layers[-1] if isinstance(net.layer, Chain) else net.layer
+    return type(last).__name__.lower()
 
 
 def _recorded(source: Path) -> list[StepRecord]:

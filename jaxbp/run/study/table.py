@@ -12,17 +12,22 @@ from jaxbp import losses
 from jaxbp.run import targets
 from jaxbp.run.problem import SPLITS
 from jaxbp.run.report import text
-from jaxbp.run.study.measure import CLASSES_SHOWN, Results, Subject
+from jaxbp.run.study.measure import Results, Subject
 
 Columns = dict[str, np.ndarray]
 NAMED = 10  # of the samples that are left out
 
 
 def table(subject: Subject, columns: Columns, asked: set[str]) -> Columns:
-    """Label and prediction, by the names of the classes or in the units of the targets; then the quantities."""
+    """Label and prediction, by the names of the classes or in the units of the targets; then the quantities.
+
+    Of a sequence, which has a label for each position, the share of right ones instead.
+    """
     model, output = subject.model, columns["output"]
     table: Columns = {"index": np.arange(len(output))}
-    if model.classes:
+    if model.classes and subject.y.ndim > 1:
+        table["accuracy"] = np.mean(output == subject.y, axis=1)
+    elif model.classes:
         names = np.array(model.classes)
         table |= {"label": names[subject.y], "prediction": names[output.argmax(axis=1)]}
     else:
@@ -64,9 +69,8 @@ def print_summary(subject: Subject, table: Columns, results: Results, console: C
     """Means by class, the numbers of the split as a whole, and which samples are left out of both."""
     columns = _summary_columns(table)
     groups = [("all", results.finite)]
-    classes = subject.model.classes or ()
-    if len(classes) <= CLASSES_SHOWN:
-        groups = [(name, results.finite & (subject.y == k)) for k, name in enumerate(classes)] + groups
+    classes = subject.classes
+    groups = [(name, results.finite & (subject.y == k)) for k, name in enumerate(classes)] + groups
     rows = []
     for name, chosen in groups:
         cells = [column(chosen) if chosen.any() else "" for column in columns.values()]

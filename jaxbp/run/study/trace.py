@@ -69,6 +69,8 @@ def trace(request: Request, console: Console) -> Path:
     choose("--split", "split", request.split, SPLITS)
     load(request.run)  # says what is missing in a folder that is no run's
     subject = prepare(request.run, configs.read(request.run / "config.toml"), request.split)
+    if not isinstance(subject.net, MLP):
+        raise UserError(f'{request.run}: a trace is of an MLP, its model.kind is "{subject.problem.config.model.kind}"')
     if not 0 <= request.sample < len(subject.x):
         samples = f"the {request.split} set has samples 0 to {len(subject.x) - 1}"
         raise UserError(f"--sample: got {request.sample}, {samples}")
@@ -162,7 +164,7 @@ def _draw(found: Trace, subject: Subject, sample: int, title: str, out: Path) ->
     from jaxbp.run.study import trace_plots
 
     shape = subject.problem.dataset.image_shape
-    image = None if shape is None else np.asarray(subject.x[sample], np.float64).reshape(shape)
+    image = None if shape is None or len(shape) > 2 else np.asarray(subject.x[sample], np.float64).reshape(shape)
     with files.writable(f"--out: {str(out)!r}"), files.replaced(out) as part:
         outcome = _outcome(found, subject, sample)
         figures.save(trace_plots.draw(dict(quantities(found)), image, outcome, title), part, out.suffix[1:])

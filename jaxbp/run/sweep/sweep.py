@@ -21,7 +21,8 @@ import numpy as np
 import tomli_w
 from rich.console import Console
 
-from jaxbp.mlp import Array, Params
+from jaxbp.mlp import Array
+from jaxbp.network import ParamTree
 from jaxbp.run import data, loop, targets
 from jaxbp.run import problem as problems
 from jaxbp.run.compute import mesh as meshes
@@ -86,7 +87,7 @@ class Epoch(NamedTuple):
     timing: the seconds of the epoch of all members, their samples a second together.
     """
 
-    params: Params
+    params: ParamTree
     rows: list[MemberRow]
     timing: Timing
 
@@ -255,7 +256,7 @@ def _start(cohort: Cohort) -> State:
     return State(params, jax.vmap(cohort.setup.spec.optimizer.init)(params), jnp.ones(len(cohort.members), bool))
 
 
-def _initial(cohort: Cohort) -> Params:
+def _initial(cohort: Cohort) -> ParamTree:
     """Drawn once a seed, as the separate run draws them, and stacked: (M, …)."""
     problem = cohort.setup.problem
     drawn = {m.seed: dataclasses.replace(problem, config=m.config).initial() for m in reversed(cohort.members)}
@@ -322,7 +323,7 @@ def _medians(rows: Sequence[EpochRow]) -> dict[str, float]:
     return {name: float(np.median([scores[name] for scores in found])) for name in found[0]}
 
 
-def _save(cohort: Cohort, params: Params, path: Path) -> None:
+def _save(cohort: Cohort, params: ParamTree, path: Path) -> None:
     """The run folder of each member."""
     for i, member in enumerate(cohort.members):
         home = path / MEMBERS / member.name
