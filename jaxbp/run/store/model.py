@@ -102,8 +102,10 @@ class Model(NamedTuple):
         tensors |= {
             f"{name}.{k}": v for name, scaling in scalings.items() if scaling for k, v in scaling._asdict().items()
         }
-        known = {"classes": self.classes} | ({} if isinstance(self.net, MLP) else {"sample": self.sample})
-        metadata = {name: json.dumps(value) for name, value in known.items()}
+        known = self.classes if isinstance(self.net, MLP) else [self.classes, self.sample]
+        metadata = {
+            "classes" if isinstance(self.net, MLP) else "classes and sample": json.dumps(known)
+        }  # two have no order
         files.replace(folder / FILE, safetensors.numpy.save(tensors, metadata=metadata))
 
 
@@ -158,9 +160,11 @@ def load(folder: str | Path) -> Model:
         with safetensors.safe_open(folder / FILE, framework="numpy") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
             known = {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
-        classes, sizes = known["classes"], config.model.sizes
-        shape, *rest = known.get("sample", (sizes[:1], sizes[-1], False))
-        sample = Sample(tuple(shape), *rest)
+        if config.model.kind == "mlp":
+            classes, sample = known["classes"], Sample(config.model.sizes[:1], config.model.sizes[-1], positions=False)
+        else:
+            classes, (shape, *rest) = known["classes and sample"]
+            sample = Sample(tuple(shape), *rest)
         net = networks.network(config.model, sample)
         expected = jax.eval_shape(lambda: init(net, jax.random.key(0)))
         params = jax.tree.unflatten(jax.tree.structure(expected), [jnp.asarray(tensors[n]) for n in _named(expected)])
