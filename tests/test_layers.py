@@ -15,7 +15,7 @@ from tiers import one_in
 
 import jaxbp
 from experiments import layers as study
-from jaxbp import Network, factor, losses, persample
+from jaxbp import Network, factor, losses, models, persample
 from jaxbp.layers import (
     AveragePool,
     BatchNorm,
@@ -71,6 +71,7 @@ NETS = {
     "patches": Network(Chain(Patches(2), Dense(8), SelfAttention(4), Flatten(), Dense(3)), CROSS_ENTROPY, (4, 6, 1)),
     "embedding": Network(Chain(Embedding(7, 4), Flatten(), Dense(3)), CROSS_ENTROPY, (5,)),
     "gpt": Network(Tied(Embedding(7, 8), Chain(PositionEmbedding(), *BLOCK, LayerNorm())), over(CROSS_ENTROPY), (5,)),
+    "mixer": models.mixer((4, 4, 1), 3, patch=2, layers=1, width=3, mixed=2, hidden=5),
     "mlp": Network(Chain(Flatten(), jaxbp.MLP((6, 4, 3), "tanh")), CROSS_ENTROPY, (2, 3)),
 }
 WEIGHTS = np.array([1.0, 0.0, 2.0, 0.5])
@@ -429,7 +430,7 @@ def test_the_checker_sees_a_planted_bug_and_none_in_the_layer(bug: Any) -> None:
 @pytest.mark.slow
 def test_the_study_of_what_layers_cost(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Its numbers are of the same gradient, in float32; the table has every program."""
-    monkeypatch.setattr(study, "NETWORKS", {"GPT": (lambda: study.gpt(1, 2, 8, 4, tokens=5), 3)})
+    monkeypatch.setattr(study, "NETWORKS", {"GPT": (lambda: models.gpt((4,), 5, layers=1, heads=2, width=8), 3)})
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"), jax.enable_x64(False):
         study.main(["--rounds", "1", "--out", str(tmp_path)])
     found = json.loads((tmp_path / "layers.json").read_text())["networks"]["GPT"]
