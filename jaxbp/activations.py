@@ -1,10 +1,11 @@
-"""Activations: each σ with its hand-derived σ′ on the next line.
+"""Activations: each σ with its hand-derived σ′ and σ″ on the next lines.
 
 All are elementwise, x = σ(s). Conventions, the same for every one of them:
 
-* At a kink σ′ is the slope on the left, so relu′(0) = 0 and leaky_relu′(0) = 0.01.
-* A NaN gives NaN, in the value and in the derivative. Where σ′ is a constant it stays that constant.
-* At ±inf, and where an intermediate result would overflow, value and derivative are the mathematical limits.
+* At a kink σ′ is the slope on the left, so relu′(0) = 0 and leaky_relu′(0) = 0.01; σ″ is the limit from the left, so
+  elu″(0) = 1 and soft_sign″(0) = 2.
+* A NaN gives NaN, in the value and in the derivatives. The σ′ and σ″ of the identity stay 1 and 0.
+* At ±inf, and where an intermediate result would overflow, value and derivatives are the mathematical limits.
 
 >>> print(*ACTIVATIONS)
 identity relu leaky_relu relu6 elu celu selu gelu gelu_tanh silu mish sigmoid log_sigmoid tanh
@@ -25,7 +26,7 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True)
 class Activation:
-    """σ and σ′.
+    """σ, σ′ and σ″.
 
     σ′ may be computed from s or from x = σ(s), whichever is cheaper. If it never reads s, say ``needs_s=False``. Then
     `apply` passes None for s and does not keep s between forward and backward: a layer holds one array, its output.
@@ -35,6 +36,7 @@ class Activation:
       sigma: s ↦ σ(s), elementwise, any shape, dtype kept.
       dsigma: (s, x) ↦ σ′(s) where x = σ(s).
       needs_s: whether `dsigma` reads its first argument.
+      d2sigma: (s, x) ↦ σ″(s), for `jaxbp.curvature`; Hessians cannot be had without it. It may always read s.
 
     Example:
       >>> square = Activation("square", lambda s: s**2, lambda s, x: 2 * s)
@@ -46,6 +48,7 @@ class Activation:
     sigma: Callable[[Array], Array] = dataclasses.field(repr=False)
     dsigma: Callable[[Array, Array], Array] = dataclasses.field(repr=False)
     needs_s: bool = dataclasses.field(default=True, repr=False)
+    d2sigma: Callable[[Array, Array], Array] | None = dataclasses.field(default=None, repr=False)
 
 
 def _finite(s: Array) -> Array:
@@ -59,11 +62,17 @@ def _where(condition: Array, s: Array, value: float) -> Array:
     return jnp.where(jnp.isnan(s), s, jnp.where(condition, value, 0.0).astype(s.dtype))
 
 
+def _no_curvature(s: Array, x: Array) -> Array:
+    """0; NaN where s is NaN."""
+    return jnp.where(jnp.isnan(s), s, jnp.zeros_like(s))
+
+
 identity = Activation(
     "identity",
     lambda s: s,
     lambda s, x: jnp.ones_like(x),
     needs_s=False,
+    d2sigma=lambda s, x: jnp.zeros_like(x),
 )
 
 relu = Activation(
@@ -71,6 +80,7 @@ relu = Activation(
     lambda s: jnp.maximum(s, 0),
     lambda s, x: jnp.sign(x),  # x ≥ 0, so sign(x) is 1 where s > 0 and 0 elsewhere; NaN goes through
     needs_s=False,
+    d2sigma=_no_curvature,
 )
 
 LEAK = 0.01
@@ -79,12 +89,14 @@ leaky_relu = Activation(
     lambda s: jnp.where(s > 0, s, LEAK * s),
     lambda s, x: jnp.where(jnp.isnan(x), x, jnp.where(x > 0, 1.0, LEAK).astype(x.dtype)),  # x has the sign of s
     needs_s=False,
+    d2sigma=_no_curvature,
 )
 
 relu6 = Activation(
     "relu6",
     lambda s: jnp.clip(s, 0, 6),
     lambda s, x: _where((s > 0) & (s <= 6), s, 1.0),
+    d2sigma=_no_curvature,
 )
 
 
@@ -94,6 +106,7 @@ def _elu(name: str, scale: float, alpha: float) -> Activation:
         name,
         lambda s: scale * jnp.where(s > 0, s, alpha * jnp.expm1(jnp.minimum(s, 0))),
         lambda s, x: scale * jnp.where(s > 0, 1.0, alpha * jnp.exp(jnp.minimum(s, 0))),
+        d2sigma=lambda s, x: scale * jnp.where(s > 0, 0.0, alpha * jnp.exp(jnp.minimum(s, 0))),
     )
 
 
@@ -119,6 +132,7 @@ gelu = Activation(
     "gelu",
     lambda s: jnp.maximum(s, -jnp.finfo(s.dtype).max) * _gelu_cdf(s),
     lambda s, x: _gelu_cdf(s) + _finite(s) * _gelu_density(s),
+    d2sigma=lambda s, x: _gelu_density(s) * (2 - jnp.clip(s, -100, 100) ** 2),  # φ(s) (2 − s²)
 )
 
 
@@ -133,16 +147,33 @@ def _gelu_tanh_derivative(s: Array, x: Array) -> Array:
     return gate + 2 * s * gate * _gelu_tanh_gate(-s) * du_ds
 
 
+def _gelu_tanh_second(s: Array, x: Array) -> Array:
+    """p q (2z′ + s z″ + s z′² (q − p)), p = σ(z) the gate, q = σ(−z), z = 2u(s)."""
+    s = jnp.clip(s, -100, 100)
+    p, q = _gelu_tanh_gate(s), _gelu_tanh_gate(-s)
+    dz, s_d2z = 2 * SQRT_2_OVER_PI * (1 + 3 * 0.044715 * s * s), 12 * SQRT_2_OVER_PI * 0.044715 * s * s
+    return p * q * (2 * dz + s_d2z + s * dz * dz * (q - p))
+
+
 gelu_tanh = Activation(
     "gelu_tanh",
     lambda s: jnp.maximum(s, -jnp.finfo(s.dtype).max) * _gelu_tanh_gate(jnp.clip(s, -100, 100)),
     _gelu_tanh_derivative,
+    d2sigma=_gelu_tanh_second,
 )
+
+
+def _silu_second(s: Array, x: Array) -> Array:
+    """p q (2 + s (q − p)), p = σ(s), q = σ(−s)."""
+    p, q = lax.logistic(s), lax.logistic(-s)
+    return p * q * (2 + _finite(s) * (q - p))
+
 
 silu = Activation(
     "silu",
     lambda s: jnp.maximum(s, -jnp.finfo(s.dtype).max) * lax.logistic(s),
     lambda s, x: lax.logistic(s) * (1 + _finite(s) * lax.logistic(-s)),
+    d2sigma=_silu_second,
 )
 
 
@@ -158,10 +189,18 @@ def _mish_derivative(s: Array, x: Array) -> Array:
     return _mish_gate(s) + _finite(s) * p * sech * sech
 
 
+def _mish_second(s: Array, x: Array) -> Array:
+    """p sech² (2 + s (q − 2 p tanh)), tanh and sech of ln(1 + eˢ); multiplied out, so that no ∞ meets a 0."""
+    p, q = lax.logistic(s), lax.logistic(-s)
+    sech = 2 * q / (1 + q * q)
+    return 2 * p * sech * sech + _finite(s) * p * sech * sech * (q - 2 * p * _mish_gate(s))
+
+
 mish = Activation(
     "mish",
     lambda s: jnp.maximum(s, -jnp.finfo(s.dtype).max) * _mish_gate(s),
     _mish_derivative,
+    d2sigma=_mish_second,
 )
 
 sigmoid = Activation(
@@ -169,6 +208,7 @@ sigmoid = Activation(
     lambda s: lax.logistic(s),
     lambda s, x: x * (1 - x),
     needs_s=False,
+    d2sigma=lambda s, x: x * lax.logistic(-s) * (lax.logistic(-s) - x),
 )
 
 log_sigmoid = Activation(
@@ -176,6 +216,7 @@ log_sigmoid = Activation(
     lambda s: -jnp.logaddexp(-s, 0),
     lambda s, x: -jnp.expm1(x),  # 1 − σ(s), and x = ln σ(s)
     needs_s=False,
+    d2sigma=lambda s, x: -lax.logistic(s) * lax.logistic(-s),
 )
 
 tanh = Activation(
@@ -183,12 +224,14 @@ tanh = Activation(
     lambda s: jnp.tanh(s),
     lambda s, x: (1 - x) * (1 + x),
     needs_s=False,
+    d2sigma=lambda s, x: -2 * x * (1 - x) * (1 + x),
 )
 
 soft_sign = Activation(
     "soft_sign",
     lambda s: _finite(s) / (1 + jnp.abs(_finite(s))),
     lambda s, x: (1 / (1 + jnp.abs(s))) ** 2,
+    d2sigma=lambda s, x: jnp.where(s > 0, -2.0, 2.0).astype(s.dtype) * (1 / (1 + jnp.abs(s))) ** 3,
 )
 
 softplus = Activation(
@@ -196,24 +239,28 @@ softplus = Activation(
     lambda s: jnp.logaddexp(s, 0),
     lambda s, x: -jnp.expm1(-x),  # σ(s) = 1 − e⁻ˣ, and x = ln(1 + eˢ)
     needs_s=False,
+    d2sigma=lambda s, x: lax.logistic(s) * lax.logistic(-s),
 )
 
 hard_tanh = Activation(
     "hard_tanh",
     lambda s: jnp.clip(s, -1, 1),
     lambda s, x: _where((s > -1) & (s <= 1), s, 1.0),
+    d2sigma=_no_curvature,
 )
 
 hard_sigmoid = Activation(
     "hard_sigmoid",
     lambda s: jnp.clip(s + 3, 0, 6) / 6,  # s + 3 is exact near −3, where s/6 + ½ would cancel
     lambda s, x: _where((s > -3) & (s <= 3), s, 1 / 6),
+    d2sigma=_no_curvature,
 )
 
 hard_silu = Activation(
     "hard_silu",
     lambda s: jnp.where(s <= -3, 0.0, s * (jnp.clip(s + 3, 0, 6) / 6)),
     lambda s, x: jnp.where(s <= -3, 0.0, jnp.where(s > 3, 1.0, (s + 1.5) / 3)),
+    d2sigma=lambda s, x: _where((s > -3) & (s <= 3), s, 1 / 3),
 )
 
 
@@ -232,6 +279,7 @@ squareplus = Activation(
     _squareplus,  # (s + √(s² + 4)) / 2
     _squareplus_derivative,  # x / √(s² + 4), and √(s² + 4) = x + 1/x
     needs_s=False,
+    d2sigma=lambda s, x: 2 * (1 / jnp.hypot(_finite(s), jnp.full_like(s, 2))) ** 3,  # 2 / √(s² + 4)³
 )
 
 ACTIVATIONS: dict[str, Activation] = {

@@ -1,7 +1,8 @@
-"""Losses: each ℓ with its hand-derived ∂ℓ/∂x on the next lines.
+"""Losses: each ℓ with its hand-derived ∂ℓ/∂x and ∂²ℓ/∂x² on the next lines.
 
 A loss belongs to one sample: x = x⁽ᴸ⁾ is the network's output, (C,), y its target. It sums over the C outputs and is
-never divided by the number of samples. At a kink ∂ℓ/∂x is the slope on the left, as for activations. A NaN gives NaN.
+never divided by the number of samples. At a kink ∂ℓ/∂x is the slope on the left, as for activations, and ∂²ℓ/∂x² the
+limit from the left. A NaN gives NaN.
 
 >>> print(*LOSSES)
 squared_error absolute_error huber log_cosh softmax_cross_entropy sigmoid_cross_entropy hinge kl_divergence poisson
@@ -21,11 +22,13 @@ from jaxbp.names import lookup
 
 Array = jax.Array
 LN_2 = 0.6931471805599453
+Rule = Callable[[Array, Array], Array]
+Target = Literal["array", "label", "label or array"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Loss:
-    """ℓ and ∂ℓ/∂x.
+    """ℓ, ∂ℓ/∂x and H_ℓ = ∂²ℓ/∂x².
 
     Args:
       name: shown by `repr` and in error messages.
@@ -34,6 +37,8 @@ class Loss:
       target: what y is: "array" (C,) numbers, "label" an integer in 0 … C − 1, or "label or array".
       positions: whether x and y have an axis of positions in front, see `over_positions`.
       padding: with positions, the label of those that do not count.
+      hvp: (x, y, v) ↦ H_ℓ v, (C,), for `jaxbp.curvature`; without it there is no second derivative.
+      root: (x, y) ↦ S, (C, R), with S Sᵀ = H_ℓ; a loss whose H_ℓ has negative eigenvalues has none.
 
     Example:
       >>> quartic = Loss("quartic", lambda x, y: jnp.sum((x - y) ** 4), lambda x, y: 4 * (x - y) ** 3)
@@ -44,21 +49,50 @@ class Loss:
     name: str
     ell: Callable[[Array, Array], Array] = dataclasses.field(repr=False)
     dl_dx: Callable[[Array, Array], Array] = dataclasses.field(repr=False)
-    target: Literal["array", "label", "label or array"] = dataclasses.field(default="array", repr=False)
+    target: Target = dataclasses.field(default="array", repr=False)
     positions: bool = dataclasses.field(default=False, repr=False)
     padding: int | None = dataclasses.field(default=None, repr=False)
+    hvp: Callable[[Array, Array, Array], Array] | None = dataclasses.field(default=None, repr=False)
+    root: Callable[[Array, Array], Array] | None = dataclasses.field(default=None, repr=False)
 
 
-squared_error = Loss(
+def _elementwise(name: str, ell: Rule, dl_dx: Rule, d2l_dx2: Rule, target: Target = "array") -> Loss:
+    """A loss with a diagonal H_ℓ, given as (C,): H_ℓ v = h ⊙ v, where ∞ · 0 is 0, and S = diag √h."""
+
+    def hvp(x: Array, y: Array, v: Array) -> Array:
+        h = d2l_dx2(x, y)
+        return jnp.where((v == 0) & ~jnp.isnan(h), v, h * v)
+
+    return Loss(name, ell, dl_dx, target, hvp=hvp, root=lambda x, y: jnp.diag(jnp.sqrt(d2l_dx2(x, y))))
+
+
+def _no_curvature(dl_dx: Rule) -> Rule:
+    """The H_ℓ of a piecewise linear loss: 0, and NaN where the slope is NaN."""
+
+    def d2l_dx2(x: Array, y: Array) -> Array:
+        slope = dl_dx(x, y)
+        return jnp.where(jnp.isnan(slope), slope, jnp.zeros_like(slope))
+
+    return d2l_dx2
+
+
+squared_error = _elementwise(
     "squared_error",  # ½ ‖x − y‖²
     lambda x, y: 0.5 * jnp.sum((x - y) ** 2),
     lambda x, y: x - y,
+    lambda x, y: jnp.ones_like(x),
 )
 
-absolute_error = Loss(
+
+def _absolute_error_gradient(x: Array, y: Array) -> Array:
+    return jnp.where(x == y, -1.0, jnp.sign(x - y))  # −1 at x = y, the slope on the left
+
+
+absolute_error = _elementwise(
     "absolute_error",  # Σ |x − y|
     lambda x, y: jnp.sum(jnp.abs(x - y)),
-    lambda x, y: jnp.where(x == y, -1.0, jnp.sign(x - y)),  # −1 at x = y, the slope on the left
+    _absolute_error_gradient,
+    _no_curvature(_absolute_error_gradient),
 )
 
 
@@ -68,10 +102,11 @@ def _huber(x: Array, y: Array) -> Array:
     return jnp.sum(0.5 * inner**2 + (jnp.abs(x - y) - jnp.abs(inner)))
 
 
-huber = Loss(
+huber = _elementwise(
     "huber",
     _huber,
     lambda x, y: jnp.clip(x - y, -1, 1),
+    lambda x, y: jnp.where(jnp.isnan(x - y), x - y, ((x - y > -1) & (x - y <= 1)).astype(x.dtype)),
 )
 
 
@@ -82,10 +117,11 @@ def _log_cosh(x: Array, y: Array) -> Array:
     return jnp.sum(jnp.where(e < 1, near, e + jnp.log1p(jnp.exp(-2 * e)) - LN_2))
 
 
-log_cosh = Loss(
+log_cosh = _elementwise(
     "log_cosh",
     _log_cosh,
     lambda x, y: jnp.tanh(x - y),
+    lambda x, y: (1 / jnp.cosh(x - y)) ** 2,  # 1 − tanh² would cancel
 )
 
 
@@ -127,7 +163,27 @@ def smoothed_softmax_cross_entropy(label_smoothing: float) -> Loss:
         return jnp.sum(p) * jax.nn.softmax(x) - p
 
     name = "softmax_cross_entropy" + (f"(label_smoothing={label_smoothing})" if label_smoothing else "")
-    return Loss(name, ell, dl_dx, target="label or array")
+    return Loss(name, ell, dl_dx, "label or array", hvp=_softmax_hvp(target), root=_softmax_root(target))
+
+
+def _softmax_hvp(target: Rule) -> Callable[[Array, Array, Array], Array]:
+    """H_ℓ v = (Σp) (q ⊙ v − q qᵀv), q = softmax(x), p the target as C numbers."""
+
+    def hvp(x: Array, y: Array, v: Array) -> Array:
+        q = jax.nn.softmax(x)
+        return jnp.sum(target(x, y)) * q * (v - jnp.sum(q * v))
+
+    return hvp
+
+
+def _softmax_root(target: Rule) -> Rule:
+    """S = √(Σp) (diag √q − q √qᵀ); NaN where Σp < 0, where no real root is."""
+
+    def root(x: Array, y: Array) -> Array:
+        q = jax.nn.softmax(x)
+        return jnp.sqrt(jnp.sum(target(x, y)) * q)[None, :] * (jnp.eye(x.size, dtype=x.dtype) - q[:, None])
+
+    return root
 
 
 softmax_cross_entropy = smoothed_softmax_cross_entropy(0.0)
@@ -140,10 +196,11 @@ def _sigmoid_cross_entropy(x: Array, y: Array) -> Array:
     return jnp.sum(jnp.where(matched, 0.0, linear) + jnp.log1p(jnp.exp(-jnp.abs(x))))
 
 
-sigmoid_cross_entropy = Loss(
+sigmoid_cross_entropy = _elementwise(
     "sigmoid_cross_entropy",
     _sigmoid_cross_entropy,
     lambda x, y: jnp.where(x > 0, (1 - y) - lax.logistic(-x), lax.logistic(x) - y),  # σ(x) − y, kept exact near y = 1
+    lambda x, y: lax.logistic(x) * lax.logistic(-x),
 )
 
 
@@ -164,18 +221,21 @@ def _hinge_gradient(x: Array, y: Array) -> Array:
     return violated - one_hot * jnp.sum(violated)
 
 
-hinge = Loss("hinge", _hinge, _hinge_gradient, target="label")
+hinge = _elementwise("hinge", _hinge, _hinge_gradient, _no_curvature(_hinge_gradient), target="label")
 
 kl_divergence = Loss(
     "kl_divergence",  # Σ y (ln y − ln softmax(x)): x are logits, y probabilities; 0 ln 0 = 0
     lambda x, y: jnp.sum(xlogy(y, y) - jnp.where(y == 0, 0.0, y * jax.nn.log_softmax(x))),
     lambda x, y: jnp.sum(y) * jax.nn.softmax(x) - y,
+    hvp=_softmax_hvp(lambda x, y: y),
+    root=_softmax_root(lambda x, y: y),
 )
 
-poisson = Loss(
+poisson = _elementwise(
     "poisson",  # Σ eˣ − y x: x is the logarithm of the rate, y a count; ln y! is left out; 0 · (−∞) = 0
     lambda x, y: jnp.sum(jnp.exp(x) - jnp.where(y == 0, 0.0, y * jnp.minimum(x, 1000))),  # e¹⁰⁰⁰ = ∞: no ∞ − ∞
     lambda x, y: jnp.exp(x) - y,
+    lambda x, y: jnp.exp(x),
 )
 
 LOSSES: dict[str, Loss] = {

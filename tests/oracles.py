@@ -6,13 +6,14 @@ Nothing here calls a forward or a derivative of jaxbp. Kinks differ by conventio
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import mpmath
 import numpy as np
 import optax
+from jax.flatten_util import ravel_pytree
 from mpmath import mpf
 
 from jaxbp import Affine
@@ -191,6 +192,44 @@ def stiffness(rows: np.ndarray, others: np.ndarray, weights: np.ndarray, distinc
     return sign / total, cosine / total
 
 
+# Curvature, dense and by autodiff -------------------------------------------------------------------------------------
+
+
+class Dense(NamedTuple):
+    """Of every sample: gradient (N, P), Hessian (N, P, P), Jacobian (N, C, P) and H_ℓ (N, C, C), in the order of
+    `ravel_pytree` of the parameters."""
+
+    gradient: np.ndarray
+    hessian: np.ndarray
+    jacobian: np.ndarray
+    output_hessian: np.ndarray
+
+    @property
+    def ggn(self) -> np.ndarray:
+        return np.einsum("ncp,ncd,ndq->npq", self.jacobian, self.output_hessian, self.jacobian)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _dense(net: Any, params: Params, x: Array, y: Array) -> Any:
+    flat, unflatten = ravel_pytree(tuple(params))
+
+    def sample(x: Array, y: Array) -> Any:
+        def loss(flat: Array) -> Array:
+            return sample_loss(net, unflatten(flat), x, y)
+
+        def outputs(flat: Array) -> Array:
+            return network(sigmas(net), unflatten(flat), x)
+
+        output_hessian = jax.hessian(lambda out: LOSSES[net.loss](out, y))(outputs(flat))
+        return jax.grad(loss)(flat), jax.hessian(loss)(flat), jax.jacrev(outputs)(flat), output_hessian
+
+    return jax.vmap(sample)(x, y)
+
+
+def dense(net: Any, params: Params, x: Array, y: Array) -> Dense:
+    return Dense(*map(np.asarray, _dense(net, params, x, y)))
+
+
 # Truth --------------------------------------------------------------------------------------------------------------
 
 mpmath.mp.dps = 80  # elu′(−100) = e⁻¹⁰⁰ is a difference of numbers near −1: 44 digits go
@@ -277,6 +316,37 @@ DSIGMA_TRUTH: dict[str, Callable[[mpf], mpf]] = {
     "hard_sigmoid": lambda s: _between(s, -3, 3) / 6,
     "hard_silu": lambda s: mpf(0) if s <= -3 else mpf(1) if s > 3 else (2 * s + 3) / 6,
     "squareplus": lambda s: SIGMA_TRUTH["squareplus"](s) / mpmath.sqrt(s**2 + 4),
+}
+
+
+def _gelu_tanh_second(s: mpf) -> mpf:
+    p, q, c = _tanh_gelu_gate(s), _tanh_gelu_gate(-s), 2 * mpmath.sqrt(2 / mpmath.pi)
+    steep = c * (1 + 3 * mpf("0.044715") * s**2)
+    return p * q * (2 * steep + 6 * c * mpf("0.044715") * s**2 + s * steep**2 * (q - p))
+
+
+def _mish_second(s: mpf) -> mpf:
+    softplus, p = mpmath.log1p(mpmath.exp(s)), _logistic(s)
+    return mpmath.sech(softplus) ** 2 * p * (2 + s * (_logistic(-s) - 2 * p * mpmath.tanh(softplus)))
+
+
+# σ″, at a kink the limit from the left; 0 where none is given.
+D2SIGMA_TRUTH: dict[str, Callable[[mpf], mpf]] = {
+    **dict.fromkeys(SIGMA_TRUTH, lambda s: mpf(0)),
+    "elu": lambda s: mpmath.exp(s) if s <= 0 else mpf(0),
+    "celu": lambda s: mpmath.exp(s) if s <= 0 else mpf(0),
+    "selu": lambda s: SELU[0] * SELU[1] * mpmath.exp(s) if s <= 0 else mpf(0),
+    "gelu": lambda s: mpmath.npdf(s) * (2 - s**2),
+    "gelu_tanh": _gelu_tanh_second,
+    "silu": lambda s: _logistic(s) * _logistic(-s) * (2 + s * (_logistic(-s) - _logistic(s))),
+    "mish": _mish_second,
+    "sigmoid": lambda s: _logistic(s) * _logistic(-s) * (_logistic(-s) - _logistic(s)),
+    "log_sigmoid": lambda s: -_logistic(s) * _logistic(-s),
+    "tanh": lambda s: -2 * mpmath.tanh(s) * mpmath.sech(s) ** 2,
+    "soft_sign": lambda s: (-2 if s > 0 else 2) / (1 + abs(s)) ** 3,
+    "softplus": lambda s: _logistic(s) * _logistic(-s),
+    "hard_silu": lambda s: _between(s, -3, 3) / 3,
+    "squareplus": lambda s: 2 / mpmath.sqrt(s**2 + 4) ** 3,
 }
 
 Terms = list[mpf]
