@@ -7,9 +7,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jaxbp import activations, checker, factor, initializers, layers, losses, memory, models, persample
+    from jaxbp import (
+        activations,
+        checker,
+        curvature,
+        factor,
+        initializers,
+        layers,
+        losses,
+        memory,
+        models,
+        persample,
+    )
     from jaxbp.activations import Activation
     from jaxbp.checker.check import check
+    from jaxbp.curvature import r_backward, r_forward
     from jaxbp.interop import apply
     from jaxbp.losses import Loss
     from jaxbp.mlp import MLP, Affine, Factors, Params, Tape, backward, forward, update
@@ -31,6 +43,7 @@ __all__ = [
     "backward",
     "check",
     "checker",
+    "curvature",
     "factor",
     "factors",
     "forward",
@@ -42,12 +55,16 @@ __all__ = [
     "memory",
     "models",
     "persample",
+    "r_backward",
+    "r_forward",
     "update",
     "value_and_grad",
 ]
 
-_MODULES = ("activations", "checker", "factor", "initializers", "layers", "losses", "memory", "models", "persample")
+_MODULES = {"activations", "checker", "curvature", "factor", "initializers", "layers"}
+_MODULES |= {"losses", "memory", "models", "persample"}
 _HOMES = {"Activation": "activations", "Loss": "losses", "apply": "interop", "check": "checker"}  # the others: mlp
+_HOMES |= {"r_forward": "curvature", "r_backward": "curvature"}
 _HOMES |= dict.fromkeys(("Network", "factors", "gradient", "init", "value_and_grad"), "network")
 
 if not TYPE_CHECKING:  # a type checker reads the imports above, and finds a name that is not there

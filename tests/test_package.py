@@ -11,7 +11,7 @@ import pytest
 from jax import export
 
 import jaxbp
-from jaxbp import MLP, losses, memory, persample
+from jaxbp import MLP, curvature, losses, memory, persample
 from jaxbp.activations import ACTIVATIONS
 
 NET = MLP((5, 4, 4, 3), hidden=("tanh", "gelu"))
@@ -69,13 +69,15 @@ def of_memory(params, x, y):
 
 
 def of_activations(s):
-    return {name: sigma.dsigma(s, sigma.sigma(s)) for name, sigma in ACTIVATIONS.items()}
+    return {
+        name: (sigma.dsigma(s, sigma.sigma(s)), sigma.d2sigma(s, sigma.sigma(s))) for name, sigma in ACTIVATIONS.items()
+    }
 
 
 def of_losses(x, y, label):
     def both(loss):
         target = y if "array" in loss.target else label
-        return loss.ell(x, target), loss.dl_dx(x, target)
+        return loss.ell(x, target), loss.dl_dx(x, target), loss.hvp(x, target, x), loss.root(x, target)
 
     return {name: both(loss) for name, loss in losses.LOSSES.items()}
 
@@ -92,6 +94,22 @@ def core(params, x, y):
         "gradient": jaxbp.gradient(f),
         "update": jaxbp.update(params, grads, 0.1),
         "value_and_grad": loss,
+    }
+
+
+def second_order(params, x, y):
+    tape = jaxbp.forward(NET, params, x[0])
+    rtape = jaxbp.r_forward(NET, params, tape, params)
+    dl_dx = curvature.backward_x(NET, params, tape, tape.x[-1])
+    products = [f(NET, params, x, y, params, jnp.ones(len(x))) for f in (curvature.hvp, curvature.ggn_vp)]
+    return {
+        "r_forward": rtape,
+        "r_backward": jaxbp.r_backward(NET, params, tape, dl_dx, params, rtape, rtape.x[-1]),
+        "products": (
+            products,
+            curvature.quadratic(NET, params, x, y, params),
+            curvature.diag_hessian(NET, params, x, y),
+        ),
     }
 
 
@@ -116,6 +134,7 @@ PROGRAMS = {
     quantities: (FACTORS, shaped(7)),
     data_set: (params_of(NET), X, Y),
     of_memory: (params_of(DEEP), X, Y),
+    second_order: (params_of(NET), X, Y),
     of_activations: (shaped(9),),
     of_losses: (shaped(4), shaped(4), shaped(dtype=jnp.int32)),
 }
@@ -131,6 +150,7 @@ def test_no_public_function_is_left_out():
     """Types, modules and the checker aside, which looks at values and runs programs of its own."""
     lowered = {name for program in PROGRAMS for name in jax.eval_shape(program, *PROGRAMS[program])}
     modules = {"activations", "checker", "factor", "initializers", "layers", "losses", "memory", "models", "persample"}
+    modules |= {"curvature"}
     types = {"MLP", "Network", "Activation", "Affine", "Factors", "Loss", "Params", "Tape"}
     types |= {"Clipped", "NoiseScale", "Stiffness"}
     assert lowered >= (set(jaxbp.__all__) | set(persample.__all__)) - modules - types - {"check"}

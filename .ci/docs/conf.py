@@ -32,6 +32,7 @@ experiments/README
 :caption: Reference
 .ci/docs/api
 .ci/docs/persample
+.ci/docs/curvature
 .ci/docs/checker
 .ci/docs/run
 .ci/docs/config
