@@ -13,11 +13,13 @@ if TYPE_CHECKING:
         curvature,
         factor,
         initializers,
+        kronecker,
         layers,
         losses,
         memory,
         models,
         persample,
+        tangent_kernel,
     )
     from jaxbp.activations import Activation
     from jaxbp.checker.check import check
@@ -50,6 +52,7 @@ __all__ = [
     "gradient",
     "init",
     "initializers",
+    "kronecker",
     "layers",
     "losses",
     "memory",
@@ -57,12 +60,13 @@ __all__ = [
     "persample",
     "r_backward",
     "r_forward",
+    "tangent_kernel",
     "update",
     "value_and_grad",
 ]
 
-_MODULES = {"activations", "checker", "curvature", "factor", "initializers", "layers"}
-_MODULES |= {"losses", "memory", "models", "persample"}
+_MODULES = {"activations", "checker", "curvature", "factor", "initializers", "kronecker", "layers"}
+_MODULES |= {"losses", "memory", "models", "persample", "tangent_kernel"}
 _HOMES = {"Activation": "activations", "Loss": "losses", "apply": "interop", "check": "checker"}  # the others: mlp
 _HOMES |= {"r_forward": "curvature", "r_backward": "curvature"}
 _HOMES |= dict.fromkeys(("Network", "factors", "gradient", "init", "value_and_grad"), "network")

@@ -1,0 +1,193 @@
+"""Kronecker factors, and the tangent kernel against dense matrices in float64."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+from oracles import assert_close
+
+import jaxbp
+from jaxbp import MLP, Affine, kronecker
+from jaxbp.tangent_kernel import ntk
+
+N, SIZES = 5, (3, 3, 3, 3)
+NET = MLP(SIZES, "tanh")
+LINEAR = MLP((3, 2, 4, 2), "identity", loss="squared_error")
+WEIGHTS = np.array([1.0, 0.0, 2.0, 0.5, 1.0])
+
+
+@functools.cache
+def case(net=NET, batch=N):
+    """params, x, y, and the dense matrices."""
+    params, x, y = oracles.data(net, 0, batch)
+    return params, x, y, oracles.dense(net, params, x, y)
+
+
+def joined(net, rows):
+    """Of dense (…, P) the layers in the order of [w|b]: (…, out (in + 1))."""
+    layers, start = [], 0
+    for i, o in zip(net.sizes, net.sizes[1:], strict=False):
+        w, b = rows[..., start : start + i * o], rows[..., start + i * o : start + (i + 1) * o]
+        w = w.reshape(*rows.shape[:-1], o, i)
+        layers.append(np.concatenate([w, b[..., None]], axis=-1).reshape(*rows.shape[:-1], -1))
+        start += (i + 1) * o
+    return layers
+
+
+def matrix(block):
+    """A layer's matrix in the order of [w|b]."""
+    if isinstance(block, kronecker.Kronecker):
+        return np.kron(block.b, block.a)
+    q = np.kron(block.q_b, block.q_a)
+    return q @ np.diag(np.ravel(block.values)) @ q.T
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def factorised(net, params, x, y, weights):
+    share = (None, weights, None)
+    kinds = {kind: kronecker.kfac(net, params, x, y, kind, *share) for kind in ("exact", "empirical", "kfra")}
+    return kinds | {"ekfac": kronecker.ekfac(net, params, x, y, "exact", *share)}
+
+
+@pytest.mark.slow
+def test_factors_are_those_of_the_definition():
+    """With a masked row. EK-FAC is nearer to the block than K-FAC (George et al. 2018), which is not equal to it."""
+    params, x, y, dense = case()
+    p, scale = WEIGHTS / WEIGHTS.sum(), WEIGHTS / N
+    got = jax.tree.map(np.asarray, factorised(NET, params, x.at[1].set(jnp.nan), y, jnp.asarray(WEIGHTS)))
+    inputs = [np.concatenate([a, np.ones((N, 1))], 1) for a in jaxbp.factors(NET, params, x, y)[1].x]
+    jacobians, gradients = joined(NET, dense.jacobian), joined(NET, dense.gradient)
+    for l, x1 in enumerate(inputs):
+        j = jacobians[l].reshape(N, 3, 3, -1)[..., -1]  # Δ_c: the derivative by the biases
+        d = gradients[l].reshape(N, 3, -1)[..., -1]
+        a, b = np.einsum("n,ni,nj->ij", p, x1, x1), np.einsum("n,nco,ncd,ndp->op", scale, j, dense.output_hessian, j)
+        assert_close(tuple(got["exact"][l]), (a, b), 1e-12, "exact")
+        assert_close(tuple(got["empirical"][l]), (a, np.einsum("n,no,np->op", scale, d, d)), 1e-12, "empirical")
+        g = np.einsum("n,ncp,ncd,ndq->pq", scale, jacobians[l], dense.output_hessian, jacobians[l])
+        ekfac, kfac = (np.linalg.norm(g - matrix(got[kind][l])) for kind in ("ekfac", "exact"))
+        assert ekfac <= kfac * (1 + 1e-12) and kfac > 1e-3 * np.linalg.norm(g)
+    last, w, x1 = got["exact"][-1].b, np.asarray(params[-1].w), inputs[-1][:, :-1]
+    dsigma = 1 - x1**2
+    assert_close(got["kfra"][-1].b, last, 1e-12, "kfra")
+    assert_close(got["kfra"][-2].b, (w.T @ last @ w) * np.einsum("n,no,np->op", p, dsigma, dsigma), 1e-12, "kfra")
+
+
+@pytest.mark.slow
+def test_type_2_depends_neither_on_the_label_nor_on_a_doubled_batch():
+    """Empirical labels where drawn ones belong would change it; so would δ that holds 1/N already."""
+    params, x, y, _ = case()
+    ones, want = np.ones(N), factorised(NET, params, x, y, np.ones(N))
+    other = factorised(NET, params, x, (y + 1) % 3, ones)
+    assert_close(other["exact"], want["exact"], 1e-15)
+    assert np.max(np.abs(other["empirical"][-1].b - want["empirical"][-1].b)) > 1e-2
+    assert_close(factorised(NET, params, np.tile(x, (2, 1)), np.tile(y, 2), np.ones(2 * N)), want, 1e-11)
+
+
+def test_deep_linear_network():
+    """Type 2 is the block, the last B is I (no factor C), and Θ = Σ_l W_{L:l+1} W_{L:l+1}ᵀ ⊗ (1 + x · x′)."""
+    params, x, y, dense = case(LINEAR)
+    both = jax.jit(lambda params, x, y: (kronecker.kfac(LINEAR, params, x, y), ntk(LINEAR, params, x)))
+    blocks, kernel = both(params, x, y)
+    for block, rows in zip(blocks, joined(LINEAR, dense.jacobian), strict=True):
+        assert_close(matrix(block), np.einsum("ncp,ncq->pq", rows, rows) / N, 1e-12)
+    assert_close(blocks[-1].b, np.eye(2), 1e-15)
+    xs, after, want = [np.asarray(a) for a in jaxbp.factors(LINEAR, params, x, y)[1].x], np.eye(2), 0
+    for (w, _), a in reversed(list(zip(params, xs, strict=True))):
+        want, after = want + np.einsum("cd,nm->nmcd", after @ after.T, 1 + a @ a.T), after @ np.asarray(w)
+    assert_close(kernel, want, 1e-12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 1)])
+def test_for_one_sample_it_is_the_block(sizes):
+    net = MLP(sizes, "tanh", loss="sigmoid_cross_entropy")
+    params, x, y, dense = case(net, 1)
+    for block, rows in zip(kronecker.kfac(net, params, x, y), joined(net, dense.jacobian), strict=True):
+        assert_close(matrix(block), np.einsum("cp,cd,dq->pq", rows[0], dense.output_hessian[0], rows[0]), 1e-11)
+
+
+def test_two_equal_solves_are_equal_and_right():
+    """Damping that is added in place at each product would make the second another one."""
+    rng = np.random.default_rng(0)
+    roots = rng.standard_normal((4, 4)), rng.standard_normal((3, 3))
+    block, v = kronecker.Kronecker(*(jnp.asarray(r @ r.T) for r in roots)), rng.standard_normal((3, 4))
+    a, b, damping = np.asarray(block.a), np.asarray(block.b), 0.3
+    pi = np.sqrt((np.trace(a) / 4) / (np.trace(b) / 3))
+    split = np.kron(b + damping**0.5 / pi * np.eye(3), a + pi * damping**0.5 * np.eye(4))
+    wanted = {"heuristic": split, "exact": matrix(block) + damping * np.eye(12)}
+
+    @jax.jit
+    def solved(block, v):
+        v = Affine(v[:, :-1], v[:, -1])
+        solves = {kind: [block.solve(v, damping, kind) for _ in range(2)] for kind in wanted}
+        return solves, block.matvec(v), block.eigh().matvec(v)
+
+    solves, product, in_eigenvectors = solved(block, v)
+    assert_close(product, in_eigenvectors, 1e-12)
+    for kind, dense in wanted.items():
+        oracles.assert_same_bits(*solves[kind])
+        got = np.concatenate([solves[kind][0].w, solves[kind][0].b[:, None]], axis=1)
+        assert_close(got, np.linalg.solve(dense, v.ravel()).reshape(v.shape), 1e-11, kind)
+    with pytest.raises(ValueError, match="kind is 'both', allowed: heuristic, exact"):
+        block.solve(Affine(v[:, :-1], v[:, -1]), damping, "both")
+
+
+# The tangent kernel -------------------------------------------------------------------------------------------------
+
+
+def test_the_tangent_kernel_is_the_product_of_jacobians():
+    params, x, _, dense = case()
+    kernels = jax.jit(lambda params, x, other: (ntk(NET, params, x), ntk(NET, params, x, other, "pseudo", True)))
+    whole, layers = kernels(params, x, x[:3])
+    want = np.einsum("ncp,mdp->nmcd", dense.jacobian, dense.jacobian)
+    assert_close(whole, want, 1e-11)
+    for layer, j in zip(layers, joined(NET, dense.jacobian), strict=True):
+        assert_close(layer, j.sum(1) @ j[:3].sum(1).T, 1e-11)
+    square = np.moveaxis(np.asarray(whole), 2, 1).reshape(3 * N, 3 * N)
+    np.testing.assert_allclose(square, square.T, rtol=1e-13)
+    assert np.linalg.eigvalsh(square).min() >= -1e-12 * np.linalg.eigvalsh(square).max()
+
+
+@pytest.mark.slow
+def test_its_trace_parts_and_chunks():
+    params, x, _, dense = case()
+
+    @jax.jit
+    def kernels(params, x):
+        k = functools.partial(ntk, NET, params, x)
+        return k(kind="trace"), k(parts="biases"), k(parts="weights"), k(chunk_size=2), k(x[:3], chunk_size=9)
+
+    trace, biases, weights, chunked, between = kernels(params, x)
+    want = np.einsum("ncp,mdp->nmcd", dense.jacobian, dense.jacobian)
+    by_biases = [j.reshape(N, 3, 3, -1)[..., -1] for j in joined(NET, dense.jacobian)]
+    assert_close(trace, np.einsum("nmcc->nm", want), 1e-11)
+    assert_close(biases, sum(np.einsum("nco,mdo->nmcd", j, j) for j in by_biases), 1e-11)
+    assert_close(biases + weights, want, 1e-11)
+    assert_close(chunked, want, 1e-11)
+    assert_close(between, want[:, :3], 1e-11)
+
+
+@pytest.mark.slow
+def test_rank_of_gauss_newton_under_softmax():
+    """At most N (C − 1): 9 of 68."""
+    _, _, _, dense = case(MLP((3, 8, 4), "tanh"), 3)
+    assert np.linalg.matrix_rank(dense.ggn.mean(0), tol=1e-10) == 3 * 3
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda p, x, y: kronecker.kfac(NET, p, x, y, "kflr"), "kind is 'kflr' without a key, allowed: exact, mc"),
+        (lambda p, x, y: kronecker.ekfac(NET, p, x, y, "kfra"), "kind is 'kfra', allowed: exact, mc, empirical"),
+        (lambda p, x, y: ntk(NET, p, x, kind="trases"), "kind is 'trases', allowed: full, trace, pseudo"),
+        (lambda p, x, y: ntk(NET, p, x, parts="bias"), "parts is 'bias', allowed: all, weights, biases"),
+        (lambda p, x, y: ntk(NET, p, x, chunk_size=0), "chunk_size is 0, allowed: chunk_size ≥ 1"),
+    ],
+)
+def test_errors(wrong, message):
+    """Traced, not run."""
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(wrong, *oracles.data(NET, 0, N))
