@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         checker,
         curvature,
         factor,
+        influence,
         initializers,
         kronecker,
         layers,
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
         memory,
         models,
         persample,
+        spectrum,
         tangent_kernel,
     )
     from jaxbp.activations import Activation
@@ -50,6 +52,7 @@ __all__ = [
     "factors",
     "forward",
     "gradient",
+    "influence",
     "init",
     "initializers",
     "kronecker",
@@ -60,13 +63,14 @@ __all__ = [
     "persample",
     "r_backward",
     "r_forward",
+    "spectrum",
     "tangent_kernel",
     "update",
     "value_and_grad",
 ]
 
-_MODULES = {"activations", "checker", "curvature", "factor", "initializers", "kronecker", "layers"}
-_MODULES |= {"losses", "memory", "models", "persample", "tangent_kernel"}
+_MODULES = {"activations", "checker", "curvature", "factor", "influence", "initializers", "kronecker", "layers"}
+_MODULES |= {"losses", "memory", "models", "persample", "spectrum", "tangent_kernel"}
 _HOMES = {"Activation": "activations", "Loss": "losses", "apply": "interop", "check": "checker"}  # the others: mlp
 _HOMES |= {"r_forward": "curvature", "r_backward": "curvature"}
 _HOMES |= dict.fromkeys(("Network", "factors", "gradient", "init", "value_and_grad"), "network")

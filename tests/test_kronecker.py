@@ -1,4 +1,4 @@
-"""Kronecker factors, and the tangent kernel against dense matrices in float64."""
+"""Kronecker factors, the tangent kernel, and what their inverses give, against dense matrices in float64."""
 
 import functools
 
@@ -11,6 +11,7 @@ from oracles import assert_close
 
 import jaxbp
 from jaxbp import MLP, Affine, kronecker
+from jaxbp.influence import influence_function, log_evidence, natural_gradient, predictive_variance
 from jaxbp.tangent_kernel import ntk
 
 N, SIZES = 5, (3, 3, 3, 3)
@@ -35,6 +36,11 @@ def joined(net, rows):
         layers.append(np.concatenate([w, b[..., None]], axis=-1).reshape(*rows.shape[:-1], -1))
         start += (i + 1) * o
     return layers
+
+
+def flat(layers):
+    """L of `Affine` as one vector in the order of the dense matrices."""
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(layers)])
 
 
 def matrix(block):
@@ -177,6 +183,82 @@ def test_rank_of_gauss_newton_under_softmax():
     assert np.linalg.matrix_rank(dense.ggn.mean(0), tol=1e-10) == 3 * 3
 
 
+# What the inverse gives ---------------------------------------------------------------------------------------------
+
+
+def test_natural_gradient_is_that_of_the_dense_fisher():
+    params, x, y, dense = case()
+    g, scale = dense.gradient, WEIGHTS / N
+    fisher = np.einsum("n,np,nq->pq", scale, g, g)
+    f = jaxbp.factors(NET, params, x.at[1].set(jnp.nan), y)[1]
+    got = jax.jit(natural_gradient)(f, 0.1, jnp.asarray(WEIGHTS))
+    assert_close(flat(got), np.linalg.solve(fisher + 0.1 * np.eye(len(fisher)), scale @ g), 1e-11)
+
+
+@pytest.mark.slow
+def test_log_evidence_is_that_of_the_dense_matrix():
+    params, x, y, dense = case()
+    total, theta = dense.ggn.sum(0) + 0.7 * np.eye(dense.ggn.shape[1]), flat(params)
+    loss = float(np.sum(jaxbp.factors(NET, params, x, y)[0]))
+    want = -loss - 0.35 * theta @ theta + 0.5 * len(theta) * np.log(0.7) - 0.5 * np.linalg.slogdet(total)[1]
+    assert float(log_evidence(NET, params, x, y, 0.7)) == pytest.approx(want, rel=1e-12)
+
+
+def test_predictive_variance_of_a_line():
+    """Of P = [[4, 2], [2, 3]]: the covariance is [[.375, −.25], [−.25, .5]], and not that of L in the place of Lᵀ."""
+    net = MLP((1, 1), loss="squared_error")
+    params, x = (Affine(jnp.zeros((1, 1)), jnp.zeros(1)),), np.array([[1 + 0.5**0.5], [1 - 0.5**0.5]])
+
+    @jax.jit
+    def variance(x, at):
+        blocks = tuple(block.eigh() for block in kronecker.kfac(net, params, x, jnp.zeros((2, 1))))
+        return predictive_variance(net, params, at, blocks, count=2, prior=1.0)
+
+    assert_close(variance(x, np.array([[0.0], [1.0], [-1.0]]))[:, 0, 0], np.array([0.5, 0.375, 1.375]), 1e-13)
+
+
+@pytest.mark.slow
+def test_predictive_variance_is_that_of_the_dense_blocks():
+    params, x, y, dense = case()
+    blocks, want = kronecker.ekfac(NET, params, x, y), 0
+    for block, j in zip(blocks, joined(NET, dense.jacobian), strict=True):
+        want = want + j @ np.linalg.inv(N * matrix(block) + 0.3 * np.eye(j.shape[-1])) @ np.swapaxes(j, 1, 2)
+    assert_close(predictive_variance(NET, params, x, blocks, N, 0.3), want, 1e-11)
+
+
+@functools.cache
+def ridge():
+    """A ridge regression; the rise of three test losses when each of its samples is left out, by retraining."""
+    rng, damping, count = np.random.default_rng(0), 0.1, 60
+    x, noise = rng.standard_normal((count, 2)), rng.standard_normal((count, 1))
+    y, x_test, y_test = x @ [[1.0], [-2.0]] + noise, rng.standard_normal((3, 2)), np.zeros((3, 1))
+    x1, t1 = (np.concatenate([a, np.ones((len(a), 1))], axis=1) for a in (x, x_test))
+
+    def fitted(kept):
+        return np.linalg.solve(x1[kept].T @ x1[kept] / count + damping * np.eye(3), x1[kept].T @ y[kept] / count)
+
+    def loss(theta):
+        return 0.5 * (t1 @ theta - y_test)[:, 0] ** 2
+
+    theta = fitted(np.arange(count))
+    without = np.array([loss(fitted(np.delete(np.arange(count), n))) - loss(theta) for n in range(count)])
+    return (Affine(theta[:2].T, theta[2]),), (x, y), (x_test, y_test), damping, without
+
+
+@pytest.mark.parametrize("solver", ["cg", *(pytest.param(name, marks=pytest.mark.slow) for name in ("ekfac", "lissa"))])
+def test_influence_is_the_rise_of_the_test_loss_without_the_sample(solver):
+    """The same sign, and N times the rise, to first order."""
+    params, train, test, damping, want = ridge()
+    net = MLP((2, 1), loss="squared_error")
+    scored = jax.jit(
+        lambda params, train, test: influence_function(net, params, train, test, damping, solver, steps=400)
+    )
+    scores, residuals = scored(*jax.tree.map(jnp.asarray, (params, train, test)))
+    assert np.corrcoef(scores.ravel(), want.ravel())[0, 1] > 0.99
+    assert np.polyfit(want.ravel(), scores.ravel() / 60, 1)[0] == pytest.approx(1, abs=0.15)
+    assert np.all(residuals < 1e-4)
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -185,6 +267,10 @@ def test_rank_of_gauss_newton_under_softmax():
         (lambda p, x, y: ntk(NET, p, x, kind="trases"), "kind is 'trases', allowed: full, trace, pseudo"),
         (lambda p, x, y: ntk(NET, p, x, parts="bias"), "parts is 'bias', allowed: all, weights, biases"),
         (lambda p, x, y: ntk(NET, p, x, chunk_size=0), "chunk_size is 0, allowed: chunk_size ≥ 1"),
+        (
+            lambda p, x, y: influence_function(NET, p, (x, y), (x, y), 0.1, "gmres").scores,
+            "solver is 'gmres', allowed: cg, ekfac, lissa",
+        ),
     ],
 )
 def test_errors(wrong, message):
