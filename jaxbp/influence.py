@@ -55,10 +55,9 @@ def influence_function(
 
     Example:
       >>> import jaxbp
-      >>> net = MLP((2, 3, 2))
-      >>> params, y = jaxbp.init(net, jax.random.key(0)), jnp.zeros(5, int)
-      >>> of_four = lambda x: influence_function(net, params, (x, y), (x[:4], y[:4]), damping=0.1).scores
-      >>> jax.eval_shape(of_four, jnp.ones((5, 2))).shape
+      >>> one = (jaxbp.Affine(jnp.ones((2, 1)), jnp.zeros(2)),)
+      >>> of_four = lambda x, y: influence_function(MLP((1, 2)), one, (x, y), (x[:4], y[:4]), damping=0.1).scores
+      >>> jax.eval_shape(of_four, jnp.ones((5, 1)), jnp.zeros(5, int)).shape
       (5, 4)
     """
     x, y = checked(net, params, *train)
@@ -102,7 +101,7 @@ def natural_gradient(
     Example:
       >>> import jaxbp
       >>> f = jaxbp.Factors(x=(jnp.array([[2.0]]),), delta=(jnp.array([[1.0]]),))  # g = (2, 1), ‖g‖² = 5
-      >>> round(float(natural_gradient(f, damping=5.0)[0].w[0, 0]), 4)
+      >>> round(float(jax.jit(natural_gradient)(f, 5.0)[0].w[0, 0]), 4)
       0.2
     """
     scale = mean_weights(weights, factor.batch(factors), normalize_by, wide(factor.dtype(factors)))
@@ -125,7 +124,7 @@ def log_evidence(net: MLP, params: Params, x: ArrayLike, y: ArrayLike, prior: Ar
       >>> import jaxbp
       >>> net, x, y = MLP((1, 1), loss="squared_error"), jnp.zeros((1, 1)), jnp.zeros((1, 1))
       >>> zero = (jaxbp.Affine(jnp.zeros((1, 1)), jnp.zeros(1)),)
-      >>> round(float(log_evidence(net, zero, x, y, prior=1.0)), 4)  # −½ ln 2
+      >>> round(float(jax.jit(log_evidence, static_argnums=0)(net, zero, x, y, 1.0)), 4)  # −½ ln 2
       -0.3466
     """
     x, y = checked(net, params, x, y)

@@ -103,12 +103,10 @@ def kfac(
       the squared error.
 
     Example:
-      >>> import jaxbp
-      >>> net = MLP((3, 4, 2))
-      >>> params = jaxbp.init(net, jax.random.key(0))
-      >>> blocks = jax.eval_shape(lambda x: kfac(net, params, x, jnp.zeros(5, int)), jnp.ones((5, 3)))
-      >>> [(block.a.shape, block.b.shape) for block in blocks]
-      [((4, 4), (4, 4)), ((5, 5), (2, 2))]
+      >>> net, one = MLP((1, 1), loss="squared_error"), (Affine(jnp.ones((1, 1)), jnp.zeros(1)),)
+      >>> block = jax.jit(kfac, static_argnums=0)(net, one, jnp.array([[3.0]]), jnp.ones((1, 1)))[0]
+      >>> block.a.tolist(), block.b.tolist()
+      ([[9.0, 3.0], [3.0, 1.0]], [[1.0]])
     """
     x, y = checked(net, params, x, y)
     f, p, scale = _columns(net, params, x, y, kind, key, weights, normalize_by)

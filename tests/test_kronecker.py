@@ -107,11 +107,12 @@ def test_deep_linear_network():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 1)])
+@pytest.mark.parametrize("sizes", [(1, 1, 1)])
 def test_for_one_sample_it_is_the_block(sizes):
     net = MLP(sizes, "tanh", loss="sigmoid_cross_entropy")
     params, x, y, dense = case(net, 1)
-    for block, rows in zip(kronecker.kfac(net, params, x, y), joined(net, dense.jacobian), strict=True):
+    blocks = jax.jit(kronecker.kfac, static_argnums=0)(net, params, x, y)
+    for block, rows in zip(blocks, joined(net, dense.jacobian), strict=True):
         assert_close(matrix(block), np.einsum("cp,cd,dq->pq", rows[0], dense.output_hessian[0], rows[0]), 1e-11)
 
 
@@ -201,7 +202,7 @@ def test_log_evidence_is_that_of_the_dense_matrix():
     total, theta = dense.ggn.sum(0) + 0.7 * np.eye(dense.ggn.shape[1]), flat(params)
     loss = float(np.sum(jaxbp.factors(NET, params, x, y)[0]))
     want = -loss - 0.35 * theta @ theta + 0.5 * len(theta) * np.log(0.7) - 0.5 * np.linalg.slogdet(total)[1]
-    assert float(log_evidence(NET, params, x, y, 0.7)) == pytest.approx(want, rel=1e-12)
+    assert float(jax.jit(log_evidence, static_argnums=0)(NET, params, x, y, 0.7)) == pytest.approx(want, rel=1e-12)
 
 
 def test_predictive_variance_of_a_line():
@@ -220,10 +221,10 @@ def test_predictive_variance_of_a_line():
 @pytest.mark.slow
 def test_predictive_variance_is_that_of_the_dense_blocks():
     params, x, y, dense = case()
-    blocks, want = kronecker.ekfac(NET, params, x, y), 0
+    blocks, want = jax.jit(kronecker.ekfac, static_argnums=0)(NET, params, x, y), 0
     for block, j in zip(blocks, joined(NET, dense.jacobian), strict=True):
         want = want + j @ np.linalg.inv(N * matrix(block) + 0.3 * np.eye(j.shape[-1])) @ np.swapaxes(j, 1, 2)
-    assert_close(predictive_variance(NET, params, x, blocks, N, 0.3), want, 1e-11)
+    assert_close(jax.jit(predictive_variance, static_argnums=0)(NET, params, x, blocks, N, 0.3), want, 1e-11)
 
 
 @functools.cache
