@@ -10,6 +10,7 @@ import pytest
 from oracles import assert_close
 
 import jaxbp
+from experiments import curvature as study
 from jaxbp import MLP, Affine, kronecker
 from jaxbp.influence import influence_function, log_evidence, natural_gradient, predictive_variance
 from jaxbp.tangent_kernel import ntk
@@ -182,6 +183,14 @@ def test_rank_of_gauss_newton_under_softmax():
     """At most N (C − 1): 9 of 68."""
     _, _, _, dense = case(MLP((3, 8, 4), "tanh"), 3)
     assert np.linalg.matrix_rank(dense.ggn.mean(0), tol=1e-10) == 3 * 3
+
+
+@pytest.mark.slow
+def test_a_wide_network_has_the_arc_cosine_kernel():
+    """Cho and Saul's κ₁ + ρ κ₀ at 60°; the mean of 40 networks of width 256 within 4 standard errors."""
+    assert study.limit() == pytest.approx(0.942331114378, rel=1e-12)
+    kernels = study.kernel(256, 40)
+    assert abs(kernels.mean() - study.limit()) < 4 * kernels.std(ddof=1) / 40**0.5 < 0.1
 
 
 # What the inverse gives ---------------------------------------------------------------------------------------------
