@@ -1,7 +1,7 @@
 """A gradient checker for hand-written backward passes, ours and anyone's: `jaxbp.check`.
 
-You give it a `jax.custom_vjp` function, a function and its gradient, a forward/backward pair, or a network, activation
-or loss of jaxbp. It gives a `Report`. In pytest it is one line:
+You give it a `jax.custom_vjp` or `jax.custom_jvp` function, a function and its gradient (JAX or NumPy code), a
+forward/backward pair, or a network, activation or loss of jaxbp. It gives a `Report`. In pytest it is one line:
 
 >>> import jax, jaxbp
 >>> cube = jax.custom_vjp(lambda x: x**3)
@@ -34,6 +34,12 @@ transformations       eager, jit, vmap, scan, remat, sharding        a rule that
 edges and vacuity     asks whether any gradient was not 0            a check that proved nothing
 ===================== ============================================== ===================================================
 
+**Points.** They are searched, not only drawn: every magnitude, exact zeros and ones, whole numbers, halves, ties,
+equal, constant and zero rows, empty and full masks, the ends of the ranges of integers, and both sides of every number
+that function or rule compares with, which are read from their jaxprs (`jaxbp.checker.search`). Other batch sizes,
+lengths and ranks are tried where the function takes them, and bfloat16 and float16 where the rule does. ``domain=``
+says where the function is defined: two ends, a name such as "positive", "simplex" or "spd", or a function that draws.
+
 **Words.** *Provenance*: where the numbers come from. If no custom rule ran, autodiff would be compared with itself.
 *Vacuity*: a check passes in vain if the true gradient is 0 at all points, because a wrong rule passes too. *Edges*: the
 points where rules break: exact zeros, numbers 200 times as large, and at level "full" tiny ones and all magnitudes. The
@@ -41,7 +47,10 @@ oracle is asked there too, in float64 and in the dtypes you use.
 
 **Verdicts.** Only PASS passes. FAIL: a number is off by more than its bound. UNEXERCISED: nothing was tried, for the
 gradient was 0 everywhere or no rule ran; ``allow_zero=`` says that 0 is meant. INCONCLUSIVE: the error bar of the
-differences is too wide to decide.
+differences is too wide to decide, or a check could not be completed. Nothing that a rule raises leaves `check`.
+
+**What autodiff cannot differentiate.** For a function with a while_loop, a callback or a Pallas kernel, and for NumPy
+code, differences are the truth; ``reference=`` gives the checker more. ``accuracy=`` says how well a solver solves.
 
 **Bounds.** They come from the rounding of the reference itself, element by element (`jaxbp.checker.rounding`), and not
 from a tolerance for all. So a rule may lose in float32 what the reference itself loses there.

@@ -66,9 +66,10 @@ class Report:
       name: of the function checked.
       rows: see `Row`.
       not_covered: what could not be checked, and why.
-      reproducer: three lines of Python that show the first failure again; empty if there is none.
+      reproducer: lines of Python that show the first failure again; empty if there is none.
       seconds: the whole check took, compilation included.
       seed, level: as given.
+      smallest: the smallest arguments found at which the first failure shows.
     """
 
     name: str
@@ -78,6 +79,10 @@ class Report:
     seconds: float
     seed: int
     level: str
+    smallest: str = ""
+
+    def __repr__(self) -> str:
+        return f"Report({self.name}: {self.verdict}, {self._counts()}, {self.seconds:.1f} s)"
 
     @property
     def passed(self) -> bool:
@@ -127,11 +132,27 @@ class Report:
 
     def _notes(self) -> list[str]:
         lines = [f"  not covered: {line}" for line in self.not_covered]
-        return (
-            [*lines, "reproduce:", *(f"  {line}" for line in self.reproducer.splitlines())]
-            if self.reproducer
-            else lines
-        )
+        lines += [f"smallest case: {self.smallest}"] if self.smallest else []
+        return [
+            *lines,
+            *(["reproduce:", *(f"  {line}" for line in self.reproducer.splitlines())] * bool(self.reproducer)),
+        ]
+
+    def _repr_html_(self) -> str:
+        """A table, a row a check, then the rows that did not pass."""
+        from html import escape
+
+        cells = []
+        for check in CHECKS:
+            rows = [row for row in self.rows if row.check == check]
+            if rows:
+                bad = sum(row.verdict != "PASS" for row in rows)
+                worst = max(row.ratio for row in rows)
+                cells.append(f"<tr><td>{check}</td><td>{len(rows) - bad}</td><td>{bad}</td><td>{worst:.2g}</td></tr>")
+        head = "<tr><th>check</th><th>passed</th><th>not passed</th><th>worst error ÷ bound</th></tr>"
+        below = escape("\n".join([*self._problems(), *self._notes()]))
+        title = escape(f"{self.name}: {self.verdict} ({self.seconds:.1f} s)")
+        return f"<b>{title}</b><table>{head}{''.join(cells)}</table><pre>{below}</pre>"
 
     def __rich__(self) -> "Group":
         """An overview, a line a check, then the rows that did not pass."""
