@@ -112,7 +112,7 @@ def check(
       >>> check(cube, "f32[4]").verdict
       'PASS'
       >>> cube.defvjp(lambda x: (x**3, x), lambda x, u: (2 * x**2 * u,))
-      >>> check(cube, "f32[4]").failures[0].diagnosis
+      >>> check(cube, "f32[8]").failures[0].diagnosis
       'matches after × 1.5'
     """
     given = {name: value for name, value in locals().items() if name not in ("fun", "args")}
