@@ -17,7 +17,7 @@ def checked(subject: wrong_rules.Subject) -> Report:
         return jaxbp.check(subject.fun, subject.args, **subject.options)
 
 
-@pytest.mark.parametrize("case", one_in(24, WRONG), ids=lambda case: case.name)
+@pytest.mark.parametrize("case", one_in(40, WRONG), ids=lambda case: case.name)
 def test_a_wrong_rule_is_caught(case: wrong_rules.Case) -> None:
     report = checked(case.wrong())
     assert report.verdict == "FAIL", report

@@ -160,7 +160,7 @@ def _own_errors(trial: Trial, points: Points, us: Leaves, dtype: str, truth: Tru
     if any(np.any(f | ~np.isfinite(v)) for f, v in zip(far, value, strict=True)):
         return None
     values, bounds = (
-        [b + 4 * e for b, e in zip(*pair, strict=True)]
+        [np.asarray(b + 4 * e) for b, e in zip(*pair, strict=True)]
         for pair in zip((truth.value_bound, truth.bound), errors, strict=True)
     )
     if any(np.any(b > np.abs(w)) for w, b in zip(truth.value, truth.value_bound, strict=True)):
