@@ -38,13 +38,12 @@ def cube_with(backward: Callable[..., Any]) -> Any:
 
 
 CUBE = cube_with(lambda x, u: (3 * x**2 * u,))
-WRONG_CUBE = cube_with(lambda x, u: (2 * x**2 * u,))
 
 
-# Planted bugs and right rules; all 12 runs of each: experiments/checker_tables.py ------------------------------------
+# Samples of planted bugs and right rules; all of them: experiments/checker_tables.py --------------------------------
 
 
-@pytest.mark.parametrize("bug", one_in(48, planted.BUGS), ids=str)
+@pytest.mark.parametrize("bug", one_in(48, planted.BUGS[::9]), ids=str)
 def test_planted_bug(bug: planted.Bug) -> None:
     """Caught; the first line of the report names a leaf where the error enters; the diagnosis is the right one."""
     subject = bug.build(*planted.RUNS[planted.BUGS.index(bug) % len(planted.RUNS)])
@@ -55,13 +54,13 @@ def test_planted_bug(bug: planted.Bug) -> None:
         assert any(re.search(bug.diagnosis, row.diagnosis) for row in report.failures), report
 
 
-@pytest.mark.parametrize("case", one_in(40, real_world.CASES), ids=lambda case: case.name)
+@pytest.mark.parametrize("case", one_in(40, real_world.CASES[::2]), ids=lambda case: case.name)
 def test_rule_in_use(case: real_world.Case) -> None:
     report = jaxbp.check(case.fun, case.args, **case.options)
     assert report.verdict == case.expected, report
 
 
-@pytest.mark.parametrize("number", one_in(32, range(32)))
+@pytest.mark.parametrize("number", one_in(32, range(0, 32, 8)))
 def test_right_rule(number: int) -> None:
     subject = generated.custom_vjp(number, seed=1)
     report = jaxbp.check(subject.fun, subject.args, **subject.options)
@@ -69,7 +68,7 @@ def test_right_rule(number: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", range(0, 100, 9))
+@pytest.mark.parametrize("number", range(0, 100, 25))
 def test_right_network(number: int) -> None:
     subject = generated.network(number, seed=1)
     with jax.numpy_dtype_promotion("standard"):  # targets in float32 beside bfloat16 parameters are cast to one dtype
@@ -77,13 +76,13 @@ def test_right_network(number: int) -> None:
     assert report.passed, f"{subject.name}: {report}"
 
 
-@pytest.mark.parametrize("name", one_in(20, [*jaxbp.activations.ACTIVATIONS]))
+@pytest.mark.parametrize("name", one_in(20, [*jaxbp.activations.ACTIVATIONS][::5]))
 def test_activation(name: str) -> None:
     report = jaxbp.check(jaxbp.activations.get(name))
     assert report.passed, str(report)
 
 
-@pytest.mark.parametrize("name", one_in(9, [*jaxbp.losses.LOSSES]))
+@pytest.mark.parametrize("name", one_in(9, [*jaxbp.losses.LOSSES][::3]))
 def test_loss(name: str) -> None:
     report = jaxbp.check(jaxbp.losses.get(name))
     assert report.passed, str(report)
@@ -102,7 +101,7 @@ def test_a_network_whose_own_activation_is_wrong_is_told_so_first() -> None:
     assert {row.subject for row in report.failures} == {"rules", "apply", "value_and_grad"}
 
 
-def test_the_message_of_a_failure_and_its_reproducer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_message_of_a_failure_its_reproducer_and_its_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaf, index, got, want, error ÷ bound, diagnosis; three lines that raise the same."""
     (tmp_path / "cubes.py").write_text(
         "import jax\ncube = jax.custom_vjp(lambda x: x**3)\n"
@@ -122,10 +121,7 @@ def test_the_message_of_a_failure_and_its_reproducer(tmp_path: Path, monkeypatch
     with pytest.raises(CheckFailed):
         exec(report.reproducer, {})
     del sys.modules["cubes"]
-
-
-def test_json() -> None:
-    found = json.loads(jaxbp.check(WRONG_CUBE, "f32[4]").json())
+    found = json.loads(report.json())
     assert (found["verdict"], found["passed"]) == ("FAIL", False)
     assert set(found["rows"][0]) == {field for field in Row.__dataclass_fields__}
 
@@ -259,10 +255,11 @@ def test_what_a_rule_raises_becomes_a_row() -> None:
     assert "KeyError: 'lost'" in report.failures[0].diagnosis
 
 
-def test_dtypes_as_texts_or_types() -> None:
-    for dtypes in (("bfloat16",), (jnp.bfloat16,)):
-        report = jaxbp.check(CUBE, "f32[4]", dtypes=dtypes)
-        assert {row.dtype for row in report.rows if row.check == "production dtype"} == {"bfloat16"}
+@pytest.mark.slow
+@pytest.mark.parametrize("dtypes", ["bfloat16", (jnp.bfloat16,)], ids=["text", "type"])
+def test_dtypes_as_texts_or_types(dtypes: Any) -> None:
+    report = jaxbp.check(CUBE, "f32[4]", dtypes=dtypes)
+    assert {row.dtype for row in report.rows if row.check == "production dtype"} == {"bfloat16"}
 
 
 def test_a_difference_and_its_error_bar() -> None:

@@ -515,8 +515,8 @@ def test_what_is_wrong_with_a_function_is_one_line(
     fails("check", "functions:squrae", match="functions has no 'squrae', did you mean 'square'\\?")
     fails("check", "functions:square", *inputs, "--wrt", "x", match="--wrt: got 'x', positions such as 0 or 0,2")
     fails("check", "functions:square", "--inputs", "f33[3]", match="check functions:square: unknown dtype 'f33'")
-    for raises in ("divides", "wrong_type"):
-        assert main(["check", f"functions:{raises}", *inputs]) == 1  # a report, no usage error
+    fails("check", "functions:divides", *inputs, match="ZeroDivisionError: integer .*, at functions.py, line [0-9]+$")
+    fails("check", "functions:wrong_type", *inputs, match="TypeError: .*, at functions.py, line [0-9]+$")
     fails("check", "breaks:f", match="check: can't import breaks: ZeroDivisionError: division by zero")
 
 

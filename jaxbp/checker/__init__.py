@@ -16,7 +16,9 @@ From the command line, 0 is the exit status if all passed, 1 if not, 2 for bad u
     jaxbp check --watch rules.py                        # the same of a file, again whenever it changes
 
 **The nine checks.** J is the Jacobian of the function, u the cotangent that a backward pass gets (∂ℓ/∂output), Jᵀu what
-it has to return. The reference is the function that autodiff differentiates, by default the function itself.
+it has to return. The reference is the function that autodiff differentiates, by default the function itself. One of
+another value declares a gradient (straight-through, reversal): the report says so. One that is off by the same number
+everywhere fails.
 
 ===================== ============================================== ===================================================
 check                 what it does                                   what it catches

@@ -112,7 +112,7 @@ def check(
       >>> check(cube, "f32[4]").verdict
       'PASS'
       >>> cube.defvjp(lambda x: (x**3, x), lambda x, u: (2 * x**2 * u,))
-      >>> check(cube, "f32[8]").failures[0].diagnosis
+      >>> check(cube, "f32[4]").failures[0].diagnosis
       'matches after × 1.5'
     """
     given = {name: value for name, value in locals().items() if name not in ("fun", "args")}
@@ -132,7 +132,7 @@ def check(
             name=trial.subject.name,
             rows=ordered(rows, first_use(trial) if failed and trial.oracle else {}),
             not_covered=tuple(dict.fromkeys(trial.notes)),
-            reproducer=reproducer(fun, args, given) if failed else "",
+            reproducer=reproducer(fun, args, {"level": level, "seed": seed, **_chosen(given)}) if failed else "",
             smallest=smallest(trial) if failed else "",
             seconds=time.perf_counter() - start,
             seed=seed,
@@ -169,11 +169,20 @@ def _prepared(fun: Any, args: Sequence[Any] | str, given: Mapping[str, Any]) -> 
     return trial, leaves, settings
 
 
+def _chosen(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that are not left at their defaults."""
+    defaults = {name: parameter.default for name, parameter in inspect.signature(check).parameters.items()}
+
+    def left(name: str, value: Any) -> bool:
+        return value is defaults[name] or (isinstance(value, str | int) and value == defaults[name])
+
+    return {name: value for name, value in given.items() if not left(name, value)}
+
+
 def _refuse(net: MLP | Activation | Loss, given: Mapping[str, Any]) -> None:
     """A network has its own arguments and rules."""
-    for name, parameter in inspect.signature(check).parameters.items():
-        own = name not in ("fun", "level", "seed", "probes", "dtypes")
-        if own and given[name] is not parameter.default:
+    for name in _chosen(given):
+        if name not in ("level", "seed", "probes", "dtypes"):
             raise ValueError(f"{name} is given, but {type(net).__name__} has its own: leave it out")
 
 

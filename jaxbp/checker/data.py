@@ -91,11 +91,8 @@ def text_of(leaf: Any) -> str:
       'f32[2,3]'
     """
     short = {name: text for text, name in NAMES.items()}[str(leaf.dtype)]
-    if isinstance(leaf, Spec):
-        return f"{short}[{','.join(map(str, leaf.shape))}]" + (
-            f"{{{leaf.low}..{leaf.high}}}" if short[0] in "iu" else ""
-        )
-    bounds = f"{{{int(np.min(leaf))}..{int(np.max(leaf))}}}" if short[0] in "iu" and np.size(leaf) else ""
+    ends = (leaf.low, leaf.high) if isinstance(leaf, Spec) else (np.min(leaf), np.max(leaf)) if np.size(leaf) else ()
+    bounds = f"{{{int(ends[0])}..{int(ends[1])}}}" if short[0] in "iu" and ends else ""
     return f"{short}[{','.join(map(str, leaf.shape))}]{bounds}"
 
 
@@ -125,7 +122,7 @@ def _range(value: Any, everything: tuple[float, float]) -> Any:
     if value is None or callable(value):
         return value or everything
     if isinstance(value, str):
-        return NAMED[lookup("domain", value, NAMED)] if value not in NAMED else NAMED[value]
+        return lookup("domain", value, NAMED)
     low, high = value
     if not low < high:
         raise ValueError(f"domain is {value!r}, want a lower end and a higher one")

@@ -10,7 +10,7 @@ from jaxbp.checker.subject import Leaves
 from jaxbp.checker.trial import NEAR, Trial, Truth
 
 DRAWS, PLACES = 12, 48  # random points nearby, and elements that are shifted alone
-LAST = 64 * 4 * 1.1e-16 / NEAR  # a textbook rule is right for arguments whose last digits are others
+LAST = 64 * 4 * 1.1e-16 / NEAR  # of the spread: a textbook rule is right for arguments rounded anew
 
 
 class Wanted(NamedTuple):
@@ -33,7 +33,9 @@ def at_kinks(
     together = [[np.full(shape, side) for shape in shapes] for side in (-1.0, 1.0)]
     around = [trial.near(points, us, dtype, shifts) for shifts in together]
     side = around[trial.kinks == "right"]
-    if not any(exceeds(g, w.cotangent, w.bound) for g, w in zip(got, wanted, strict=True)) and _smooth(around):
+    if not any(exceeds(g, w.cotangent, w.bound) for g, w in zip(got, wanted, strict=True)) and not any(
+        np.any(_visible(np.minimum(a, b), np.maximum(a, b))) for a, b in zip(*around, strict=True)
+    ):
         return wanted
     around += [trial.near(points, us, dtype, shifts) for shifts in anywhere]
     spread = [(np.array(np.min(a, axis=0)), np.array(np.max(a, axis=0))) for a in zip(*around, strict=True)]
@@ -47,15 +49,13 @@ def at_kinks(
             found.append(w)
             continue
         low, high = spread[n]
-        w = w._replace(
-            bound=w.bound + LAST * np.nan_to_num(high - low, posinf=0.0)
-        )  # a textbook rule is right for arguments rounded anew
+        w = w._replace(bound=w.bound + LAST * np.nan_to_num(high - low, posinf=0.0))
         outside = kinks[n] & _outside(f64(g), w, low, high) & fits & (not trial.subject.forward)
         for index in map(tuple, np.argwhere(outside)[:PLACES]):
             for s in (-1.0, 1.0):
                 at = trial.near(points, us, dtype, _at(shapes, n, index, s))[n][index]
                 low[index], high[index] = min(low[index], at), max(high[index], at)
-        found.append(_at_kink(trial, f64(g), w, low, high, side[n], dtype, fits))
+        found.append(_at_kink(trial, f64(g), w, (low, high, side[n]), dtype, fits))
     return found
 
 
@@ -96,14 +96,6 @@ def _inner(a: Leaves, b: Leaves) -> float:
         return float(sum(np.sum(np.where(y == 0, 0, x * y)) for x, y in zip(a, b, strict=True)))
 
 
-def _smooth(sides: Sequence[Leaves]) -> bool:
-    """Whether the two sides agree."""
-    return all(
-        np.all((np.abs(a - b) <= 1e-6 * np.maximum(np.abs(a), np.abs(b)) + 1e-13) | ~np.isfinite(a - b))
-        for a, b in zip(*sides, strict=True)
-    )
-
-
 def _outside(got: np.ndarray, wanted: Wanted, low: np.ndarray, high: np.ndarray) -> np.ndarray:
     """The elements that are wrong and not between what was found around."""
     ratio = error_over_bound(got, wanted.cotangent, wanted.bound)
@@ -117,21 +109,14 @@ def _at(shapes: Sequence[tuple[int, ...]], leaf: int, index: Any, side: float) -
 
 
 def _at_kink(
-    trial: Trial,
-    got: np.ndarray,
-    wanted: Wanted,
-    low: np.ndarray,
-    high: np.ndarray,
-    side: np.ndarray,
-    dtype: str,
-    fits: bool,
+    trial: Trial, got: np.ndarray, wanted: Wanted, sides: Sequence[np.ndarray], dtype: str, fits: bool
 ) -> Wanted:
     """At a kink: the chosen side; or got itself if it fits in sum and is between the sides element by element.
 
     Where the sides agree with each other and not with autodiff at the point itself, autodiff split a tie inside a
     smooth function (logaddexp(0, 0) by a max and a where): the derivative is the limit.
     """
-    want, bound, _ = wanted
+    (want, bound, _), (low, high, side) = wanted, sides
     size = np.maximum(np.abs(low), np.abs(high))
     kink, middle = _visible(low, high), (low + high) / 2
     visible = 1e-6 * size + 1e-13 * np.max(size, initial=0.0)

@@ -76,10 +76,8 @@ def _values(trial: Trial, regime: str, points: Leaves, got: Leaves) -> list[Row]
     unit = 1e3 * float(trial.info(trial.strict).eps) + trial.accuracy
     rows = []
     for n, (value, want) in enumerate(zip(got, trial.line(points, points), strict=False)):
-        bound, text = (
-            unit * np.max(np.abs(want), initial=0.0) + unit,
-            "the rule returns another value than the function",
-        )
+        bound = unit * np.max(np.abs(want), initial=0.0) + unit
+        text = "the rule returns another value than the function"
         rows.append(compared(NUMERICS, f"output[{n}]", trial.strict, regime, value, want, bound, text))
     return rows
 
@@ -117,11 +115,9 @@ def _rows(
         text = f"shape {pulled.shape}, want {x.shape}"
         return [Row(NUMERICS, "FAIL", path, "float64", place.regime, diagnosis=text)]
     undefined = np.isnan(pulled)
-    v = (
-        np.eye(1, x.size, int(np.argmax(undefined))).reshape(x.shape)
-        if np.any(undefined)
-        else _direction(trial, place.points, n, rng, large)
-    )
+    v = _direction(trial, place.points, n, rng, large)
+    if np.any(undefined):
+        v = np.eye(1, x.size, int(np.argmax(undefined))).reshape(x.shape)
     if not np.any(v) or np.any(np.isinf(pulled)):
         return []
 
@@ -180,7 +176,7 @@ def _refuted(
 def _noise(trial: Trial, points: Leaves, us: Leaves, at: Sequence[np.ndarray]) -> float:
     """How far rounding may move ⟨u, f⟩."""
     if trial.oracle == "float64":
-        spread = [b / 64 for b in trial.truth(points, us, "float64").value_bound]
+        spread = [b / 64 for b in trial.truth(points, us, "float64").reference_bound]
         return sum(float(np.linalg.norm(f64(u) * np.minimum(b, 1e300))) for u, b in zip(us, spread, strict=True))
     eps = 4e-16 if trial.oracle else 4e-16 + float(trial.info(trial.differenced).eps)
     return eps * sum(float(np.linalg.norm(f64(u) * a)) for u, a in zip(us, at, strict=True))
@@ -225,18 +221,21 @@ def difference(
     return Difference(best, bar + min(abs(best - next_best), 10 * next_bar), step)
 
 
+def _change(line: Line, us: Leaves, start: float, end: float) -> float:
+    """⟨u, f(x + end v) − f(x + start v)⟩."""
+    ends = zip(us, line(end), line(start), strict=True)
+    return sum(float(np.sum(f64(u) * (a - b))) for u, a, b in ends)
+
+
 def _one_sided(line: Line, us: Leaves, start: float, step: float) -> float:
-    """(f at the end of the step − f at its start) / step."""
-    ends = zip(us, line(start + step), line(start), strict=True)
-    return sum(float(np.sum(f64(u) * (a - b))) for u, a, b in ends) / step
+    return _change(line, us, start, start + step) / step
 
 
 def _slope(line: Line, us: Leaves, got: float) -> float:
     """log₂ of R(h) / R(h/2), R(h) = ⟨u, f(x + h v)⟩ − ⟨u, f(x)⟩ − h ⟨v, Jᵀu⟩, the remainder of Taylor's formula."""
 
     def remainder(h: float) -> float:
-        change = sum(float(np.sum(f64(u) * (a - b))) for u, a, b in zip(us, line(h), line(0.0), strict=True))
-        return abs(change - h * got)
+        return abs(_change(line, us, 0.0, h) - h * got)
 
     with np.errstate(all="ignore"):
         return float(np.log2(np.divide(remainder(2e-4), remainder(1e-4))))

@@ -24,7 +24,9 @@ def second_order(trial: Trial, regimes: Mapping[str, Sequence[Any]], us: Leaves)
     dtype = trial.strict if trial.oracle == "float64" else trial.main
     rng = np.random.default_rng(trial.seed + 4)
     vs = [rng.standard_normal(leaf.shape) for leaf in trial.subject.arguments.differentiated(trial.given)]
-    program = jax.jit(lambda p, u: [_gradient(trial, pull, vs)(p, u) for pull in _pullbacks(trial)], **QUICK)
+    subject = trial.subject
+    pullbacks = (lambda p, u: subject.pullback(p, u).cotangents), (lambda p, u: subject.truth(p, u)[2])
+    program = jax.jit(lambda p, u: [_gradient(trial, pull, vs)(p, u) for pull in pullbacks], **QUICK)
     rows: list[Row] = []
     for regime, leaves in regimes.items():
         try:
@@ -41,11 +43,6 @@ def second_order(trial: Trial, regimes: Mapping[str, Sequence[Any]], us: Leaves)
                 row = compared("float64 oracle", path, dtype, regime, g, f64(w), limit + trial.accuracy)
                 rows.append(dataclasses.replace(row, subject=SECOND))
     return rows
-
-
-def _pullbacks(trial: Trial) -> list[Callable[[Leaves, Leaves], Leaves]]:
-    subject = trial.subject
-    return [lambda p, u: subject.pullback(p, u).cotangents, lambda p, u: subject.truth(p, u)[2]]
 
 
 def _gradient(trial: Trial, pull: Callable[[Leaves, Leaves], Leaves], vs: Leaves) -> Callable[[Leaves, Leaves], Leaves]:

@@ -3,7 +3,8 @@
 import sys
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,7 @@ from jaxbp.checker.trial import Trial
 from jaxbp.mlp import MLP
 
 PRINTED = 64  # numbers; longer arrays go to a file
-TRIES = 24  # of making a failing case smaller
-DEFAULTS = {
-    "level": "fast",
-    "seed": 0,
-    "kinks": "reference",
-    "allow_zero": False,
-}
+LEAVES = 3  # of a failing case that are made smaller
 
 
 def expression(subject: Any) -> str:
@@ -35,16 +30,11 @@ def expression(subject: Any) -> str:
 
 
 def reproducer(fun: Any, args: Sequence[Any] | str, options: Mapping[str, Any]) -> str:
-    """Lines that run: imports, the same arguments, the check with every option that matters."""
+    """Lines that run: imports, the same arguments, the check with the options."""
     imports = ["import jax, jax.numpy as jnp, jaxbp, numpy as np"]
     stored: dict[str, np.ndarray] = {}
     called = _name(fun, "f", imports)
-    words = []
-    for name, value in options.items():
-        if value is not None and value != DEFAULTS.get(name, {} if name == "project" else None):
-            words.append(f"{name}={_written(value, name, imports, stored)}")
-        elif name in ("level", "seed"):
-            words.append(f"{name}={value!r}")
+    words = [f"{name}={_written(value, name, imports, stored)}" for name, value in options.items()]
     written = repr(args) if isinstance(args, str) else _written(tuple(args), "args", imports, stored)
     lines = [f"args = {written}", f"jaxbp.check({', '.join([called, 'args', *words])}).raise_if_failed()"]
     if stored:
@@ -121,40 +111,30 @@ def smallest(trial: Trial) -> str:
     """The smallest case: as many numbers of the arguments as possible are 0 or have few digits, and it fails still."""
     if trial.failing is None:
         return ""
-    regime, leaves, us, dtype = trial.failing
-    budget = iter(range(TRIES))
-
-    def fails(candidate: Sequence[Any]) -> bool:
-        if next(budget, None) is None:
-            return False
-        try:
-            rows = oracle(trial, regime, candidate, us, dtype, trial.truth(candidate, us, dtype))
-        except Exception:  # not this one
-            return False
-        return any(row.verdict == "FAIL" for row in rows)
-
-    best = [np.array(a) for a in leaves]
-    for n in trial.subject.arguments.wrt:
-        for change in (_without(part, best[n].size) for part in (1, 2, 4)):
-            for changed in change(best[n]):
-                candidate = [changed if m == n else a for m, a in enumerate(best)]
-                best = candidate if fails(candidate) else best
-        rounded = [_short(a) if m == n else a for m, a in enumerate(best)]
-        best = rounded if fails(rounded) else best
+    best, dtype = [np.array(a) for a in trial.failing[1]], trial.failing[3]
+    for n in trial.subject.arguments.wrt[:LEAVES]:
+        for change in (*(partial(_zeroed, part, parts) for parts in (1, 2) for part in range(parts)), _short):
+            candidate = [change(a) if m == n else a for m, a in enumerate(best)]
+            best = candidate if _fails(trial, candidate) else best
     cells = [f"{path} = {_shown(a)}" for path, a in zip(trial.subject.arguments.paths, best, strict=True)]
     return f"{dtype}: {', '.join(cells)}"
 
 
-def _without(parts: int, size: int) -> Callable[[np.ndarray], Iterator[np.ndarray]]:
-    """One part of the numbers after the other made 0."""
+def _fails(trial: Trial, leaves: Sequence[Any]) -> bool:
+    assert trial.failing is not None
+    regime, _, us, dtype = trial.failing
+    try:
+        rows = oracle(trial, regime, leaves, us, dtype, trial.truth(leaves, us, dtype))
+    except Exception:  # not this one
+        return False
+    return any(row.verdict == "FAIL" for row in rows)
 
-    def make(a: np.ndarray) -> Iterator[np.ndarray]:
-        for part in range(parts if parts <= size else 0):
-            zeroed = a.copy()
-            zeroed.reshape(-1)[part * size // parts : (part + 1) * size // parts] = 0
-            yield zeroed
 
-    return make
+def _zeroed(part: int, parts: int, a: np.ndarray) -> np.ndarray:
+    """One of so many parts of the numbers made 0."""
+    zeroed = a.copy()
+    zeroed.reshape(-1)[part * a.size // parts : (part + 1) * a.size // parts] = 0
+    return zeroed
 
 
 def _short(a: np.ndarray) -> np.ndarray:

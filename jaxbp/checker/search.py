@@ -5,6 +5,8 @@ empty masks and clamped indices, at both sides of a number that either of them c
 numbers to compare with are read from the jaxprs of function and rule, or from the code where there is no jaxpr.
 """
 
+import contextlib
+import inspect
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import pairwise
@@ -18,7 +20,6 @@ from jaxbp.checker.subject import Arguments, is_float
 
 Points = dict[str, list[np.ndarray]]
 USUAL = 1.0, -1.0, 0.5, 2.0, -2.0, 3.0, 1e-6, -1e-6, 1e-13, 1e3, -1e3, 1e5, 1e7, -1e7
-ROWS = "zero constant one-hot increasing positive negative repeated offset small ties decreasing".split()
 COUNTS = {"fast": {"boundary": 8, "magnitudes": 3}, "full": {"boundary": 24, "magnitudes": 9}}
 LARGE = 2**15  # elements: with more, fewer points
 
@@ -30,35 +31,35 @@ def points(
     not differentiated keeps them, unless only its shape was given or the domain names it.
     """
     rng = np.random.default_rng(seed)
+    moves = [domain[n] is not None or isinstance(leaf, Spec) for n, leaf in enumerate(leaves)]
+    whole = [_Integers(leaf, numbers) for leaf in leaves]
+
+    def draw(regime: str) -> list[np.ndarray]:
+        return [drawn(leaf, domain[n], regime, rng) if moves[n] else np.asarray(leaf) for n, leaf in enumerate(leaves)]
+
+    def moved(n: int, move: Move, k: int) -> np.ndarray:
+        if not is_float(leaves[n]):
+            return whole[n](k, rng)
+        if not moves[n]:
+            return _mask(np.asarray(leaves[n]), k)
+        base = drawn(leaves[n], domain[n], "ordinary", rng)
+        return base if callable(domain[n]) or not base.size else _kept(move(base, rng), domain[n])
+
     concrete = not any(isinstance(leaf, Spec) for leaf in leaves)
     found: Points = {"given": [np.asarray(leaf) for leaf in leaves]} if concrete else {}
-    moves = [domain[n] is not None or isinstance(leaf, Spec) for n, leaf in enumerate(leaves)]
-    for regime in REGIMES[level]:
-        found[regime] = [
-            drawn(leaf, domain[n], regime, rng) if moves[n] else np.asarray(leaf) for n, leaf in enumerate(leaves)
-        ]
-    for k in range(2, 4):
-        found[f"ordinary {k}"] = [
-            drawn(leaf, domain[n], "ordinary", rng) if moves[n] else np.asarray(leaf) for n, leaf in enumerate(leaves)
-        ]
+    found |= {regime: draw(regime) for regime in REGIMES[level]}
+    found |= {f"ordinary {k}": draw("ordinary") for k in (2, 3)}
     small = sum(int(np.prod(leaf.shape)) for leaf in leaves) <= LARGE
-    whole = [_Integers(leaf, numbers.whole) for leaf in leaves]
     for k, (regime, move) in enumerate(_moves(level, numbers.floats)):
-        if not small and k % 4:
-            continue
-        point = []
-        for n, leaf in enumerate(leaves):
-            if not is_float(leaf):
-                point.append(whole[n](k, rng))
-            elif not moves[n]:
-                point.append(_mask(np.asarray(leaf), k))
-            else:
-                base = drawn(leaf, domain[n], "ordinary", rng)
-                point.append(base if callable(domain[n]) or not base.size else _kept(move(base, rng), domain[n]))
-        found[regime] = point
-    if not small:
-        return found
-    return found | _coincident(arguments, leaves, found, moves)
+        if small or k % 4 == 0:
+            found[regime] = [moved(n, move, k) for n in range(len(leaves))]
+    first, same = next(iter(found.values())), [n for n in arguments.wrt if moves[n]]
+    if small and len({first[n].shape for n in same}) < len(same):
+        twins: dict[tuple[int, ...], np.ndarray] = {}
+        found["equal arguments"] = [
+            twins.setdefault(a.shape, a).astype(a.dtype) if n in same else a for n, a in enumerate(first)
+        ]
+    return found
 
 
 def _kept(value: np.ndarray, domain: Any) -> np.ndarray:
@@ -77,8 +78,8 @@ def _moves(level: str, numbers: Sequence[float]) -> Iterable[tuple[str, Move]]:
         yield f"boundary {k}", partial(_taken, pool, k)
     for k, step in enumerate((1.0, 2.0, 0.5)):
         yield f"whole {k}", partial(_lattice, step)
-    for k, name in enumerate(ROWS):
-        yield f"rows {name}", partial(_rows, k)
+    for k in range(len(ROWS)):
+        yield f"rows {k}", partial(_rows, k)
     for k in range(COUNTS[level]["magnitudes"]):
         yield f"magnitudes {k}", partial(_magnitudes, (12.0, 30.0, 6.0)[k % 3])
     yield "one value", lambda x, rng: np.full(x.shape, float(x.flat[0]))
@@ -112,29 +113,27 @@ def _taken(pool: np.ndarray, k: int, x: np.ndarray, rng: np.random.Generator) ->
     return np.where(places, chosen, x.ravel().astype(float)).reshape(x.shape)
 
 
+Pattern = Callable[[np.ndarray, np.ndarray, np.random.Generator], Any]
+ROWS: tuple[Pattern, ...] = (  # what is made of a row and the one before it
+    lambda row, before, rng: 0 * row,
+    lambda row, before, rng: np.full(row.shape, row[0]),
+    lambda row, before, rng: np.eye(row.size)[rng.integers(row.size)] * row,
+    lambda row, before, rng: np.sort(row),
+    lambda row, before, rng: np.abs(row),
+    lambda row, before, rng: -np.abs(row),
+    lambda row, before, rng: before,
+    lambda row, before, rng: row / 4 + 100,
+    lambda row, before, rng: row * 1e-5,
+    lambda row, before, rng: rng.integers(0, 2, row.size),
+    lambda row, before, rng: np.sort(row)[::-1],
+)
+
+
 def _rows(k: int, x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Each row (along the last axis) of another pattern; a vector is one row."""
     rows = np.array(x, np.float64).reshape(-1, x.shape[-1] if x.ndim else 1)
     for n, row in enumerate(rows):
-        name = ROWS[(n + k) % len(ROWS)]
-        if name == "zero":
-            row[:] = 0
-        elif name == "constant":
-            row[:] = row[0]
-        elif name == "one-hot":
-            row[:] = np.eye(len(row))[rng.integers(len(row))] * row
-        elif name in ("increasing", "decreasing"):
-            row[:] = np.sort(row)[:: 1 if name == "increasing" else -1]
-        elif name in ("positive", "negative"):
-            row[:] = np.abs(row) * (1 if name == "positive" else -1)
-        elif name == "repeated":
-            rows[n] = rows[n - 1]
-        elif name == "offset":
-            row[:] = row / 4 + 100
-        elif name == "small":
-            row[:] = row * 1e-5
-        elif name == "ties":
-            row[:] = rng.integers(0, 2, len(row))
+        rows[n] = ROWS[(n + k) % len(ROWS)](row, rows[n - 1], rng)
     return rows.reshape(x.shape)
 
 
@@ -152,17 +151,17 @@ class _Integers:
     function compares integers with, and from 0.
     """
 
-    def __init__(self, leaf: Any, numbers: Sequence[int]):
+    def __init__(self, leaf: Any, numbers: "Numbers"):
         self.leaf, self.low, self.high = leaf, 0, 1
-        self.marks: list[int] = []  # such as −100, the label to be ignored
+        self.marks: list[int] = []
         if isinstance(leaf, Spec):
             self.low, self.high = leaf.low, leaf.high
         elif np.size(leaf) and not is_float(leaf) and leaf.dtype.kind != "b":
             values = np.asarray(leaf)
             self.low, self.high = int(values.min()), int(values.max())
-            self.high = max([self.high, *(c - 1 for c in numbers if self.high < c - 1 <= self.high + 64)])
+            self.high = max([self.high, *(c - 1 for c in numbers.whole if self.high < c - 1 <= self.high + 64)])
             self.low = min([0, self.low, *(c for c in numbers if -9 < c < 0)])
-            self.marks = [c for c in numbers if c <= -9]
+            self.marks = [c for c in numbers.equal if not self.low <= c <= self.high]
 
     def __call__(self, k: int, rng: np.random.Generator) -> np.ndarray:
         shape, dtype = tuple(self.leaf.shape), np.dtype(self.leaf.dtype)
@@ -187,38 +186,27 @@ class _Integers:
         return np.asarray(found).astype(dtype)
 
 
-def _coincident(arguments: Arguments, leaves: Sequence[Any], found: Points, moves: Sequence[bool]) -> Points:
-    """Differentiated arguments of one shape with equal values; and the given rows in another order, repeated."""
-    first = next(iter(found.values()))
-    same = [n for n in arguments.wrt if moves[n]]
-    more: Points = {}
-    if any(leaves[a].shape == leaves[b].shape for a in same for b in same if a < b):
-        equal = list(first)
-        for n in same:
-            twin = next(m for m in same if leaves[m].shape == leaves[n].shape)
-            equal[n] = first[twin].astype(first[n].dtype)
-        more["equal arguments"] = equal
-    return more
-
-
 class Numbers(NamedTuple):
     """What a function compares with: floating-point numbers, and whole ones (with what lies beyond a clamp)."""
 
     floats: list[float]
     whole: list[int]
+    equal: list[int]  # such as −100 or 255, the label to be ignored
 
 
 def numbers_of(jaxprs: Iterable[Any]) -> Numbers:
     """The literals of jaxprs."""
     floats: list[float] = []
     whole: list[int] = []
+    equal: list[int] = []
     for jaxpr in jaxprs:
         floats += [float(atom.val) for atom in literals(jaxpr)]
         for equation in equations(jaxpr):
             found = [int(a.val) for a in equation.invars if hasattr(a, "val") and _is_whole(a.val)]
             beyond = [3, -2] if equation.primitive.name in ("max", "min", "clamp") else []
             whole += [*found, *(c + s for c in found for s in beyond if abs(c) < 1e6)]
-    return Numbers(list(dict.fromkeys(c for c in floats if np.isfinite(c))), list(dict.fromkeys(whole)))
+            equal += found if equation.primitive.name in ("eq", "ne") else []
+    return Numbers(*(list(dict.fromkeys(part)) for part in (filter(np.isfinite, floats), whole, equal)))
 
 
 def _is_whole(value: Any) -> bool:
@@ -232,18 +220,9 @@ def numbers_in_code(functions: Iterable[Any], depth: int = 3) -> list[float]:
         code = getattr(function, "__code__", None)
         if code is None:
             continue
-        constants = [c for c in code.co_consts if isinstance(c, int | float) and not isinstance(c, bool)]
-        found += [float(c) for c in constants if abs(c) < 1e30]
-        cells = [cell.cell_contents for cell in function.__closure__ or () if _filled(cell)]
-        inner = [f for f in (*cells, *(function.__globals__.get(name) for name in code.co_names)) if callable(f)]
-        if depth:
-            found += numbers_in_code(inner, depth - 1)
+        found += [float(c) for c in code.co_consts if type(c) in (int, float) and abs(c) < 1e30]
+        with contextlib.suppress(TypeError, ValueError):  # no Python function; a variable without a value
+            scope = inspect.getclosurevars(function)
+            inner = [value for value in (*scope.nonlocals.values(), *scope.globals.values()) if callable(value)]
+            found += numbers_in_code(inner, depth - 1) if depth else []
     return list(dict.fromkeys(found))
-
-
-def _filled(cell: Any) -> bool:
-    try:
-        cell.cell_contents  # noqa: B018  (raises where the cell is empty)
-    except ValueError:
-        return False
-    return True

@@ -172,17 +172,7 @@ def _is_none(leaf: Any) -> bool:
 
 def _gradient(g: Any, a: Any) -> Any:
     """As a cotangent of the parts of a: `jax.grad` returns ∂f/∂x − i ∂f/∂y for a complex one."""
-    if g is None:
-        return None
-    return (
-        np.stack([np.real(g), -np.imag(g)])
-        if is_complex(a) and not _is_traced(g)
-        else (jnp.stack([jnp.real(g), -jnp.imag(g)]) if is_complex(a) else g)
-    )
-
-
-def _is_traced(leaf: Any) -> bool:
-    return isinstance(leaf, jax.core.Tracer)
+    return g if g is None or not is_complex(a) else parts_of(g.conj())
 
 
 def _like(us: Leaves, value: Leaves) -> Leaves:
@@ -209,9 +199,8 @@ def is_key(leaf: Any) -> bool:
 
 def parts_of(leaf: Any) -> Any:
     """(2, …): the real and the imaginary part of a complex array."""
-    return (
-        jnp.stack([jnp.real(leaf), jnp.imag(leaf)]) if isinstance(leaf, jax.Array) else np.stack([leaf.real, leaf.imag])
-    )
+    xnp: Any = jnp if isinstance(leaf, jax.Array) else np
+    return xnp.stack([xnp.real(leaf), xnp.imag(leaf)])
 
 
 def from_parts(leaf: Any) -> Any:

@@ -45,22 +45,24 @@ def precise() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _lenient() -> Iterator[None]:
+def lenient() -> Iterator[None]:
+    """Implicit promotion as usual."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
 
 
 @dataclasses.dataclass(frozen=True)
 class Truth:
-    """In float64: the function's own value, that of the reference, the cotangents, and elementwise bounds of what
-    rounding in a dtype may do to them.
+    """In float64: value and cotangents, elementwise bounds of what rounding in a dtype may do to them, and the value of
+    the reference, which may be another.
     """
 
-    own: list[np.ndarray]
-    value: list[np.ndarray]
-    cotangents: list[np.ndarray]
-    value_bound: list[np.ndarray]
-    bound: list[np.ndarray]
+    value: Leaves
+    cotangents: Leaves
+    value_bound: Leaves
+    bound: Leaves
+    reference: Leaves
+    reference_bound: Leaves
 
 
 @dataclasses.dataclass(eq=False)
@@ -115,10 +117,8 @@ class Trial:
 
     def info(self, dtype: str) -> Any:
         """finfo of the dtype, of the shortest one where each leaf has its own."""
-        found = (
-            [jnp.dtype(leaf.dtype) for leaf in self.given if is_float(leaf)] if dtype == MIXED else [jnp.dtype(dtype)]
-        )
-        return jnp.finfo(max(found, key=lambda d: float(jnp.finfo(d).eps)))
+        found = [leaf.dtype for leaf in self.given if is_float(leaf)] if dtype == MIXED else [dtype]
+        return jnp.finfo(max(map(jnp.dtype, found), key=lambda d: float(jnp.finfo(d).eps)))
 
     def setting(self, dtype: str) -> AbstractContextManager[None]:
         """What a rule runs in: the caller's own setting, unless the dtype needs float64."""
@@ -131,11 +131,14 @@ class Trial:
         def function(p: Leaves) -> Leaves:
             return split(self.subject.function(*self.subject.arguments.call(p)))[0]
 
-        with self.setting(dtype), _lenient():
+        with self.setting(dtype), lenient():
             try:
                 return list(self._once(("shapes", dtype), lambda: jax.eval_shape(function, points)))
-            except UNTRACEABLE:
-                return list(self._once(("shapes", dtype), lambda: function(points)))
+            except Exception as error:  # NumPy code takes no tracers
+                try:
+                    return list(self._once(("shapes", dtype), lambda: function(points)))
+                except Exception:
+                    raise error from None
 
     @cached_property
     def inputs(self) -> list[Any]:
@@ -154,12 +157,6 @@ class Trial:
         if dtype != MIXED:
             return cast(leaves, dtype)
         return [np.asarray(a).astype(own.dtype) for a, own in zip(leaves, self.given, strict=True)]
-
-    def cast_wrt_dtype(self, n: int, dtype: str) -> Any:
-        """The dtype of the nth differentiated leaf."""
-        return (
-            self.subject.arguments.differentiated(self.given)[n].dtype if dtype == MIXED else np.dtype(jnp.dtype(dtype))
-        )
 
     def rounded(self, us: Leaves, dtype: str) -> list[np.ndarray]:
         """Cotangents as the outputs' own dtypes hold them."""
@@ -215,13 +212,13 @@ class Trial:
         bounds[value:] = [b + self.accuracy * scale for b, scale in zip(bounds[value:], self.scales, strict=True)]
         if dtype == "float64":  # saturated: of two numbers whose difference should be 1e-22, the difference is 0
             bounds[value:] = [b + 2.2e-16 * scale for b, scale in zip(bounds[value:], self.scales, strict=True)]
-        return Truth(
-            exact[:own], exact[own:value], self.projected(points, exact[value:]), bounds[own:value], bounds[value:]
-        )
+        first = own or value
+        cotangents = self.projected(points, exact[value:])
+        return Truth(exact[:first], cotangents, bounds[:first], bounds[value:], exact[own:value], bounds[own:value])
 
     def _traced(self, dtype: str) -> Any:
         points, us = self.cast(self.given, dtype), self.rounded([np.ones(v.shape) for v in self.inputs], dtype)
-        with self.setting(dtype), _lenient():
+        with self.setting(dtype), lenient():
             closed, shape = jax.make_jaxpr(lambda p, u: self.subject.truth(p, u), return_shape=True)(points, us)
         if dtype == "float64" and self.narrow_hosts(closed.jaxpr):
             raise NotImplementedError("a host callback gets float64 only where jax_enable_x64 is set")
@@ -241,15 +238,15 @@ class Trial:
         """The outputs of the function itself that are no floating-point numbers: whole ones, booleans."""
         subject = self.subject
         run = self._once("others", lambda: jax.jit(lambda p: subject.values(subject.function, p)[1], **QUICK))
-        with self.setting(dtype), _lenient():
+        with self.setting(dtype), lenient():
             return [np.asarray(a) for a in run(self.cast(leaves, dtype))]
 
     def autodiff(self, leaves: Sequence[Any], us: Leaves, dtype: str) -> tuple[Leaves, Leaves]:
-        """Value and cotangents by autodiff of the reference in the dtype itself."""
+        """The function's value, and cotangents by autodiff of the reference, in the dtype itself."""
         run = self._once("autodiff", lambda: jax.jit(self.subject.truth, **QUICK))
-        with self.setting(dtype), _lenient():
-            _, value, found = run(self.cast(leaves, dtype), self.rounded(us, dtype))
-        return arrays(value), arrays(found)
+        with self.setting(dtype), lenient():
+            own, value, found = run(self.cast(leaves, dtype), self.rounded(us, dtype))
+        return arrays(own or value), arrays(found)
 
     def _bound(self, dtype: str, want: np.ndarray, spread: np.ndarray) -> np.ndarray:
         """c × the spread + ε |want| + ε² max |want| + what a dtype without subnormals loses.
@@ -296,7 +293,7 @@ class Trial:
     def formula(self) -> Any:
         """The closed jaxpr of the reference, without the rule, as a function of all leaves."""
         dtype = self.oracle or self.main
-        with self.setting(dtype), _lenient():
+        with self.setting(dtype), lenient():
             run = lambda p: self.subject.reference_of(p)(self.subject.arguments.differentiated(p))  # noqa: E731
             return jax.make_jaxpr(run)(self.cast(self.given, dtype))
 
@@ -334,7 +331,7 @@ class Trial:
         for dtype, candidate in ((d, c) for d in dtypes for c in (jax.jit(run), run)):
             points = self.cast(self.given, dtype)
             try:
-                with self.setting(dtype), _lenient():
+                with self.setting(dtype), lenient():
                     arrays(candidate(points, points))
             except Exception:  # float32 only, NumPy code under jit: the next one is tried
                 continue
@@ -342,7 +339,7 @@ class Trial:
             break
 
         def value(points: Leaves, others: Leaves) -> list[np.ndarray]:
-            with self.setting(self.differenced), _lenient():
+            with self.setting(self.differenced), lenient():
                 return arrays(compiled(self.cast(points, self.differenced), []))
 
         return value
@@ -361,6 +358,7 @@ class Trial:
 def trial_of(subject: Subject, leaves: Leaves, kinks: Kinks, seed: int, accuracy: float | None) -> Trial:
     """Finds out what of the subject JAX can trace and differentiate."""
     trial = Trial(subject, leaves, kinks, seed, accuracy or 0.0)
+    _ = trial.outputs  # a function that does not take its own arguments is the caller's to see
     for dtype, compares in ((d, c) for d in dict.fromkeys(("float64", trial.main)) for c in (True, False)):
         trial.subject = dataclasses.replace(subject, compares=compares)
         trial._programs.clear()
@@ -410,18 +408,15 @@ def _traceable(trial: Trial) -> bool:
         trial.rule_in(trial.main)
     except UNTRACEABLE:
         return False
-    except Exception:  # it is traceable and wrong: the contract check says how
-        return trial.subject.kind == "vjp" or _survives(trial)
+    except Exception:  # traceable and wrong, as the contract check will say, if it raises without tracers, too
+        if trial.subject.kind == "vjp":
+            return True
+        try:
+            trial.subject.pullback(trial.cast(trial.given, trial.main), [])
+        except Exception:
+            return True
+        return False
     return True
-
-
-def _survives(trial: Trial) -> bool:
-    """Whether a gradient that raised under tracing raises without as well."""
-    try:
-        trial.subject.pullback(trial.cast(trial.given, trial.main), [])
-    except Exception:
-        return True
-    return False
 
 
 def first_use(trial: Trial) -> dict[str, int]:
