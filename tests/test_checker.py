@@ -54,7 +54,7 @@ def test_planted_bug(bug: planted.Bug) -> None:
         assert any(re.search(bug.diagnosis, row.diagnosis) for row in report.failures), report
 
 
-@pytest.mark.parametrize("case", one_in(40, real_world.CASES[::2]), ids=lambda case: case.name)
+@pytest.mark.parametrize("case", one_in(40, real_world.CASES[2::3]), ids=lambda case: case.name)
 def test_rule_in_use(case: real_world.Case) -> None:
     report = jaxbp.check(case.fun, case.args, **case.options)
     assert report.verdict == case.expected, report

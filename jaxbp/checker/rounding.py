@@ -112,14 +112,14 @@ def _is_real(aval: Any) -> bool:
 
 
 def with_spread(found: Traced) -> Callable[..., Any]:
-    """(consts, leaves, literals, units, unit of the arguments, noise) ↦ (outputs, the largest distance that rounding
-    moved each element by), both in float64.
+    """(consts, leaves, literals, units, unit of the arguments, what a 0 among these counts as, noise) ↦ (outputs, the
+    least and the greatest that rounding made of each element), in float64.
     """
     jaxpr = found.closed.jaxpr
     places = {id(equation): n for n, equation in enumerate(_rounded(jaxpr))}
     numbers = {id(atom): n for n, atom in enumerate(literals(jaxpr))}
 
-    def run(consts: Any, leaves: Any, values: Array, units: Array, unit: Array, noise: Array) -> Any:
+    def run(consts: Any, leaves: Any, values: Array, units: Array, unit: Array, zero: Array, noise: Array) -> Any:
         def literal(atom: Any) -> Any:
             return values[numbers[id(atom)]] if id(atom) in numbers else atom.val
 
@@ -128,12 +128,14 @@ def with_spread(found: Traced) -> Callable[..., Any]:
 
         def draw(noise: Array) -> list[Any]:
             perturb = _Rounding(units, noise, places)
-            moved = [perturb.moved(leaf, unit, leaf, n) for n, leaf in enumerate(leaves)]
-            noisy = evaluate(jaxpr, consts, moved, fixed._replace(apply=perturb))
-            return [jnp.abs(a - b) if _is_real(a) else 0.0 * b for a, b in zip(noisy, exact, strict=True)]
+            sizes = [jnp.where(leaf == 0, zero, leaf) if _is_real(leaf) else leaf for leaf in leaves]
+            moved = [
+                perturb.moved(leaf, unit, size, n) for n, (leaf, size) in enumerate(zip(leaves, sizes, strict=True))
+            ]
+            return evaluate(jaxpr, consts, moved, fixed._replace(apply=perturb))
 
-        spread = [jnp.max(distance, axis=0) for distance in lax.map(draw, noise)]
-        return exact, spread
+        drawn = lax.map(draw, noise)
+        return exact, [jnp.min(a, axis=0) for a in drawn], [jnp.max(a, axis=0) for a in drawn]
 
     return run
 

@@ -160,7 +160,7 @@ class _Integers:
             values = np.asarray(leaf)
             self.low, self.high = int(values.min()), int(values.max())
             self.high = max([self.high, *(c - 1 for c in numbers.whole if self.high < c - 1 <= self.high + 64)])
-            self.low = min([0, self.low, *(c for c in numbers if -9 < c < 0)])
+            self.low = min([0, self.low, *(c for c in numbers.whole if -9 < c < 0)])
             self.marks = [c for c in numbers.equal if not self.low <= c <= self.high]
 
     def __call__(self, k: int, rng: np.random.Generator) -> np.ndarray:

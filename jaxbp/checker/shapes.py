@@ -107,7 +107,7 @@ def _differences(trial: Trial, taken: Sequence[_Case]) -> list[bool]:
     answers = []
     for got, value, want, parts in found:
         seen = all(np.all(np.isfinite(f64(v))) for v in value)
-        seen = seen and all(_close(f64(a)[(0,) * (a.ndim - b.ndim)], f64(b), 1e-3) for a, b in parts)
+        seen = seen and all(_close(f64(f64(a)[(0,) * (a.ndim - b.ndim)]), f64(b), 1e-3) for a, b in parts)
         answers.append(seen and not all(_close(f64(g), f64(w), unit) for g, w in zip(got, want, strict=True)))
     return answers
 

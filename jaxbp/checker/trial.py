@@ -126,17 +126,17 @@ class Trial:
         return precise() if dtype == "float64" or wide else contextlib.nullcontext()
 
     def _shapes(self, dtype: str) -> list[Any]:
+        return list(self._once(("shapes", dtype), lambda: self._outputs(dtype)))
+
+    def _outputs(self, dtype: str) -> Any:
         points = self.cast(self.given, dtype)
-
-        def function(p: Leaves) -> Leaves:
-            return split(self.subject.function(*self.subject.arguments.call(p)))[0]
-
+        function = lambda p: split(self.subject.function(*self.subject.arguments.call(p)))[0]  # noqa: E731
         with self.setting(dtype), lenient():
             try:
-                return list(self._once(("shapes", dtype), lambda: jax.eval_shape(function, points)))
+                return jax.eval_shape(function, points)
             except Exception as error:  # NumPy code takes no tracers
                 try:
-                    return list(self._once(("shapes", dtype), lambda: function(points)))
+                    return function(points)
                 except Exception:
                     raise error from None
 
@@ -194,29 +194,56 @@ class Trial:
 
     def truth(self, leaves: Sequence[Any], us: Leaves, dtype: str) -> Truth:
         """The truth at the points as the dtype holds them."""
-        return self._evaluated(self.cast(leaves, dtype), self.rounded(us, dtype), dtype, rounds=True)
-
-    def _evaluated(self, leaves: Leaves, us: Leaves, dtype: str, rounds: bool) -> Truth:
-        found, counts, dtypes = self._once(("traced", dtype), lambda: self._traced(dtype))
-        run = self._once(("truth", found.text), lambda: jax.jit(rounding.with_spread(found), **QUICK))
-        points = [f64(a) if is_float(a) else a for a in (*leaves, *us)]
+        points, us = self.cast(leaves, dtype), self.rounded(us, dtype)
+        _, counts, dtypes = self._traced(dtype)
         least = min if dtype == MIXED else max  # what is given in float32 beside bfloat16 is not rounded to that
-        unit = 0.0 if dtype == "float64" or not rounds else least(float(jnp.finfo(d).eps) / 2 for d in dtypes)
-        with precise():
-            exact, spread = run(found.consts, points, found.literals, found.units * rounds, unit, self._noise)
-        exact, spread = arrays(exact), arrays(spread)
+        unit = 0.0 if dtype == "float64" else least(float(jnp.finfo(d).eps) / 2 for d in dtypes)
+        exact, low, high = self._evaluated(points, us, dtype, unit)
+        with np.errstate(all="ignore"):
+            spread = [np.maximum(e - a, b - e) for e, a, b in zip(exact, low, high, strict=True)]
         bounds = [self._bound(str(d), v, s) for d, v, s in zip(dtypes, exact, spread, strict=True)]
         own, value = counts[0], counts[0] + counts[1]
         if self.scales is None:
             self.scales = [np.max(np.abs(c), initial=0.0, where=np.isfinite(c)) for c in exact[value:]]
-        bounds[value:] = [b + self.accuracy * scale for b, scale in zip(bounds[value:], self.scales, strict=True)]
-        if dtype == "float64":  # saturated: of two numbers whose difference should be 1e-22, the difference is 0
-            bounds[value:] = [b + 2.2e-16 * scale for b, scale in zip(bounds[value:], self.scales, strict=True)]
-        first = own or value
-        cotangents = self.projected(points, exact[value:])
+        lost = self.accuracy + 2.2e-16 * (dtype == "float64")  # of two numbers that differ by 1e-22 the difference is 0
+        bounds[value:] = [b + lost * scale for b, scale in zip(bounds[value:], self.scales, strict=True)]
+        first, cotangents = own or value, self.projected([f64(a) for a in points], exact[value:])
         return Truth(exact[:first], cotangents, bounds[:first], bounds[value:], exact[own:value], bounds[own:value])
 
+    def _evaluated(
+        self, points: Leaves, us: Leaves, dtype: str, unit: float, rounds: bool = True, zero: float = 0.0
+    ) -> tuple[Leaves, Leaves, Leaves]:
+        """Outputs and cotangents in float64; the least and the greatest where every number is moved by rounding,
+        the arguments by 4 × the unit, a 0 among these as if it were another number.
+        """
+        found = self._traced(dtype)[0]
+        run = self._once(("truth", found.text), lambda: jax.jit(rounding.with_spread(found), **QUICK))
+        leaves = [f64(a) if is_float(a) else a for a in (*points, *us)]
+        with precise():
+            outputs = run(found.consts, leaves, found.literals, found.units * rounds, unit, zero, self._noise)
+        exact, low, high = map(arrays, outputs)
+        return exact, low, high
+
+    def near(self, leaves: Sequence[Any], us: Leaves, dtype: str, shifts: Leaves) -> list[np.ndarray]:
+        """The cotangents of the reference next to the points, each wrt leaf shifted by 10⁻¹⁰ × its size × a shift."""
+        points = [f64(a) if is_float(a) else a for a in self.cast(leaves, dtype)]
+        for position, shift in zip(self.subject.arguments.wrt, shifts, strict=True):
+            a = points[position]
+            points[position] = a + NEAR * np.where(a == 0, 1, np.abs(a)) * shift
+        exact = self._evaluated(points, self.rounded(us, dtype), self.oracle, 0.0, rounds=False)[0]
+        return self.projected(points, exact[sum(self._traced(self.oracle)[1]) :])
+
+    def around(self, leaves: Sequence[Any], us: Leaves, dtype: str) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The least and the greatest cotangents of the reference at random points so near; no tangent spaces."""
+        points, unit = self.cast(leaves, dtype), 0.0 if self.subject.project else NEAR / rounding.AMPLITUDE
+        found = self._evaluated(points, self.rounded(us, dtype), self.oracle, unit, rounds=False, zero=1.0)
+        _, low, high = (self.projected(points, part[sum(self._traced(self.oracle)[1]) :]) for part in found)
+        return list(zip(low, high, strict=True))
+
     def _traced(self, dtype: str) -> Any:
+        return self._once(("traced", dtype), lambda: self._trace(dtype))
+
+    def _trace(self, dtype: str) -> Any:
         points, us = self.cast(self.given, dtype), self.rounded([np.ones(v.shape) for v in self.inputs], dtype)
         with self.setting(dtype), lenient():
             closed, shape = jax.make_jaxpr(lambda p, u: self.subject.truth(p, u), return_shape=True)(points, us)
@@ -275,14 +302,6 @@ class Trial:
         unit = 256 * float(self.info(dtype).eps) + self.accuracy
         bounds = ([np.full(g.shape, unit * np.max(np.abs(f64(g)), initial=0.0)) for g in part] for part in found[1::-1])
         return next(bounds), next(bounds)
-
-    def near(self, leaves: Sequence[Any], us: Leaves, dtype: str, shifts: Leaves) -> list[np.ndarray]:
-        """The cotangents of the reference next to the points, each wrt leaf shifted by 10⁻¹⁰ × its size × a shift."""
-        points = [f64(a) if is_float(a) else a for a in self.cast(leaves, dtype)]
-        for position, shift in zip(self.subject.arguments.wrt, shifts, strict=True):
-            a = points[position]
-            points[position] = a + NEAR * np.where(a == 0, 1, np.abs(a)) * shift
-        return self._evaluated(points, self.rounded(us, dtype), self.oracle, rounds=False).cotangents
 
     @cached_property
     def splits_ties(self) -> bool:
