@@ -200,7 +200,7 @@ class Trial:
         unit = 0.0 if dtype == "float64" else least(float(jnp.finfo(d).eps) / 2 for d in dtypes)
         exact, low, high = self._evaluated(points, us, dtype, unit)
         with np.errstate(all="ignore"):
-            spread = [np.maximum(e - a, b - e) for e, a, b in zip(exact, low, high, strict=True)]
+            spread = [f64(np.maximum(e - a, b - e)) for e, a, b in zip(exact, low, high, strict=True)]
         bounds = [self._bound(str(d), v, s) for d, v, s in zip(dtypes, exact, spread, strict=True)]
         own, value = counts[0], counts[0] + counts[1]
         if self.scales is None:
