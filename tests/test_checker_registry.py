@@ -9,7 +9,7 @@ from tiers import one_in
 import jaxbp
 from jaxbp.checker.report import Report
 
-WRONG, RIGHT = wrong_rules.CASES[::15], [*right_rules.CASES[::12], *wrong_rules.CASES[1::40]]
+WRONG, RIGHT = wrong_rules.CASES[8::24], [*wrong_rules.CASES[14::60], *right_rules.CASES[::20]]
 
 
 def checked(subject: wrong_rules.Subject) -> Report:
