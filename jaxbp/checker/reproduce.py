@@ -3,7 +3,7 @@
 import sys
 import tempfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -112,8 +112,12 @@ def smallest(trial: Trial) -> str:
     if trial.failing is None:
         return ""
     best, dtype = [np.array(a) for a in trial.failing[1]], trial.failing[3]
+    changes: list[Callable[[np.ndarray], np.ndarray]] = [
+        *(partial(_zeroed, part, parts) for parts in (1, 2) for part in range(parts)),
+        _short,
+    ]
     for n in trial.subject.arguments.wrt[:LEAVES]:
-        for change in (*(partial(_zeroed, part, parts) for parts in (1, 2) for part in range(parts)), _short):
+        for change in changes:
             candidate = [change(a) if m == n else a for m, a in enumerate(best)]
             best = candidate if _fails(trial, candidate) else best
     cells = [f"{path} = {_shown(a)}" for path, a in zip(trial.subject.arguments.paths, best, strict=True)]

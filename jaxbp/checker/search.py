@@ -206,7 +206,8 @@ def numbers_of(jaxprs: Iterable[Any]) -> Numbers:
             beyond = [3, -2] if equation.primitive.name in ("max", "min", "clamp") else []
             whole += [*found, *(c + s for c in found for s in beyond if abs(c) < 1e6)]
             equal += found if equation.primitive.name in ("eq", "ne") else []
-    return Numbers(*(list(dict.fromkeys(part)) for part in (filter(np.isfinite, floats), whole, equal)))
+    once = [list(dict.fromkeys(part)) for part in (whole, equal)]
+    return Numbers(list(dict.fromkeys(filter(np.isfinite, floats))), *once)
 
 
 def _is_whole(value: Any) -> bool:

@@ -130,7 +130,9 @@ class Trial:
 
     def _outputs(self, dtype: str) -> Any:
         points = self.cast(self.given, dtype)
-        function = lambda p: split(self.subject.function(*self.subject.arguments.call(p)))[0]  # noqa: E731
+        function: Callable[[Leaves], Leaves] = lambda p: split(self.subject.function(*self.subject.arguments.call(p)))[
+            0
+        ]  # noqa: E731
         with self.setting(dtype), lenient():
             try:
                 return jax.eval_shape(function, points)
