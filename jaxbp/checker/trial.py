@@ -130,9 +130,10 @@ class Trial:
 
     def _outputs(self, dtype: str) -> Any:
         points = self.cast(self.given, dtype)
-        function: Callable[[Leaves], Leaves] = lambda p: split(self.subject.function(*self.subject.arguments.call(p)))[
-            0
-        ]  # noqa: E731
+
+        def function(p: Leaves) -> Leaves:
+            return split(self.subject.function(*self.subject.arguments.call(p)))[0]
+
         with self.setting(dtype), lenient():
             try:
                 return jax.eval_shape(function, points)
