@@ -74,9 +74,11 @@ exercised", which is no pass. ``--format github`` prints annotations of the line
 **In pytest and Hypothesis.** The fixture ``check_gradient`` is `jaxbp.check` as an assertion (`jaxbp.pytest_plugin`).
 `jaxbp.checker.strategies` draws points and cotangents with ties, zeros, huge and tiny numbers for tests of your own.
 
-**How good it is.** 45 planted bugs, each in 12 runs, are caught 540 times of 540. There is no false alarm on the right
-rules, nor on 1,000 generated networks and 200 generated rules (`python -m experiments.checker_tables`). A network
-64-64-64-64-10 takes 4 to 5 s with compilation, and 9 s at level "full", which also runs long rules eagerly.
+**How good it is.** Of 185 wrong rules of 24 kinds (`tests/wrong_rules.py`) every second was tried at level "fast": 93
+of 93 are caught, where 75 of 183 were before points, shapes and dtypes were searched. A check took a median of 2.6 s
+with compilation on a busy machine. The rules in use have the verdict that they deserve. The 540 runs of planted bugs, 1,200 generated
+subjects and the rules of libraries were last measured before the search (`python -m experiments.checker_tables`). Not
+seen: a wrong third derivative, a psum too many on a mesh of one device, float32 inside a rule.
 """
 
 from jaxbp.checker.check import check
