@@ -43,7 +43,7 @@ CUBE = cube_with(lambda x, u: (3 * x**2 * u,))
 # Samples of planted bugs and right rules; all of them: experiments/checker_tables.py --------------------------------
 
 
-@pytest.mark.parametrize("bug", one_in(48, planted.BUGS[::-12]), ids=str)
+@pytest.mark.parametrize("bug", one_in(48, planted.BUGS[::-16]), ids=str)
 def test_planted_bug(bug: planted.Bug) -> None:
     """Caught; the first line of the report names a leaf where the error enters; the diagnosis is the right one."""
     subject = bug.build(*planted.RUNS[planted.BUGS.index(bug) % len(planted.RUNS)])
@@ -68,7 +68,7 @@ def test_right_rule(number: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", range(0, 100, 50))
+@pytest.mark.parametrize("number", [0])
 def test_right_network(number: int) -> None:
     subject = generated.network(number, seed=1)
     with jax.numpy_dtype_promotion("standard"):  # targets in float32 beside bfloat16 parameters are cast to one dtype
