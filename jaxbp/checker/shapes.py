@@ -139,7 +139,7 @@ def _candidates(trial: Trial) -> Iterator[Shapes]:
     ranks: list[Shapes] = []
     if len(set(shapes)) == 1 and shapes[0] and [tuple(v.shape) for v in trial.outputs] == shapes[:1]:
         ranks = [[shape] * len(shapes) for shape in (shapes[0][1:], (3, *shapes[0]), (), (2, 3, *shapes[0]))]
-    squares = dict.fromkeys(pair for shape in shapes for pair in pairwise(shape) if pair[0] != pair[1])
+    squares = dict.fromkeys(pair for shape in shapes for pair in pairwise(shape) if pair[0] != pair[1] and all(pair))
     equal: list[Shapes] = [_resized(shapes, {a: b}) for a, b in squares]
     for make in (lambda d: 1, lambda d: 2 * d + 3, lambda d: d + 1, lambda d: 2):
         yield from (_resized(shapes, {size: make(size)}) for size in sizes if make(size) != size)
