@@ -1,8 +1,8 @@
 """Measures the checker: planted bugs caught, false alarms, verdicts on rules in use.
 
 Run from the repository, with the extra [dev] installed: ``python -m experiments.checker_tables mutations`` (half an
-hour), ``false-alarms`` (half an hour), ``wrong-rules`` (20 minutes) or ``real-world`` (20 seconds). Writes
-experiments/results/checker_<table>.md.
+hour), ``false-alarms`` (half an hour), ``wrong-rules`` and ``right-rules`` (10 minutes each) or ``real-world`` (20
+seconds). Writes experiments/results/checker_<table>.md.
 
 The same mutants go through `jax.test_util.check_grads` and `chex.assert_numerical_grads`, in reverse mode, the one that
 a custom_vjp function has, and with their other defaults; whatever they raise counts as caught.
@@ -17,6 +17,7 @@ from typing import Any
 
 import chex
 import jax
+import numpy as np
 from jax.test_util import check_grads
 
 import jaxbp
@@ -28,6 +29,7 @@ sys.path[:0] = [str(ROOT.parent / "tests")]
 import generated  # noqa: E402
 import planted  # noqa: E402
 import real_world  # noqa: E402
+import right_rules  # noqa: E402
 import wrong_rules  # noqa: E402
 
 Caught = Callable[[planted.Subject], bool]
@@ -94,27 +96,44 @@ def real() -> Iterable[str]:
 
 
 def registry_of_wrong_rules() -> Iterable[str]:
-    """By kind: the wrong rules that are caught at level fast, the verdicts on their right twins, and what crashes."""
-    columns = ("PASS", "FAIL", "INCONCLUSIVE or UNEXERCISED", "crash")
+    """By kind: wrong rules caught at both levels, right twins that pass, which are not as they should be, seconds."""
     yield table_head(
-        "kind", "wrong rules caught", "wrong rules that crash", *(f"right twins: {name}" for name in columns)
+        "kind", "caught, fast", "caught, full", "right twins that pass", "not caught or accused", "seconds"
     )
     for kind in dict.fromkeys(case.kind for case in wrong_rules.CASES):
         cases = [case for case in wrong_rules.CASES if case.kind == kind]
-        wrong = [_verdict(case.wrong) for case in cases]
-        right = [_verdict(case.right) for case in cases]
-        other = len(cases) - sum(right.count(name) for name in ("PASS", "FAIL", "crash"))
-        counts = (right.count("PASS"), right.count("FAIL"), other, right.count("crash"))
-        yield table_row(kind, f"{wrong.count('FAIL')} of {len(cases)}", wrong.count("crash"), *counts)
+        fast, full, right = [], [], []
+        seconds: list[float] = []
+        for case in cases:
+            for found, build, level in (
+                (fast, case.wrong, "fast"),
+                (full, case.wrong, "full"),
+                (right, case.right, "fast"),
+            ):
+                subject = build()
+                report = jaxbp.check(subject.fun, subject.args, **{"level": level, **subject.options})
+                found.append(report.verdict == ("PASS" if found is right else "FAIL"))
+                seconds.append(report.seconds)
+        ours = zip(cases, fast, full, right, strict=True)
+        bad = [case.name for case, *found in ours if not all(found)]
+        counts = [f"{sum(found)} of {len(cases)}" for found in (fast, full, right)]
+        yield table_row(kind, *counts, ", ".join(bad), f"{np.median(seconds):.1f} (median), {max(seconds):.1f} (most)")
 
 
-def _verdict(build: Callable[[], wrong_rules.Subject]) -> str:
-    """Of a subject at level fast; "crash" where an exception leaves the checker."""
-    subject = build()
-    try:
-        return str(jaxbp.check(subject.fun, subject.args, **subject.options).verdict)
-    except Exception:  # whatever it is, a report belongs in its place
-        return "crash"
+def registry_of_right_rules() -> Iterable[str]:
+    """By kind: right rules that pass at both levels, and which do not."""
+    yield table_head("kind", "pass, fast", "pass, full", "accused")
+    for kind in dict.fromkeys(case.kind for case in right_rules.CASES):
+        cases = [case for case in right_rules.CASES if case.kind == kind]
+        found = [
+            [
+                jaxbp.check(s.fun, s.args, **{"level": level, **s.options}).verdict
+                for s in [case.right() for case in cases]
+            ]
+            for level in ("fast", "full")
+        ]
+        bad = [f"{case.name} ({a}, {b})" for case, a, b in zip(cases, *found, strict=True) if {a, b} != {"PASS"}]
+        yield table_row(kind, *(f"{level.count('PASS')} of {len(cases)}" for level in found), ", ".join(bad))
 
 
 def table_head(*names: str) -> str:
@@ -130,6 +149,7 @@ TABLES = {
     "false-alarms": false_alarms,
     "real-world": real,
     "wrong-rules": registry_of_wrong_rules,
+    "right-rules": registry_of_right_rules,
 }
 
 

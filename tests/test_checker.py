@@ -14,7 +14,6 @@ import numpy as np
 import planted
 import pytest
 import real_world
-import wrong_rules
 from tiers import one_in
 
 import jaxbp
@@ -39,13 +38,12 @@ def cube_with(backward: Callable[..., Any]) -> Any:
 
 
 CUBE = cube_with(lambda x, u: (3 * x**2 * u,))
-WRONG_CUBE = cube_with(lambda x, u: (2 * x**2 * u,))
 
 
-# Planted bugs and right rules; all 12 runs of each: experiments/checker_tables.py ------------------------------------
+# Samples of planted bugs and right rules; all of them: experiments/checker_tables.py --------------------------------
 
 
-@pytest.mark.parametrize("bug", one_in(24, planted.BUGS), ids=str)
+@pytest.mark.parametrize("bug", one_in(48, planted.BUGS[::-16]), ids=str)
 def test_planted_bug(bug: planted.Bug) -> None:
     """Caught; the first line of the report names a leaf where the error enters; the diagnosis is the right one."""
     subject = bug.build(*planted.RUNS[planted.BUGS.index(bug) % len(planted.RUNS)])
@@ -56,13 +54,13 @@ def test_planted_bug(bug: planted.Bug) -> None:
         assert any(re.search(bug.diagnosis, row.diagnosis) for row in report.failures), report
 
 
-@pytest.mark.parametrize("case", one_in(18, real_world.CASES), ids=lambda case: case.name)
+@pytest.mark.parametrize("case", one_in(40, real_world.CASES[2::4]), ids=lambda case: case.name)
 def test_rule_in_use(case: real_world.Case) -> None:
     report = jaxbp.check(case.fun, case.args, **case.options)
     assert report.verdict == case.expected, report
 
 
-@pytest.mark.parametrize("number", one_in(8, range(32)))
+@pytest.mark.parametrize("number", one_in(32, range(0, 32, 8)))
 def test_right_rule(number: int) -> None:
     subject = generated.custom_vjp(number, seed=1)
     report = jaxbp.check(subject.fun, subject.args, **subject.options)
@@ -70,7 +68,7 @@ def test_right_rule(number: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", range(0, 100, 9))
+@pytest.mark.parametrize("number", [0])
 def test_right_network(number: int) -> None:
     subject = generated.network(number, seed=1)
     with jax.numpy_dtype_promotion("standard"):  # targets in float32 beside bfloat16 parameters are cast to one dtype
@@ -78,13 +76,13 @@ def test_right_network(number: int) -> None:
     assert report.passed, f"{subject.name}: {report}"
 
 
-@pytest.mark.parametrize("name", one_in(10, [*jaxbp.activations.ACTIVATIONS]))
+@pytest.mark.parametrize("name", one_in(20, [*jaxbp.activations.ACTIVATIONS][::5]))
 def test_activation(name: str) -> None:
     report = jaxbp.check(jaxbp.activations.get(name))
     assert report.passed, str(report)
 
 
-@pytest.mark.parametrize("name", one_in(5, [*jaxbp.losses.LOSSES]))
+@pytest.mark.parametrize("name", one_in(9, [*jaxbp.losses.LOSSES][::3]))
 def test_loss(name: str) -> None:
     report = jaxbp.check(jaxbp.losses.get(name))
     assert report.passed, str(report)
@@ -103,7 +101,7 @@ def test_a_network_whose_own_activation_is_wrong_is_told_so_first() -> None:
     assert {row.subject for row in report.failures} == {"rules", "apply", "value_and_grad"}
 
 
-def test_the_message_of_a_failure_and_its_reproducer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_message_of_a_failure_its_reproducer_and_its_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaf, index, got, want, error ÷ bound, diagnosis; three lines that raise the same."""
     (tmp_path / "cubes.py").write_text(
         "import jax\ncube = jax.custom_vjp(lambda x: x**3)\n"
@@ -123,10 +121,7 @@ def test_the_message_of_a_failure_and_its_reproducer(tmp_path: Path, monkeypatch
     with pytest.raises(CheckFailed):
         exec(report.reproducer, {})
     del sys.modules["cubes"]
-
-
-def test_json() -> None:
-    found = json.loads(jaxbp.check(WRONG_CUBE, "f32[4]").json())
+    found = json.loads(report.json())
     assert (found["verdict"], found["passed"]) == ("FAIL", False)
     assert set(found["rows"][0]) == {field for field in Row.__dataclass_fields__}
 
@@ -172,6 +167,7 @@ def test_a_leaf_without_gradient_is_not_exercised_unless_that_is_meant() -> None
     assert jaxbp.check(lost, "f32[3] f32[3]", allow_zero=["[1]"]).passed
 
 
+@pytest.mark.slow
 def test_a_reference_in_numpy_is_served_by_differences_and_the_report_says_what_is_missing() -> None:
     def smooth(x: Any) -> Any:
         return np.sum(np.sin(np.asarray(x)) ** 2)
@@ -212,10 +208,22 @@ def test_second_order() -> None:
     assert jaxbp.check(CUBE, "f32[4]", order=2).passed
 
 
+@pytest.mark.slow
+def test_a_reference_declares_a_gradient_unless_it_is_off_by_a_number() -> None:
+    through = custom(jnp.round, lambda x: (jnp.round(x), None), lambda _, u: (u,))
+    report = jaxbp.check(through, "f32[4]", reference=lambda x: x)
+    assert report.passed, report
+    assert any("declares a gradient" in note for note in report.not_covered)
+    shifted = custom(lambda x: jnp.sin(x) + 0.1, lambda x: (jnp.sin(x) + 0.1, x), lambda x, u: (jnp.cos(x) * u,))
+    report = jaxbp.check(shifted, "f32[4]", reference=jnp.sin)
+    assert (report.verdict, report.failures[0].diagnosis) == ("FAIL", "the function is the reference plus 0.1")
+
+
 KINKS = {"left": 0.0, "right": 1.0}
 
 
-@pytest.mark.parametrize("side", one_in(2, [*KINKS]))
+@pytest.mark.slow
+@pytest.mark.parametrize("side", [*KINKS])
 def test_the_convention_at_a_kink(side: str) -> None:
     """relu with the slope of one side at exactly 0: right by that convention, wrong by the other."""
     slope = KINKS[side]
@@ -235,14 +243,38 @@ def test_the_domain() -> None:
     assert jaxbp.check(root, (jnp.asarray([1.0, 2.0], jnp.float32),), domain=(0.1, 5.0)).passed
 
 
-def test_dtypes_as_texts_or_types() -> None:
-    for dtypes in (("bfloat16",), (jnp.bfloat16,)):
-        report = jaxbp.check(CUBE, "f32[4]", dtypes=dtypes)
-        assert {row.dtype for row in report.rows if row.check == "production dtype"} == {"bfloat16"}
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"domain": {"y": (0.0, 1.0)}}, "domain has 'y', the arguments are 0, 'x'"),
+        ({"domain": "positiv"}, "did you mean 'positive'"),
+        ({"domain": (1.0, 0.0)}, "want a lower end and a higher one"),
+    ],
+    ids=["argument", "name", "ends"],
+)
+def test_a_domain_that_is_none(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        jaxbp.check(lambda x: x, "f32[2]", reference=lambda x: x, **options)
+
+
+def test_what_a_rule_raises_becomes_a_row() -> None:
+    def broken(x: Any, u: Any) -> Any:
+        raise KeyError("lost")
+
+    report = jaxbp.check(cube_with(broken), "f32[4]")
+    assert (report.verdict, report.failures[0].check) == ("FAIL", "contract")
+    assert "KeyError: 'lost'" in report.failures[0].diagnosis
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtypes", ["bfloat16", (jnp.bfloat16,)], ids=["text", "type"])
+def test_dtypes_as_texts_or_types(dtypes: Any) -> None:
+    report = jaxbp.check(CUBE, "f32[4]", dtypes=dtypes)
+    assert {row.dtype for row in report.rows if row.check == "production dtype"} == {"bfloat16"}
 
 
 def test_a_difference_and_its_error_bar() -> None:
-    value, bar = difference(lambda t: [np.exp(np.asarray(1 + t))], [np.ones(())], 1.0)
+    value, bar, _ = difference(lambda t: [np.exp(np.asarray(1 + t))], [np.ones(())], 1.0)
     assert abs(value - np.e) <= bar < 1e-9
 
 
@@ -322,11 +354,6 @@ def test_wrong_inputs(text: str, message: str) -> None:
         inputs(text)
 
 
-def test_complex_arguments_are_refused_by_name() -> None:
-    with pytest.raises(TypeError, match=r"argument \[0\] is complex"):
-        jaxbp.check(CUBE, (jnp.ones(2, jnp.complex64),))
-
-
 # The command ---------------------------------------------------------------------------------------------------------
 
 
@@ -347,6 +374,9 @@ cube.defvjp(lambda x: (x**3, x), lambda x, u: (3 * x**2 * u,))
 def energy(x): return jnp.sum(x**2) / 2
 def gradient(x): return x
 def wrong(x): return 2 * x
+def root(x): return jnp.sqrt(x)
+def fwd(x): return jnp.sqrt(x), x
+def bwd(x, u): return (u / (2 * jnp.sqrt(x)),)
 """
 
 
@@ -357,6 +387,11 @@ def wrong(x): return 2 * x
         (["mine_:energy", "--inputs", "f32[3]", "--gradient", "mine_:gradient"], 0, "PASS"),
         (["mine_:energy", "--inputs", "f32[3]", "--gradient", "mine_:wrong"], 1, "matches after × 0.5"),
         (["mine_:energy", "--inputs", "f32[3]"], 1, "no custom rule ran"),
+        (["mine_:root", "--inputs", "f32[3]", "--vjp", "mine_:fwd,mine_:bwd", "--domain", "x=0.1..5"], 0, "PASS"),
+        (["mine_:cube", "--inputs", "f32[3]", "--domain", "y=positive"], 2, "domain has 'y'"),
+        (["mine_:cube", "--inputs", "f32[3]", "--domain", "1..b"], 2, "two numbers such as 0.1..5"),
+        (["mine_:cube", "--inputs", "f32[3]", "--allow-zero", "x"], 2, "positions such as 0 or 0,2"),
+        (["mine_:cube", "--inputs", "f32[3]", "--dtypes", "float8"], 2, "dtypes is 'float8'"),
         (["mine_:cube"], 2, "what does it take?"),
         (["mine_:cube", "--inputs", "f32[3"], 2, "no array"),
         (["mine_:square", "--inputs", "f32[3]"], 2, "has no 'square'"),
@@ -383,13 +418,3 @@ def test_a_function_of_a_module(
     if status == 2:
         assert len(captured.err.strip().splitlines()) == 1
     sys.modules.pop("mine_", None)
-
-
-def test_the_registry_of_wrong_rules_covers_its_kinds() -> None:
-    """At least three rules a kind, each with a name of its own, and a twin that is another function."""
-    kinds = [case.kind for case in wrong_rules.CASES]
-    names = [(case.kind, case.name) for case in wrong_rules.CASES]
-    assert len(names) == len(set(names)) >= 150 and min(map(kinds.count, kinds)) >= 3
-    for case in wrong_rules.CASES[::20]:
-        wrong, right = case.wrong(), case.right()
-        assert wrong.fun is not right.fun or wrong.options != right.options

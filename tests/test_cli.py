@@ -516,7 +516,7 @@ def test_what_is_wrong_with_a_function_is_one_line(
     fails("check", "functions:square", *inputs, "--wrt", "x", match="--wrt: got 'x', positions such as 0 or 0,2")
     fails("check", "functions:square", "--inputs", "f33[3]", match="check functions:square: unknown dtype 'f33'")
     fails("check", "functions:divides", *inputs, match="ZeroDivisionError: integer .*, at functions.py, line [0-9]+$")
-    assert main(["check", "functions:wrong_type", *inputs]) == 1  # a report, no usage error
+    fails("check", "functions:wrong_type", *inputs, match="TypeError: .*, at functions.py, line [0-9]+$")
     fails("check", "breaks:f", match="check: can't import breaks: ZeroDivisionError: division by zero")
 
 

@@ -227,7 +227,7 @@ def test_watch(package: Path, checked: list[tuple[Any, ...]], capsys: pytest.Cap
         (["ruled", "--arguments", "no.toml"], "--arguments no.toml: No such file or directory"),
         (["ruled", "--arguments", "1"], "--arguments told.toml: Expected '=' after a key in a key/value pair"),
         (["ruled", "--arguments", "a = 1"], 'a is no table, write ["package.module:a"]'),
-        (["ruled", "--arguments", "[a]\narg = 1"], "a has 'arg', allowed: args, through, skip, allow_zero, "),
+        (["ruled", "--arguments", "[a]\narg = 1"], "a has 'arg', allowed: args, through, skip, accuracy, allow_zero, "),
         (["ruled", "--arguments", "[a]\nargs = 'f32[8]'"], "a has no list of args, for example args = ['f32[8]']"),
         (
             ["ruled", "--arguments", "['ruled:cub']\nskip = ''"],

@@ -7,57 +7,96 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxbp.checker.jaxpr import primitives
 from jaxbp.checker.report import Row
-from jaxbp.checker.rounding import primitives
-from jaxbp.checker.subject import floats, is_float
+from jaxbp.checker.subject import Arguments, is_data, is_inexact
 from jaxbp.checker.trial import Trial
 
 CONTRACT, PROVENANCE = "contract", "provenance"
 
 
-def contract(trial: Trial, points: Sequence[Any]) -> list[Row]:
+def contract(trial: Trial, points: Sequence[Any], dtype: str) -> list[Row]:
     """1: tree, shape and dtype of every cotangent; None for a live argument; the forward's output is the function's."""
     subject = trial.subject
-    rows = list(_pair(trial, points)) if isinstance(subject.rule, jax.custom_vjp) else []
+    rows = list(_pair(trial, points)) if _has_pair(subject.rule) and trial.traceable else []
     if rows:  # JAX refuses some of what is wrong there, and would say so for all leaves at once
         return rows
-    pulled = _pulled(trial, points)
-    for path, g, a in zip(trial.paths, pulled, subject.arguments.differentiated(points), strict=True):
+    if subject.kind == "gradient" and (trial.host or not trial.traceable):
+        rows = list(_alone(trial, points, dtype))
+    pulled = _pulled(trial, points, dtype)
+    wanted = subject.arguments.differentiated(points)
+    if subject.forward:
+        return [Row(CONTRACT, "PASS", path, str(g.dtype)) for path, g in zip(trial.paths, pulled, strict=True)]
+    for path, g, a in zip(trial.paths, pulled, wanted, strict=True):
+        if g is None:
+            rows.append(Row(CONTRACT, "FAIL", path, str(a.dtype), diagnosis=NONE))
+            continue
         text = _difference(g, a) if trial.traceable or np.shape(g) != a.shape else ""
         rows.append(Row(CONTRACT, "FAIL" if text else "PASS", path, str(a.dtype), diagnosis=text))
     return rows
 
 
-def _pulled(trial: Trial, points: Sequence[Any]) -> list[Any]:
+NONE = "None returned for a live argument: its gradient becomes 0; leave it out of wrt if that is meant"
+
+
+def _has_pair(rule: Any) -> bool:
+    return isinstance(rule, jax.custom_vjp) and not getattr(rule, "symbolic_zeros", False)
+
+
+def _alone(trial: Trial, points: Sequence[Any], dtype: str) -> Iterator[Row]:
+    """A rule that runs as it is leaves its arguments and its earlier results alone, and remembers nothing."""
+    wrt = trial.subject.arguments.wrt
+    copies = [np.array(a) for a in points]
+    moved = [np.array(a * 1.5 + 0.25 if n in wrt else a).astype(a.dtype) for n, a in enumerate(copies)]
+
+    def run(leaves: Sequence[Any]) -> list[Any]:
+        return [g for g in trial.subject.pullback(list(leaves), [])[1] if g is not None]
+
+    def differ(some: Sequence[Any], others: Sequence[Any]) -> bool:
+        return any(not np.array_equal(a, b, equal_nan=True) for a, b in zip(some, others, strict=True))
+
+    def row(text: str) -> Row:
+        return Row(CONTRACT, "FAIL", "", dtype, diagnosis=text)
+
+    first = run(copies)
+    kept = [np.array(g) for g in first]
+    if differ(copies, points):
+        yield row("the gradient overwrites its arguments")
+    later = [np.array(g) for g in run(moved)]
+    if differ(kept, first):
+        yield row("a later call overwrites the result of an earlier one")
+    if any(differ(kept, run([np.array(a) for a in points])) for _ in range(3)):
+        yield row("the same arguments give another result in a later call")
+    for a, b in zip(copies, moved, strict=True):
+        a[...] = b
+    if differ(later, run(copies)):
+        yield row("an array with other numbers gives the result of its earlier ones: it is remembered by its id")
+
+
+def _pulled(trial: Trial, points: Sequence[Any], dtype: str) -> list[Any]:
     """The cotangents, as shapes and dtypes where JAX can trace the rule."""
-    subject = trial.subject
+    us = trial.rounded([np.ones(v.shape) for v in trial.inputs], dtype)
     if not trial.traceable:
-        return subject.pullback(list(points), [])[1]
-    cotangents = []
-    if subject.kind == "vjp":
-        value = jax.eval_shape(lambda p: floats(subject.function(*subject.arguments.call(p))), list(points))
-        cotangents = [jnp.ones(v.shape, v.dtype) for v in value]
-    return list(jax.eval_shape(subject.pullback, list(points), cotangents)[1])
+        arrays = [jnp.asarray(a) if trial.subject.kind == "vjp" else np.array(a) for a in points]
+        return list(trial.subject.pullback(arrays, us)[1])
+    return list(jax.eval_shape(lambda p, u: trial.subject.pullback(p, u).cotangents, list(points), us))
 
 
 def _pair(trial: Trial, points: Sequence[Any]) -> Iterator[Row]:
     """What JAX lets through: a forward whose output is another than the function's, None, a cotangent's wrong dtype."""
     rule: Any = trial.subject.rule
     arguments = trial.subject.arguments
-    args = arguments.call(points)
-    dynamic = [i for i in range(len(args)) if i not in rule.nondiff_argnums]
+    dynamic = [i for i in range(len(arguments.call(points))) if i not in rule.nondiff_argnums]
 
-    def whole(arrays: dict[int, Any]) -> list[Any]:
-        return [arrays.get(i, arg) for i, arg in enumerate(args)]
-
-    def run(arrays: dict[int, Any]) -> Any:
-        value, residuals = rule.fwd(*whole(arrays))
-        u = jax.tree.map(lambda v: jnp.ones(v.shape, v.dtype if is_float(v) else jax.dtypes.float0), value)
+    def run(leaves: Sequence[Any]) -> Any:
+        args = arguments.call(leaves)
+        value, residuals = rule.fwd(*args)
+        u = jax.tree.map(lambda v: jnp.ones(v.shape, v.dtype if is_inexact(v) else jax.dtypes.float0), value)
         return value, rule.bwd(*(args[i] for i in rule.nondiff_argnums), residuals, u)
 
-    given = {i: args[i] for i in dynamic}
-    own = jax.eval_shape(lambda arrays: rule.__wrapped__(*whole(arrays)), given)
-    value, cotangents = jax.eval_shape(run, given)
+    own = jax.eval_shape(lambda leaves: rule.__wrapped__(*arguments.call(leaves)), list(points))
+    value, cotangents = jax.eval_shape(run, list(points))
+    args = jax.eval_shape(lambda leaves: _data_of(arguments, leaves), list(points))
     text = _tree_difference(value, own)
     if text:
         yield Row(CONTRACT, "FAIL", "output", diagnosis=f"the forward's output is not the function's: {text}")
@@ -67,6 +106,11 @@ def _pair(trial: Trial, points: Sequence[Any]) -> Iterator[Row]:
     for i, cotangent in zip(dynamic, cotangents, strict=True):
         if i in arguments.wrt_arguments:
             yield from _argument(i, args[i], cotangent)
+
+
+def _data_of(arguments: Arguments, leaves: Sequence[Any]) -> Any:
+    """The arguments with what is no array as None."""
+    return jax.tree.map(lambda leaf: leaf if is_data(leaf) else None, arguments.call(leaves))
 
 
 def _argument(i: int, argument: Any, cotangent: Any) -> Iterator[Row]:
@@ -88,11 +132,11 @@ def _argument(i: int, argument: Any, cotangent: Any) -> Iterator[Row]:
 
 def _mismatch(leaf: Any, g: Any) -> str:
     """What is wrong with the cotangent g of a leaf, or "". An integer leaf may have None, float0 or its own dtype."""
-    if not is_float(leaf):
+    if not is_inexact(leaf):
         wrong = g is not None and g.dtype not in (jax.dtypes.float0, leaf.dtype)
         return f"dtype {g.dtype} for an integer argument, want float0 or None" if wrong else ""
     if g is None:
-        return "None returned for a live argument: its gradient becomes 0; leave it out of wrt if that is meant"
+        return NONE
     return _difference(g, leaf)
 
 
@@ -116,13 +160,12 @@ def _tree_difference(got: Any, want: Any) -> str:
     return next(filter(None, found), "")
 
 
-def provenance(trial: Trial, points: Sequence[Any]) -> list[Row]:
+def provenance(trial: Trial) -> list[Row]:
     """2: the custom rule really runs. A function without one is autodiff: there must be another reference for it."""
-    subject = trial.subject
-    if subject.kind == "gradient":
+    if trial.subject.kind == "gradient" or not trial.traceable:
         return [Row(PROVENANCE, "PASS", diagnosis="the gradient was called as it is")]
-    closed = jax.make_jaxpr(lambda p: subject.rule(*subject.arguments.call(p)))(list(points))
-    if {"custom_vjp_call", "custom_jvp_call"} & set(primitives(closed.jaxpr)) or not subject.own_reference:
+    found = primitives(trial.rule_of_function.jaxpr)
+    if {"custom_vjp_call", "custom_jvp_call"} & found or not trial.subject.own_reference:
         return [Row(PROVENANCE, "PASS")]
     text = "no custom rule ran: autodiff would be compared with itself; give reference="
     return [Row(PROVENANCE, "UNEXERCISED", diagnosis=text)]

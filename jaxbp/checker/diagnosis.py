@@ -1,6 +1,6 @@
 """What would make a wrong cotangent right: found by trying, on float64 numbers."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import permutations
 
 import numpy as np
@@ -9,49 +9,78 @@ Array = np.ndarray
 CLOSE = 1e-6  # relative; a wrong rule that is this close to a transform of the right one is that transform
 
 
-def diagnose(got: Array, want: Array, argument: Array, others: Mapping[str, Array], lengths: Sequence[int]) -> str:
+def diagnose(
+    got: Array,
+    want: Array,
+    argument: Array,
+    others: Mapping[str, Array],
+    lengths: Sequence[int],
+    bound: Array | float = 0.0,
+) -> str:
     """One phrase, or "" if nothing that was tried explains the difference.
+
+    A phrase has to explain all of the error: what is left after the change is within the bound, or a thousandth of it.
 
     Args:
       got, want: the cotangent of a leaf, in float64.
       argument: the leaf itself: a missing λ w is a multiple of it.
       others: by path, what was wanted for the other leaves: two of them may be swapped.
       lengths: sizes of axes of all the arguments; N is one of them.
+      bound: what rounding may do to each element.
     """
-    return next(_found(got, want, argument, others, lengths), "")
+    if got.shape != want.shape:
+        return _shapes(got, want)
+    if not np.all(np.isfinite(got[np.isfinite(want)])):
+        return "NaN or infinite where the reference is finite"
+    if not np.all(np.isfinite(want)):
+        return ""
+    if not np.any(got):
+        return "all zero: the cotangent is lost (None, stop_gradient, or a term never added)" if np.any(want) else ""
+    error = np.max(np.abs(got - want), initial=0.0)
+    finite = np.where(np.isfinite(bound), bound, 0.0)
+
+    def explains(changed: Array) -> bool:
+        if changed.shape != want.shape:
+            return False
+        return bool(np.all(np.abs(changed - want) <= np.maximum(finite, 1e-3 * error)))
+
+    return next(_found(got, want, argument, others, lengths, explains), "")
+
+
+Explains = Callable[[Array], bool]
 
 
 def _found(
-    got: Array, want: Array, argument: Array, others: Mapping[str, Array], lengths: Sequence[int]
+    got: Array,
+    want: Array,
+    argument: Array,
+    others: Mapping[str, Array],
+    lengths: Sequence[int],
+    explains: Explains,
 ) -> Iterator[str]:
-    if got.shape != want.shape:
-        yield _shapes(got, want)
-        return
-    if not np.all(np.isfinite(got)):
-        yield "NaN or infinite where the reference is finite"
-        return
-    if not np.any(got):
-        yield "all zero: the cotangent is lost (None, stop_gradient, or a term never added)"
-        return
-    yield from _scaled(got, want, lengths)
+    live = int(np.sum(want != 0))
+    yield from _scaled(got, want, lengths, explains, live)
+    if live < 2:
+        return  # of one number nothing can be told
     for axes in [*permutations(range(got.ndim))][1:]:
-        if _close(got.transpose(axes), want):
+        if explains(got.transpose(axes)):
             yield f"matches after a transpose {axes}"
     yield from (f"matches what {path} should get: swapped" for path, other in others.items() if _close(got, other))
-    yield from _subsets(got, want)
-    if argument.shape == got.shape and np.any(argument):
+    yield from _subsets(got, want, explains)
+    if argument.shape == got.shape and np.sum(argument != 0) > 1:
         factor = _ratio(argument, want - got)
-        if _close(factor * argument, want - got):
+        if explains(got + factor * argument):
             yield f"differs by {factor:.6g} × the argument itself: an L2 term missing or too much"
-    if _close(np.flip(got), want):
+    if explains(np.flip(got)):
         yield "matches after a flip"
-    if np.sum(want) and _close(got - np.mean(got), want - np.mean(want)):
-        yield f"differs by the same number everywhere, {np.mean(want - got):.6g}: a sum over this leaf is missing"
+    error = want - got
+    if live > 3 and explains(got + np.mean(error)) and np.std(error) < 1e-3 * abs(np.mean(error)):
+        yield f"differs by the same number everywhere, {np.mean(error):.6g}: a sum over this leaf is missing"
 
 
-def _scaled(got: Array, want: Array, lengths: Sequence[int]) -> Iterator[str]:
+def _scaled(got: Array, want: Array, lengths: Sequence[int], explains: Explains, live: int) -> Iterator[str]:
     factor = _ratio(got, want)
-    if not _close(factor * got, want) or abs(factor - 1) < CLOSE:
+    if not explains(factor * got) or factor == 1:
         return
     if abs(factor + 1) < CLOSE:
         yield "matches after a change of sign"
@@ -59,20 +88,20 @@ def _scaled(got: Array, want: Array, lengths: Sequence[int]) -> Iterator[str]:
         for name, value in ((f"× N, N = {n}", n), (f"÷ N, N = {n}", 1 / n), (f"× N², N = {n}", n**2)):
             if abs(factor / value - 1) < CLOSE:
                 yield f"matches after {name} (the size of an axis)"
-    yield f"matches after × {factor:.6g}"
+    if live > 1:
+        yield f"matches after × {factor:.6g}" if abs(factor - 1) > 1e-5 else f"matches after × (1 {factor - 1:+.3g})"
 
 
-def _subsets(got: Array, want: Array) -> Iterator[str]:
+def _subsets(got: Array, want: Array, explains: Explains) -> Iterator[str]:
     """Errors that are few, or constant along an axis."""
+    live = (want != 0) | (got != 0)
     wrong = np.abs(got - want) > CLOSE * np.max(np.abs(want), initial=0)
-    if 0 < wrong.sum() <= max(1, wrong.size // 8):
+    if live.sum() >= 8 and 0 < wrong.sum() <= live.sum() // 8:
         lost = np.all(got[wrong] == 0)
         yield f"{'zero' if lost else 'wrong'} at {wrong.sum()} of {wrong.size} elements only, right elsewhere"
     for axis in range(got.ndim):
-        if got.shape[axis] > 1:
-            sums = np.broadcast_to(got.sum(axis, keepdims=True), got.shape)
-            if _close(sums, want):
-                yield f"matches after summing over axis {axis}"
+        if got.shape[axis] > 1 and explains(np.broadcast_to(got.sum(axis, keepdims=True), got.shape)):
+            yield f"matches after summing over axis {axis}"
 
 
 def _shapes(got: Array, want: Array) -> str:

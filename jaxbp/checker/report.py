@@ -66,9 +66,10 @@ class Report:
       name: of the function checked.
       rows: see `Row`.
       not_covered: what could not be checked, and why.
-      reproducer: three lines of Python that show the first failure again; empty if there is none.
+      reproducer: lines of Python that show the first failure again; empty if there is none.
       seconds: the whole check took, compilation included.
       seed, level: as given.
+      smallest: the smallest arguments found at which the first failure shows.
     """
 
     name: str
@@ -78,6 +79,10 @@ class Report:
     seconds: float
     seed: int
     level: str
+    smallest: str = ""
+
+    def __repr__(self) -> str:
+        return f"Report({self.name}: {self.verdict}, {self._counts()}, {self.seconds:.1f} s)"
 
     @property
     def passed(self) -> bool:
@@ -117,7 +122,9 @@ class Report:
             where = f"{row.path}{list(row.index)}" if row.index else row.path
             at = ", ".join(part for part in (row.dtype, row.regime) if part)
             numbers = (
-                "" if row.got is None else f": got {row.got:.7g}, want {row.want:.7g}, error ÷ bound {row.ratio:.2g}"
+                f": got {row.got:.7g}, want {row.want:.7g}, error ÷ bound {row.ratio:.2g}"
+                if row.got is not None
+                else ""
             )
             name = " ".join(part for part in (row.check, row.subject, where) if part)
             lines.append(f"  {row.verdict} {name}{f' ({at})' if at else ''}{numbers}")
@@ -127,11 +134,22 @@ class Report:
 
     def _notes(self) -> list[str]:
         lines = [f"  not covered: {line}" for line in self.not_covered]
-        return (
-            [*lines, "reproduce:", *(f"  {line}" for line in self.reproducer.splitlines())]
-            if self.reproducer
-            else lines
-        )
+        lines += [f"smallest case: {self.smallest}"] if self.smallest else []
+        again = [f"  {line}" for line in self.reproducer.splitlines()]
+        return [*lines, *(["reproduce:", *again] if again else [])]
+
+    def _repr_html_(self) -> str:
+        """A table, a row a check, then the rows that did not pass."""
+        from html import escape
+
+        cells = [
+            f"<tr><td>{check}</td><td>{passed}</td><td>{bad}</td><td>{worst:.2g}</td></tr>"
+            for check, passed, bad, worst in self._overview()
+        ]
+        head = "<tr><th>check</th><th>passed</th><th>not passed</th><th>worst error ÷ bound</th></tr>"
+        below = escape("\n".join([*self._problems(), *self._notes()]))
+        title = escape(f"{self.name}: {self.verdict} ({self.seconds:.1f} s)")
+        return f"<b>{title}</b><table>{head}{''.join(cells)}</table><pre>{below}</pre>"
 
     def __rich__(self) -> "Group":
         """An overview, a line a check, then the rows that did not pass."""
@@ -142,13 +160,18 @@ class Report:
         overview = Table(title=f"{self.name}: {self.verdict} ({self.seconds:.1f} s)", title_justify="left")
         for column in ("check", "passed", "not passed", "worst error ÷ bound"):
             overview.add_column(column, justify="left" if column == "check" else "right")
+        for check, passed, bad, worst in self._overview():
+            overview.add_row(check, str(passed), str(bad), f"{worst:.2g}", style="red" if bad else None)
+        return Group(overview, *(Text(line) for line in [*self._problems(), *self._notes()]))
+
+    def _overview(self) -> list[tuple[str, int, int, float]]:
+        """For each check with rows: how many passed, how many did not, the worst error ÷ bound."""
+        found = []
         for check in CHECKS:
             rows = [row for row in self.rows if row.check == check]
             bad = sum(row.verdict != "PASS" for row in rows)
-            if rows:
-                worst = f"{max(row.ratio for row in rows):.2g}"
-                overview.add_row(check, str(len(rows) - bad), str(bad), worst, style="red" if bad else None)
-        return Group(overview, *(Text(line) for line in [*self._problems(), *self._notes()]))
+            found += [(check, len(rows) - bad, bad, max(row.ratio for row in rows))] if rows else []
+        return found
 
     def _counts(self) -> str:
         counts = Counter(row.verdict for row in self.rows)

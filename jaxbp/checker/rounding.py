@@ -1,9 +1,10 @@
 """How far rounding alone can move a gradient: stochastic arithmetic on the jaxpr of the reference.
 
-The reference's jaxpr is evaluated in float64, and again with the result of every operation moved by a random amount of
-the size that the dtype under test would round it by: u |result|, and u (|A| |B|) for a matrix product or a sum. The
-spread is an elementwise error bound that knows the function's own conditioning and cancellation, and is the same kind
-of bound as c √K u |A||B| for one product (Higham 2002, §3.1), carried through all the operations that follow.
+The reference's jaxpr, traced in the dtypes under test, is evaluated in float64, and again with the result of every
+operation moved by a random amount of the size that its own dtype would round it by: u |result|, and u (|A| |B|) for a
+matrix product or a sum. A cast to a shorter dtype is a rounding like any other. The spread is an elementwise error
+bound that knows the function's own conditioning and cancellation, and is the same kind of bound as c √K u |A||B| for
+one product (Higham 2002, §3.1), carried through all the operations that follow.
 
 Source: J. Vignes, "A stochastic arithmetic for reliable scientific computation", Math. Comput. Simul. 35, 1993.
 """
@@ -15,231 +16,213 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.extend import core
+
+from jaxbp.checker.jaxpr import (
+    ENTERED,
+    LOOPS,
+    OPAQUE,
+    Walk,
+    closed_call,
+    equations,
+    evaluate,
+    lift,
+    lifted,
+    literals,
+    primitives,
+    text_of,
+)
 
 Array = jax.Array
-Perturb = Callable[[Any, Sequence[Any], list[Any]], list[Any]]
-"""(equation, its inputs, its outputs) ↦ the outputs that the evaluation goes on with."""
-
-
-class Units(NamedTuple):
-    """The relative rounding error of an operation, of a matrix product, and of an argument: that of a backward stable
-    algorithm, which gives the exact result for arguments that are off by so much (Higham 2002, §1.5).
-    """
-
-    operation: float | Array
-    product: float | Array
-    input: float | Array
-
-
 AMPLITUDE = 4.0  # of the random rounding, in units of u: exp or tanh of XLA is not rounded to half a unit
 DRAWS, NOISE = 12, 2**14
+UNENTERED = frozenset({"while", "shard_map"})  # their results are moved, not what happens inside
 EXACT = frozenset(
-    "abs and argmax argmin broadcast broadcast_in_dim ceil clamp concatenate convert_element_type copy copy_p "
+    "abs and argmax argmin broadcast broadcast_in_dim ceil clamp concatenate copy copy_p "
     "device_put dynamic_slice dynamic_update_slice eq expand_dims floor gather ge gt iota is_finite le lt max min ne "
-    "neg not optimization_barrier or pad real reduce_and reduce_max reduce_min reduce_or reduce_precision reshape rev "
+    "neg not optimization_barrier or pad real imag reduce_and reduce_max reduce_min reduce_or reshape rev "
     "round scatter select_and_gather_add select_n sharding_constraint sign slice sort split squeeze stop_gradient "
     "top_k tile transpose xor".split()
 )
 LINEAR_SUMS = frozenset(
     "dot_general conv_general_dilated reduce_sum cumsum scatter-add scatter_add reduce_window_sum".split()
 )
-TIES = frozenset("max min abs clamp reduce_max reduce_min sort cummax cummin".split())
 
 
-def evaluate(
-    jaxpr: Any, consts: Sequence[Any], args: Sequence[Any], perturb: Perturb, removed: str = "custom_vjp_call"
-) -> list[Any]:
-    """The outputs of a jaxpr, with `perturb` applied after every equation; `removed` is replaced by its primal."""
-    env: dict[Any, Any] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
+class Traced(NamedTuple):
+    """A jaxpr with what makes it another function of the same form: constants, float literals, units of rounding."""
 
-    def read(atom: Any) -> Any:
-        return atom.val if isinstance(atom, core.Literal) else env[atom]
+    text: str
+    closed: Any
+    consts: list[Any]
+    literals: np.ndarray
+    units: np.ndarray
 
+
+def traced(closed: Any) -> Traced:
+    units = [unit_of(equation) for equation in _rounded(closed.jaxpr)]
+    values = [float(atom.val) for atom in literals(closed.jaxpr)]
+    own = any(name in UNENTERED | OPAQUE for name in primitives(closed.jaxpr))  # literals stay inside these
+    return Traced(
+        text_of(closed) + (str(values) if own else ""),
+        closed,
+        [lift(const) for const in closed.consts],
+        np.asarray(values, np.float64),
+        np.asarray(units, np.float64),
+    )
+
+
+def _rounded(jaxpr: Any) -> Iterator[Any]:
+    """The equations whose results are moved."""
     for equation in jaxpr.eqns:
-        inputs = [read(atom) for atom in equation.invars]
-        inner = _called(equation, removed)
+        name, inner = equation.primitive.name, closed_call(equation)
         if inner is not None:
-            outputs = evaluate(inner.jaxpr, inner.consts, inputs, perturb, removed)
-        elif equation.primitive.name == "scan":
-            outputs = _scan(equation, inputs, perturb, removed)
-        else:
-            with equation.ctx.manager:
-                bound = equation.primitive.bind(*inputs, **equation.primitive.get_bind_params(equation.params))
-            bound = list(bound) if equation.primitive.multiple_results else [bound]
-            outputs = perturb(equation, inputs, bound)
-        env.update(zip(equation.outvars, outputs, strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
+            yield from _rounded(inner.jaxpr)
+        elif name == "scan":
+            yield from _rounded(equation.params["jaxpr"].jaxpr)
+        elif name == "cond":
+            for branch in equation.params["branches"]:
+                yield from _rounded(branch.jaxpr)
+        elif name not in EXACT:
+            yield equation
 
 
-def _called(equation: Any, removed: str) -> Any:
-    """The closed jaxpr of an equation that only calls one: jit, remat, the custom rule to be removed.
+def unit_of(equation: Any) -> float:
+    """u = ε / 2 of the dtype that an operation rounds to; 0 for a cast to a longer one.
 
-    A custom_jvp beside a custom_vjp stays: what `jax.nn.relu` says its derivative at 0 is, is part of the reference.
+    A GPU multiplies float32 in TF32, a TPU in bfloat16, unless a precision is set.
     """
-    name = equation.primitive.name
-    if name in ("scan", "while", "cond", "pallas_call", "shard_map") or (
-        name.startswith("custom_") and name != removed
-    ):
-        return None
-    inner = [equation.params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in equation.params]
-    if not inner:
-        return None
-    closed = inner[0] if hasattr(inner[0], "consts") else core.ClosedJaxpr(inner[0], ())
-    return closed if len(closed.jaxpr.invars) == len(equation.invars) else None
+    dtypes = [var.aval.dtype for var in equation.outvars if _is_real(var.aval)]
+    if not dtypes:
+        return 0.0
+    name, u = equation.primitive.name, max(float(jnp.finfo(dtype).eps) / 2 for dtype in dtypes)
+    if name == "reduce_precision":
+        return float(2.0 ** -(equation.params["mantissa_bits"] + 1))
+    if name == "convert_element_type":
+        before = equation.invars[0].aval
+        return u if _is_real(before) and float(jnp.finfo(before.dtype).eps) / 2 < u else 0.0
+    if name in ("dot_general", "conv_general_dilated") and dtypes[0] == jnp.float32:
+        if jax.config.values["jax_default_matmul_precision"] not in ("highest", "float32"):
+            return {"cpu": u, "gpu": 2.0**-11}.get(jax.default_backend(), 2.0**-8)
+    return 16 * u if name in OPAQUE | LOOPS else u
 
 
-def _scan(equation: Any, inputs: Sequence[Any], perturb: Perturb, removed: str) -> list[Any]:
-    body, length, reverse = (equation.params[name] for name in ("jaxpr", "length", "reverse"))
-    # How many are carried follows from the shapes, an x or y has one axis more outside: the parameters that count
-    # them are JAX's own and changed between 0.10 and 0.12.
-    n_carry = sum(a.aval.ndim == b.aval.ndim for a, b in zip(equation.outvars, body.jaxpr.outvars, strict=True))
-    n_held = sum(a.aval.ndim == b.aval.ndim for a, b in zip(equation.invars, body.jaxpr.invars, strict=True))
-    consts, carry, xs = inputs[: n_held - n_carry], inputs[n_held - n_carry : n_held], inputs[n_held:]
-
-    def step(carry: Any, x: Any) -> Any:
-        outputs = evaluate(body.jaxpr, body.consts, [*consts, *carry, *x], perturb, removed)
-        return outputs[:n_carry], outputs[n_carry:]
-
-    carry, ys = lax.scan(step, list(carry), list(xs), length=length, reverse=reverse)
-    return [*carry, *ys]
+def _is_real(aval: Any) -> bool:
+    dtype = getattr(aval, "dtype", None)
+    return dtype is not None and bool(jnp.issubdtype(dtype, jnp.inexact))
 
 
-def inlined(function: Callable[..., Any], jvp_too: bool = False) -> Callable[..., Any]:
-    """The function evaluated through its jaxpr with every custom_vjp replaced by its primal; with `jvp_too` and no
-    custom_vjp in it, every custom_jvp: that is the rule under test then.
+def with_spread(found: Traced) -> Callable[..., Any]:
+    """(consts, leaves, literals, units, unit of the arguments, what a 0 among these counts as, noise) ↦ (outputs, the
+    least and the greatest that rounding made of each element), in float64.
     """
+    jaxpr = found.closed.jaxpr
+    places = {id(equation): n for n, equation in enumerate(_rounded(jaxpr))}
+    numbers = {id(atom): n for n, atom in enumerate(literals(jaxpr))}
 
-    def run(*args: Any) -> Any:
-        leaves, treedef = jax.tree.flatten(args)
-        traced = [n for n, leaf in enumerate(leaves) if hasattr(leaf, "dtype")]
+    def run(consts: Any, leaves: Any, values: Array, units: Array, unit: Array, zero: Array, noise: Array) -> Any:
+        def literal(atom: Any) -> Any:
+            return values[numbers[id(atom)]] if id(atom) in numbers else atom.val
 
-        def flat(arrays: Sequence[Any]) -> Any:
-            merged = list(leaves)
-            for n, array in zip(traced, arrays, strict=True):
-                merged[n] = array
-            return function(*jax.tree.unflatten(treedef, merged))
-
-        arrays = [jnp.asarray(leaves[n]) for n in traced]
-        closed, shape = jax.make_jaxpr(flat, return_shape=True)(arrays)
-        only_jvp = jvp_too and "custom_vjp_call" not in primitives(closed.jaxpr)
-        under_test = "custom_jvp_call" if only_jvp else "custom_vjp_call"
-        outputs = evaluate(closed.jaxpr, closed.consts, arrays, lambda equation, inputs, outputs: outputs, under_test)
-        return jax.tree.unflatten(jax.tree.structure(shape), outputs)
-
-    return run
-
-
-def primitives(jaxpr: Any) -> set[str]:
-    """The names of all primitives, those of inner jaxprs too."""
-    return {equation.primitive.name for equation in equations(jaxpr)}
-
-
-def equations(jaxpr: Any) -> Iterator[Any]:
-    """All equations, those of inner jaxprs too."""
-    for equation in jaxpr.eqns:
-        yield equation
-        for inner in _inner(equation):
-            yield from equations(inner)
-
-
-def _inner(equation: Any) -> Iterator[Any]:
-    for value in equation.params.values():
-        for inner in value if isinstance(value, tuple | list) else (value,):
-            inner = getattr(inner, "jaxpr", inner)
-            if hasattr(inner, "eqns"):
-                yield inner
-
-
-def splits_ties(jaxpr: Any) -> bool:
-    """Whether a derivative of the outputs goes through a max, min, abs or sort, whose ties JAX splits."""
-    needed = {id(atom) for atom in jaxpr.outvars}
-    for equation in reversed(jaxpr.eqns):
-        name = equation.primitive.name
-        if name in ("stop_gradient", "custom_jvp_call") or not any(id(var) in needed for var in equation.outvars):
-            continue
-        if name in TIES or any(splits_ties(inner) for inner in _inner(equation)):
-            return True
-        needed |= {id(atom) for atom in equation.invars}
-    return False
-
-
-def with_spread(function: Callable[..., Any]) -> Callable[..., Any]:
-    """(args, units, noise) ↦ (outputs, the largest distance that rounding moved each element by)."""
-
-    def run(args: Any, units: Units, noise: Array) -> Any:
-        leaves, treedef = jax.tree.flatten(args)
-        flat = lambda *leaves: function(*jax.tree.unflatten(treedef, leaves))  # noqa: E731
-        closed, shape = jax.make_jaxpr(flat, return_shape=True)(*leaves)
-        exact = evaluate(closed.jaxpr, closed.consts, leaves, lambda equation, inputs, outputs: outputs)
+        fixed = Walk(_fixed, closed_call, literal, UNENTERED)
+        exact = evaluate(jaxpr, consts, leaves, fixed)
 
         def draw(noise: Array) -> list[Any]:
-            perturb = _Rounding(units, noise)
-            moved = [perturb.input(leaf) for leaf in leaves]
-            noisy = evaluate(closed.jaxpr, closed.consts, moved, perturb)
-            return [jnp.abs(a - b) for a, b in zip(noisy, exact, strict=True)]
+            perturb = _Rounding(units, noise, places)
+            sizes = [jnp.where(leaf == 0, zero, leaf) if _is_real(leaf) else leaf for leaf in leaves]
+            moved = [
+                perturb.moved(leaf, unit, size, n) for n, (leaf, size) in enumerate(zip(leaves, sizes, strict=True))
+            ]
+            return evaluate(jaxpr, consts, moved, fixed._replace(apply=perturb))
 
-        spread = [jnp.max(distance, axis=0) for distance in lax.map(draw, noise)]
-        structure = jax.tree.structure(shape)
-        return jax.tree.unflatten(structure, exact), jax.tree.unflatten(structure, spread)
+        drawn = lax.map(draw, noise)
+        return exact, [jnp.min(a, axis=0) for a in drawn], [jnp.max(a, axis=0) for a in drawn]
 
     return run
 
 
 class _Rounding:
-    """A `Perturb` that moves every result by up to 4 u of its size, differently at each call."""
+    """Applies an equation in float64 and moves every result by up to 4 u of its size, differently at each place."""
 
-    def __init__(self, units: Units, noise: Array):
-        self.units, self.noise, self.calls = units, noise, 0
+    def __init__(self, units: Array, noise: Array, places: dict[int, int]):
+        self.units, self.noise, self.places = units, noise, places
 
-    def __call__(self, equation: Any, inputs: Sequence[Any], outputs: list[Any]) -> list[Any]:
-        name = equation.primitive.name
-        if name in EXACT:
+    def __call__(self, equation: Any, inputs: Sequence[Any]) -> list[Any]:
+        outputs = _fixed(equation, inputs)
+        if id(equation) not in self.places:
             return outputs
-        u, sizes = self.units.operation, outputs
-        if name in LINEAR_SUMS:
-            params = equation.primitive.get_bind_params(equation.params)
-            sizes = [equation.primitive.bind(*(_magnitude(a) for a in inputs), **params)]
-            u = self.units.product if name in ("dot_general", "conv_general_dilated") else u
-        return [self._moved(out, u, size) for out, size in zip(outputs, sizes, strict=True)]
+        place = self.places[id(equation)]
+        sizes = outputs
+        if equation.primitive.name in LINEAR_SUMS:
+            sizes = lifted(equation, [jnp.abs(lift(a)) if _is_real(a) else a for a in inputs])
+        return [self.moved(out, self.units[place], size, place) for out, size in zip(outputs, sizes, strict=True)]
 
-    def input(self, leaf: Any) -> Any:
-        """An argument moved as if it were the result of an operation."""
-        return self._moved(leaf, self.units.input, leaf)
-
-    def _moved(self, a: Any, u: float | Array, size: Any) -> Any:
-        if not jnp.issubdtype(a.dtype, jnp.floating):
+    def moved(self, a: Any, u: Any, size: Any, place: int) -> Any:
+        if not hasattr(a, "dtype") or not jnp.issubdtype(a.dtype, jnp.inexact):
             return a
-        return a + (AMPLITUDE * u * self._uniform(a.shape) * jnp.abs(size)).astype(a.dtype)
+        if jnp.issubdtype(a.dtype, jnp.complexfloating):
+            parts = (self.moved(part, u, jnp.abs(size), place + n) for n, part in enumerate((a.real, a.imag)))
+            return lax.complex(*parts)
+        return a + (AMPLITUDE * u * self._uniform(a.shape, place) * jnp.abs(size)).astype(a.dtype)
 
-    def _uniform(self, shape: tuple[int, ...]) -> Array:
-        """Other numbers of the noise at each call, the same again where there are not enough."""
+    def _uniform(self, shape: tuple[int, ...], place: int) -> Array:
+        """Other numbers of the noise at each place, the same again where there are not enough."""
         size = int(np.prod(shape))
-        start = self.calls * 7919 % max(1, NOISE - size)
-        self.calls += 1
+        start = (place + 1) * 7919 % max(1, NOISE - size)
         if size > NOISE:
             return jnp.tile(self.noise, -(-size // NOISE))[:size].reshape(shape)
         return self.noise[start : start + size].reshape(shape)
 
 
+def _fixed(equation: Any, inputs: Sequence[Any]) -> list[Any]:
+    """An equation in float64 as it is, a while loop or shard_map with all that is in it."""
+    if equation.primitive.name in UNENTERED:
+        return [lift(out) for out in ENTERED[equation.primitive.name](equation, inputs, Walk(_fixed, closed_call))]
+    return lifted(equation, inputs)
+
+
+def frozen(closed: Any) -> Callable[[Any, Any], Any]:
+    """(leaves, others) ↦ outputs in float64, with the value of each stop_gradient taken from the other leaves.
+
+    But for a linear solve of JAX: it cuts off what it solves with and differentiates the solution.
+
+    Raises:
+      NotImplementedError: a stop_gradient inside a loop or branch.
+    """
+    solves = "custom_linear_solve" in primitives(closed.jaxpr)
+    outside = sum(equation.primitive.name == "stop_gradient" for equation in _flat(closed.jaxpr))
+    if sum(equation.primitive.name == "stop_gradient" for equation in equations(closed.jaxpr)) > outside:
+        raise NotImplementedError("a stop_gradient inside a loop or branch")
+
+    def run(leaves: Any, others: Any) -> Any:
+        kept: dict[int, Any] = {}
+
+        def keep(equation: Any, inputs: Sequence[Any]) -> list[Any]:
+            outputs = _fixed(equation, inputs)
+            if equation.primitive.name == "stop_gradient":
+                kept[id(equation)] = outputs
+            return outputs
+
+        def use(equation: Any, inputs: Sequence[Any]) -> list[Any]:
+            return kept[id(equation)] if id(equation) in kept else _fixed(equation, inputs)
+
+        consts = [lift(const) for const in closed.consts]
+        if outside and not solves:
+            evaluate(closed.jaxpr, consts, [lift(leaf) for leaf in others], Walk(keep, closed_call, opaque=UNENTERED))
+        return evaluate(closed.jaxpr, consts, [lift(leaf) for leaf in leaves], Walk(use, closed_call, opaque=UNENTERED))
+
+    return run
+
+
+def _flat(jaxpr: Any) -> Iterator[Any]:
+    """The equations outside loops and branches."""
+    for equation in jaxpr.eqns:
+        inner = closed_call(equation)
+        if inner is None:
+            yield equation
+        else:
+            yield from _flat(inner.jaxpr)
+
+
 def noise_of(seed: int) -> np.ndarray:
     """Uniform in [−1, 1], a row for each draw."""
     return np.random.default_rng(seed).uniform(-1, 1, (DRAWS, NOISE))
-
-
-def _magnitude(a: Any) -> Any:
-    return jnp.abs(a) if jnp.issubdtype(a.dtype, jnp.floating) else a
-
-
-def units_of(dtype: Any) -> Units:
-    """u = ε / 2 of the dtype. A GPU multiplies float32 in TF32, a TPU in bfloat16, unless a precision is set.
-
-    In float64, which is there to be strict, the arguments stay where they are: at a kink they must.
-    """
-    u = float(jnp.finfo(dtype).eps) / 2
-    if jnp.dtype(dtype) == jnp.float64:
-        return Units(u, u, 0.0)
-    default = jax.config.values["jax_default_matmul_precision"] not in ("highest", "float32")
-    shorter = jnp.dtype(dtype) == jnp.float32 and default
-    product = {"cpu": u, "gpu": 2.0**-11}.get(jax.default_backend(), 2.0**-8) if shorter else u
-    return Units(u, product, u)

@@ -1,21 +1,27 @@
 """What is checked, in one form: a rule that returns value and cotangents, and the function it claims to differentiate.
 
-Four kinds of subject come in (a `jax.custom_vjp` function, a gradient, a forward/backward pair, a network); the nine
-checks see one. Arguments and outputs are flat lists of leaves here; paths lead back to what the caller wrote.
+Many kinds of subject come in (a `jax.custom_vjp` or `jax.custom_jvp` function, a gradient, a forward/backward pair, a
+network); the checks see one. Arguments and outputs are flat lists of leaves here; paths lead back to what the caller
+wrote. A complex leaf is two real ones: its array has an axis more, (2, …), for the real and the imaginary part.
 """
 
 import dataclasses
+import functools
 import inspect
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.tree_util import keystr
+
+from jaxbp.checker.jaxpr import inlined
 
 Leaves = list[Any]
 Tree = Any
+ARRAY, COMPLEX = object(), object()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,18 +32,25 @@ class Arguments:
     """
 
     treedef: Any
-    static: tuple[Any, ...]  # one entry a leaf, `ARRAY` where an array stands
+    static: tuple[Any, ...]  # one entry a leaf, `ARRAY` or `COMPLEX` where an array stands
     wrt: tuple[int, ...]
     wrt_arguments: tuple[int, ...]
     owners: tuple[int, ...]  # the argument that each array leaf belongs to
     paths: tuple[str, ...]
+    names: tuple[str, ...]  # of the function's parameters, as far as it says them
 
     def call(self, leaves: Sequence[Any]) -> tuple[Any, ...]:
         """The arguments with these array leaves."""
         arrays = iter(leaves)
-        return tuple(
-            jax.tree.unflatten(self.treedef, [next(arrays) if leaf is ARRAY else leaf for leaf in self.static])
-        )
+        filled = [
+            next(arrays) if leaf is ARRAY else from_parts(next(arrays)) if leaf is COMPLEX else leaf
+            for leaf in self.static
+        ]
+        return tuple(jax.tree.unflatten(self.treedef, filled))
+
+    @property
+    def has_complex(self) -> bool:
+        return any(leaf is COMPLEX for leaf in self.static)
 
     def differentiated(self, leaves: Sequence[Any]) -> Leaves:
         return [leaves[position] for position in self.wrt]
@@ -49,9 +62,12 @@ class Arguments:
         return new
 
 
-ARRAY = object()
-Pullback = Callable[[Leaves, Leaves], tuple[Leaves, Leaves]]
-"""(array leaves of the arguments, cotangents of the float outputs) ↦ (float outputs, cotangents of the wrt leaves)."""
+class Pulled(NamedTuple):
+    """What a rule returns: float outputs, cotangents of the wrt leaves, and the outputs that are no floats."""
+
+    value: Leaves
+    cotangents: Leaves
+    others: Leaves
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,48 +78,106 @@ class Subject:
     arguments: Arguments
     function: Callable[..., Any]
     reference: Callable[..., Any]
-    rule: Callable[..., Any]  # a custom_vjp function, or (value_and_)gradient
+    rule: Callable[..., Any]  # a custom_vjp or custom_jvp function, or (value_and_)gradient
     kind: str  # "vjp", or "gradient": a scalar function's gradient, which takes no cotangent
     has_value: bool  # whether the gradient returns (value, gradient)
     own_reference: bool  # the reference is the function itself
     single: bool  # wrt was an int: the gradient of a "gradient" subject is not a tuple
+    forward: bool = False  # tangents go in and come out instead of cotangents
+    hidden: bool = False  # forward mode was checked already
+    compares: bool = True  # the function's own value with that of the reference
+    project: Mapping[int, Callable[..., Any]] = dataclasses.field(default_factory=dict)
 
-    def value(self, leaves: Leaves) -> Leaves:
-        """The float outputs of the undifferentiated function."""
-        return floats(self.function(*self.arguments.call(leaves)))
+    def truth(self, leaves: Leaves, us: Leaves) -> tuple[Leaves, Leaves, Leaves]:
+        """The values of the function and of the reference, and by autodiff of the reference what the rule should give.
 
-    def truth(self, leaves: Leaves, cotangents: Leaves) -> tuple[Leaves, Leaves]:
-        """The function's value and, by autodiff of the reference, the cotangents of its arguments."""
-        value, pullback = jax.vjp(self.reference_of(leaves), self.arguments.differentiated(leaves))
-        return self.value(leaves), pullback([jnp.asarray(u, v.dtype) for u, v in zip(cotangents, value, strict=True)])[
-            0
-        ]
+        Where JAX has no reverse mode for the reference (a while_loop), forward mode gives the Jacobian.
+        """
+        own = [] if self.own_reference or not self.compares else self.values(self.function, leaves)[0]
+        reference, wrt = self.reference_of(leaves), self.arguments.differentiated(leaves)
+        if self.forward:
+            value, tangents = jax.jvp(reference, (wrt,), (_like(us, wrt),))
+            return own, value, tangents
+        try:
+            value, pullback = jax.vjp(reference, wrt)
+            return own, value, pullback(_like(us, value))[0]
+        except ValueError as error:
+            if "Reverse-mode" not in str(error):
+                raise
+            value = reference(wrt)
+            rows = jax.jacfwd(reference)(wrt)
+            pulled = [[jnp.tensordot(u, j, u.ndim) for j in row] for u, row in zip(_like(us, value), rows, strict=True)]
+            return own, value, [sum(parts[1:], start=parts[0]) for parts in zip(*pulled, strict=True)]
+
+    def values(self, function: Callable[..., Any], leaves: Leaves) -> tuple[Leaves, Leaves]:
+        """Outputs of a function without the rule: floats and others."""
+        return split(without_rule(function, self.hides_jvp)(*self.arguments.call(leaves)))
+
+    @property
+    def hides_jvp(self) -> bool:
+        """Whether rules for custom_jvp functions are under test as well."""
+        return self.rule is self.function
 
     def reference_of(self, leaves: Leaves) -> Callable[[Leaves], Leaves]:
         """The reference as a function of the differentiated leaves alone, with the custom rule under test removed."""
-        reference = without_rule(self.reference, jvp_too=self.rule is self.reference)
-        return lambda wrt: floats(reference(*self.arguments.call(self.arguments.replaced(leaves, wrt))))
+        reference = without_rule(self.reference, self.hides_jvp and self.own_reference)
+        return lambda wrt: split(reference(*self.arguments.call(self.arguments.replaced(leaves, wrt))))[0]
 
-    def pullback(self, leaves: Leaves, cotangents: Leaves) -> tuple[Leaves, Leaves]:
-        """What the rule under test returns: float outputs and cotangents."""
+    def pullback(self, leaves: Leaves, us: Leaves) -> Pulled:
+        """What the rule under test returns."""
         if self.kind == "vjp":
-            run = lambda wrt: floats(self.rule(*self.arguments.call(self.arguments.replaced(leaves, wrt))))  # noqa: E731
-            value, pull = jax.vjp(run, self.arguments.differentiated(leaves))
-            return value, pull([jnp.asarray(u, v.dtype) for u, v in zip(cotangents, value, strict=True)])[0]
+            run = lambda wrt: split(self.rule(*self.arguments.call(self.arguments.replaced(leaves, wrt))))  # noqa: E731
+            wrt = self.arguments.differentiated(leaves)
+            if self.forward:
+                value, tangents, others = jax.jvp(run, (wrt,), (_like(us, wrt),), has_aux=True)
+                return Pulled(value, tangents, others)
+            value, pull, others = jax.vjp(run, wrt, has_aux=True)
+            return Pulled(value, pull(_like(us, value))[0], others)
         result = self.rule(*self.arguments.call(leaves))
         if not self.has_value:
-            return [], self.matched(result, leaves)
-        return floats(result[0]), self.matched(result[1], leaves)
+            return Pulled([], self.matched(result, leaves), [])
+        value, others = split(result[0])
+        return Pulled(value, self.matched(result[1], leaves), others)
 
     def matched(self, gradient: Tree, leaves: Leaves) -> Leaves:
-        """The leaves of a gradient at the float leaves of the differentiated arguments; ValueError for another tree."""
-        gradient = (gradient,) if self.single else gradient
+        """The leaves of a gradient at the float leaves of the differentiated arguments; ValueError for another tree.
+
+        An integer leaf may have None or anything else.
+        """
         arguments = self.arguments.call(leaves)
         like = tuple(arguments[i] for i in self.arguments.wrt_arguments)
-        got, want = (str(jax.tree.structure(tree, is_leaf=lambda leaf: leaf is None)) for tree in (gradient, like))
-        if got != want:
-            raise ValueError(f"the gradient is a tree {got}, the arguments' is {want}")
-        return [g for g, a in zip(jax.tree.leaves(gradient), jax.tree.leaves(like), strict=True) if is_float(a)]
+        wanted = jax.tree.leaves(like, is_leaf=_is_none)
+        for candidate in (gradient, *(gradient[:1] if isinstance(gradient, tuple) else ())):  # has_aux: (gradient, aux)
+            tree = (candidate,) if self.single else candidate
+            got = jax.tree.leaves(tree, is_leaf=_is_none)
+            if _structure(tree) == _structure(like):
+                return [part for g, a in zip(got, wanted, strict=True) if is_inexact(a) for part in [_gradient(g, a)]]
+        got_tree, want_tree = str(_structure(gradient)), str(_structure(like))
+        raise ValueError(f"the gradient is a tree {got_tree}, the arguments' is {want_tree}")
+
+    @property
+    def paths(self) -> list[str]:
+        """Of what a rule gives: the differentiated leaves, or in forward mode the outputs (as many as there are)."""
+        return [self.arguments.paths[position] for position in self.arguments.wrt]
+
+
+def _structure(tree: Tree) -> Any:
+    """With None as a leaf."""
+    return jax.tree.structure(tree, is_leaf=_is_none)
+
+
+def _is_none(leaf: Any) -> bool:
+    return leaf is None
+
+
+def _gradient(g: Any, a: Any) -> Any:
+    """As a cotangent of the parts of a: `jax.grad` returns ∂f/∂x − i ∂f/∂y for a complex one."""
+    return g if g is None or not is_complex(a) else parts_of(g.conj())
+
+
+def _like(us: Leaves, value: Leaves) -> Leaves:
+    """Cotangents in the dtypes of what they belong to."""
+    return [jnp.asarray(u, v.dtype) for u, v in zip(us, value, strict=True)]
 
 
 def is_float(leaf: Any) -> bool:
@@ -111,51 +185,100 @@ def is_float(leaf: Any) -> bool:
     return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
-def floats(tree: Tree) -> Leaves:
-    """The floating-point leaves of an output; a Python or NumPy float counts."""
-    leaves = [np.asarray(leaf) if isinstance(leaf, float) else leaf for leaf in jax.tree.leaves(tree)]
-    return [leaf for leaf in leaves if is_float(leaf)]
+def is_complex(leaf: Any) -> bool:
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.complexfloating)
+
+
+def is_inexact(leaf: Any) -> bool:
+    return is_float(leaf) or is_complex(leaf)
+
+
+def is_key(leaf: Any) -> bool:
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.extended)
+
+
+def parts_of(leaf: Any) -> Any:
+    """(2, …): the real and the imaginary part of a complex array."""
+    xnp: Any = jnp if isinstance(leaf, jax.Array) else np
+    return xnp.stack([xnp.real(leaf), xnp.imag(leaf)])
+
+
+def from_parts(leaf: Any) -> Any:
+    return lax.complex(jnp.asarray(leaf)[0], jnp.asarray(leaf)[1])
+
+
+def split(tree: Tree) -> tuple[Leaves, Leaves]:
+    """The leaves of an output: floating-point numbers, complex ones by their parts, and the others.
+
+    A Python or NumPy number counts.
+    """
+    leaves = [np.asarray(leaf) if isinstance(leaf, float | complex) else leaf for leaf in jax.tree.leaves(tree)]
+    inexact = [parts_of(leaf) if is_complex(leaf) else leaf for leaf in leaves if is_inexact(leaf)]
+    others = [np.asarray(leaf) if isinstance(leaf, int) else leaf for leaf in leaves if not is_inexact(leaf)]
+    return inexact, [leaf for leaf in others if hasattr(leaf, "dtype") and not is_key(leaf)]
 
 
 def without_rule(function: Callable[..., Any], jvp_too: bool = False) -> Callable[..., Any]:
     """The function with every `jax.custom_vjp` in it replaced by its own primal, so that autodiff sees the formula."""
-    from jaxbp.checker.rounding import inlined
-
     primal = getattr(function, "__wrapped__", None) if isinstance(function, jax.custom_vjp) else None
     return inlined(primal or function, jvp_too)
 
 
 def arguments_of(
-    args: Sequence[Any], wrt: int | Sequence[int] | None, fixed: Sequence[int]
+    args: Sequence[Any], wrt: int | Sequence[int] | None, fixed: Sequence[int], names: Sequence[str]
 ) -> tuple[Arguments, Leaves]:
     """The structure of a call and its array leaves; `fixed` are arguments that are no data (nondiff_argnums).
 
+    Python floats are data; other Python objects, whole numbers and typed keys among them, stay as they are.
+
     Raises:
       ValueError: wrt names an argument that is not there or has no float leaf.
-      TypeError: a complex leaf.
     """
     located, treedef = jax.tree_util.tree_flatten_with_path(tuple(args))
-    data = [
-        _Leaf(keystr(path), path[0].idx, _array(leaf) if path[0].idx not in fixed else leaf) for path, leaf in located
-    ]
-    arrays = [leaf for leaf in data if leaf.argument not in fixed and hasattr(leaf.value, "dtype")]
-    for leaf in arrays:
-        if jnp.issubdtype(leaf.value.dtype, jnp.complexfloating):
-            raise TypeError(f"argument {leaf.path} is complex, allowed: real floating point and integers")
-    have = sorted({leaf.argument for leaf in arrays if is_float(leaf.value)})
+    common = _common(leaf for _, leaf in located)
+    data = [_Leaf(keystr(path), path[0].idx, _canonical(leaf, common)) for path, leaf in located]
+    arrays = [leaf for leaf in data if leaf.argument not in fixed and is_data(leaf.value)]
+    have = sorted({leaf.argument for leaf in arrays if is_inexact(leaf.value)})
     chosen = tuple(have) if wrt is None else (wrt,) if isinstance(wrt, int) else tuple(wrt)
     for i in chosen:
         if i not in have:
             raise ValueError(f"wrt has {i}, but the arguments with floating-point leaves are {have}")
+    kinds = {id(leaf): COMPLEX if is_complex(leaf.value) else ARRAY for leaf in arrays}
     structure = Arguments(
         treedef,
-        static=tuple(ARRAY if leaf in arrays else leaf.value for leaf in data),
-        wrt=tuple(n for n, leaf in enumerate(arrays) if leaf.argument in chosen and is_float(leaf.value)),
+        static=tuple(kinds.get(id(leaf), leaf.value) for leaf in data),
+        wrt=tuple(n for n, leaf in enumerate(arrays) if leaf.argument in chosen and is_inexact(leaf.value)),
         wrt_arguments=chosen,
         owners=tuple(leaf.argument for leaf in arrays),
         paths=tuple(leaf.path for leaf in arrays),
+        names=tuple(names),
     )
-    return structure, [leaf.value for leaf in arrays]
+    return structure, [_parts(leaf.value) if is_complex(leaf.value) else leaf.value for leaf in arrays]
+
+
+def _common(leaves: Iterable[Any]) -> Any:
+    """The dtype of Python floats, and of NumPy's float64 beside JAX arrays where JAX has none."""
+    found = {jnp.dtype(leaf.dtype) for leaf in leaves if is_float(leaf)}
+    shorter = found - {jnp.dtype(np.float64)}
+    return next(iter(shorter), np.dtype(np.float64)) if found else np.dtype(jax.dtypes.canonicalize_dtype(float))
+
+
+def _canonical(leaf: Any, common: Any) -> Any:
+    if type(leaf) is float:
+        return np.asarray(leaf, common)
+    narrow = is_float(leaf) and leaf.dtype == np.float64 and not jax.config.read("jax_enable_x64")
+    return leaf.astype(common) if narrow and hasattr(leaf, "astype") else leaf
+
+
+def is_data(leaf: Any) -> bool:
+    return hasattr(leaf, "dtype") and hasattr(leaf, "shape") and not is_key(leaf)
+
+
+def _parts(leaf: Any) -> Any:
+    real = np.dtype(np.float32 if leaf.dtype == np.complex64 else np.float64)
+    if not isinstance(leaf, np.ndarray | jax.Array | np.generic):  # a shape and dtype to be drawn
+        return dataclasses.replace(leaf, shape=(2, *leaf.shape), dtype=real)
+    return np.asarray(parts_of(np.asarray(leaf)))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -165,52 +288,91 @@ class _Leaf:
     value: Any
 
 
-def _array(leaf: Any) -> Any:
-    return np.asarray(leaf) if type(leaf) in (float, int) else leaf
+class Rules(NamedTuple):
+    """The rule by hand that `check` was given, if any."""
+
+    gradient: Callable[..., Any] | None = None
+    value_and_grad: Callable[..., Any] | None = None
+    vjp: tuple[Callable[..., Any], Callable[..., Any]] | None = None
+    jvp: Callable[..., Any] | None = None
+    reference: Callable[..., Any] | None = None
 
 
 def subject_of(
     fun: Callable[..., Any],
     args: Sequence[Any],
-    gradient: Callable[..., Any] | None,
-    value_and_grad: Callable[..., Any] | None,
-    vjp: tuple[Callable[..., Any], Callable[..., Any]] | None,
-    reference: Callable[..., Any] | None,
+    rules: Rules,
     wrt: int | Sequence[int] | None,
+    kwargs: Mapping[str, Any] | None = None,
 ) -> tuple[Subject, Leaves]:
     """The subject that the arguments of `check` describe, and the array leaves of its example arguments.
 
     Raises:
-      ValueError: more than one of gradient, value_and_grad and vjp.
+      TypeError: fun is not callable.
+      ValueError: more than one rule, or a custom function whose rule was never defined.
     """
-    if sum(rule is not None for rule in (gradient, value_and_grad, vjp)) > 1:
-        raise ValueError("give one of gradient, value_and_grad and vjp, not several")
-    by_hand = gradient or value_and_grad
+    if not callable(fun):
+        raise TypeError(f"fun is {fun!r}, which can't be called")
+    if sum(rule is not None for rule in rules[:4]) > 1:
+        raise ValueError("give one of gradient, value_and_grad and vjp or jvp, not several")
+    _defined(fun)
+    by_hand = rules.gradient or rules.value_and_grad
+    names = _names(fun)
+    args, fixed = _positional(fun, args), tuple(getattr(fun, "nondiff_argnums", ()))
+    fun, by_hand, reference = (_with(f, kwargs) for f in (fun, by_hand, rules.reference))
     rule: Any = by_hand or fun
-    if vjp is not None:
+    if rules.vjp is not None:
         rule = jax.custom_vjp(lambda *args: fun(*args))  # bare: JAX would hand fun's default arguments to the forward
-        rule.defvjp(*vjp)
+        rule.defvjp(*rules.vjp)
+    if rules.jvp is not None:
+        rule = jax.custom_jvp(lambda *args: fun(*args))
+        rule.defjvp(rules.jvp)
     if by_hand is not None and wrt is None:
         wrt = 0
-    fixed = tuple(rule.nondiff_argnums) if isinstance(rule, jax.custom_vjp) else ()
-    arguments, leaves = arguments_of(_positional(fun, args), wrt, fixed)
+    arguments, leaves = arguments_of(args, wrt, fixed, names)
     return Subject(
-        name=getattr(fun, "__name__", type(fun).__name__),
+        name=_label(fun),
         arguments=arguments,
         function=fun,
         reference=reference or fun,
         rule=rule,
         kind="gradient" if by_hand else "vjp",
-        has_value=value_and_grad is not None,
+        has_value=rules.value_and_grad is not None,
         own_reference=reference is None,
         single=isinstance(wrt, int) and by_hand is not None,
     ), leaves
+
+
+def _with(fun: Any, kwargs: Mapping[str, Any] | None) -> Any:
+    return functools.partial(fun, **kwargs) if kwargs and fun is not None else fun
+
+
+def _defined(fun: Any) -> None:
+    if isinstance(fun, jax.custom_vjp) and getattr(fun, "bwd", None) is None:
+        raise ValueError(f"{_label(fun)} is a custom_vjp function without a rule: call its defvjp first")
+    if isinstance(fun, jax.custom_jvp) and getattr(fun, "jvp", None) is None:
+        raise ValueError(f"{_label(fun)} is a custom_jvp function without a rule: call its defjvp first")
+
+
+def _label(fun: Any) -> str:
+    return str(getattr(fun, "__name__", type(fun).__name__))
+
+
+def _names(fun: Any) -> tuple[str, ...]:
+    try:
+        parameters = inspect.signature(fun).parameters.values()
+    except (TypeError, ValueError):
+        return ()
+    return tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
 
 
 def _positional(fun: Callable[..., Any], args: Sequence[Any]) -> tuple[Any, ...]:
     """The arguments with the defaults that a custom_vjp function's signature fills in."""
     if not isinstance(fun, jax.custom_vjp):
         return tuple(args)
-    bound = inspect.signature(fun).bind(*args)
+    try:
+        bound = inspect.signature(fun).bind(*args)
+    except (TypeError, ValueError):
+        return tuple(args)
     bound.apply_defaults()
     return tuple(bound.args)

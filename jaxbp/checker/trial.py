@@ -1,4 +1,4 @@
-"""The compiled programs of a check and the elementwise comparison that all of them share."""
+"""The compiled programs of a check: the rule, the truth with what rounding may do to it, the reference in a dtype."""
 
 import contextlib
 import dataclasses
@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbp.checker import rounding
-from jaxbp.checker.compare import arrays
+from jaxbp.checker.compare import arrays, f64
 from jaxbp.checker.data import cast
-from jaxbp.checker.subject import Leaves, Subject, is_float, without_rule
+from jaxbp.checker.jaxpr import OPAQUE, equations, primitives, splits_ties
+from jaxbp.checker.subject import Leaves, Pulled, Subject, is_float, split
 
 Kinks = Literal["reference", "left", "right", "subgradient"]
 FACTOR = {"float64": 64.0}  # error bound ÷ the spread of stochastic rounding; 8 for the shorter dtypes
@@ -27,6 +28,13 @@ QUICK: dict[str, Any] = {  # options of jax.jit for programs that run a few time
     }
 }
 NEAR = 1e-10  # how far from a kink its two sides are looked at, in float64
+MIXED = "as given"  # every leaf in its own dtype
+UNTRACEABLE = (
+    jax.errors.TracerArrayConversionError,
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerBoolConversionError,
+    jax.errors.TracerIntegerConversionError,
+)
 
 
 @contextlib.contextmanager
@@ -36,192 +44,414 @@ def precise() -> Iterator[None]:
         yield
 
 
-def setting(dtype: str) -> AbstractContextManager[None]:
-    """What a rule runs in: the caller's own setting, unless the dtype needs float64."""
-    return precise() if dtype == "float64" else contextlib.nullcontext()
+@contextlib.contextmanager
+def lenient() -> Iterator[None]:
+    """Implicit promotion as usual."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
 
 
 @dataclasses.dataclass(frozen=True)
 class Truth:
-    """Reference value and cotangents in float64, and elementwise bounds of what rounding in a dtype may do to them."""
+    """In float64: value and cotangents, elementwise bounds of what rounding in a dtype may do to them, and the value of
+    the reference, which may be another.
+    """
 
-    value: list[np.ndarray]
-    cotangents: list[np.ndarray]
-    value_bound: list[np.ndarray]
-    bound: list[np.ndarray]
+    value: Leaves
+    cotangents: Leaves
+    value_bound: Leaves
+    bound: Leaves
+    reference: Leaves
+    reference_bound: Leaves
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(eq=False)
 class Trial:
     """A subject with its compiled programs. What is not traceable by JAX (NumPy code) runs as it is."""
 
     subject: Subject
+    given: list[Any]
     kinks: Kinks
     seed: int
-    traceable: bool  # the rule
-    differentiable: bool  # the reference
-    splits_ties: bool  # the reference goes through max, min or abs: its derivative at a tie is nobody's convention
+    accuracy: float
+    traceable: bool = True  # the rule
+    host: bool = False  # the caller's arrays are NumPy's: the rule is run on such as it is, too
+    oracle: str = ""  # the dtype in which autodiff of the reference is the most precise; "" where there is none
+    why_not: str = ""  # what JAX said where there is none
+    strict: str = "float64"  # the most precise dtype in which the rule itself computes
+    differenced: str = "float64"  # what the reference computes in when differences are taken of it
+    scales: Leaves | None = None  # the largest cotangent of each leaf at the first points
+    failing: tuple[str, Leaves, Leaves, str] | None = None  # the first regime, points, cotangents, dtype that failed
+    notes: list[str] = dataclasses.field(default_factory=list)  # what was not checked, and why
 
     @cached_property
     def _noise(self) -> np.ndarray:
         return rounding.noise_of(self.seed)
 
     @cached_property
-    def _truth(self) -> Callable[..., Any]:
-        return jax.jit(rounding.with_spread(self.subject.truth), **QUICK)
+    def _programs(self) -> dict[Any, Any]:
+        return {}
 
-    @cached_property
-    def _autodiff(self) -> Callable[..., Any]:
-        return jax.jit(self.subject.truth, **QUICK)
-
-    @cached_property
-    def rule(self) -> Callable[[Leaves, Leaves], tuple[Leaves, Leaves]]:
-        return jax.jit(self.subject.pullback) if self.traceable else self.subject.pullback
-
-    @cached_property
-    def precise_rule(self) -> Callable[[Leaves, Leaves], tuple[Leaves, Leaves]]:
-        return jax.jit(self.subject.pullback, **QUICK) if self.traceable else self.subject.pullback
+    def _once(self, key: Any, make: Callable[[], Any]) -> Any:
+        if key not in self._programs:
+            self._programs[key] = make()
+        return self._programs[key]
 
     @property
     def paths(self) -> list[str]:
-        """Of the differentiated leaves."""
-        return [self.subject.arguments.paths[position] for position in self.subject.arguments.wrt]
+        """Of what a rule gives."""
+        if self.subject.forward:
+            return [f"output[{n}] tangent" for n in range(len(self.outputs))]
+        return self.subject.paths
 
-    def bounds(self, leaves: Sequence[Any], cotangents: Leaves, dtype: str) -> list[np.ndarray]:
-        """What rounding may do to each cotangent; where JAX cannot differentiate the reference, 256 ε of the leaf."""
-        if self.differentiable:
-            return self.truth(leaves, cotangents, dtype).bound
-        pulled = self.run(leaves, cotangents, dtype)[1]
-        return [np.full(g.shape, 256 * float(jnp.finfo(dtype).eps) * np.max(np.abs(g), initial=0.0)) for g in pulled]
+    @cached_property
+    def outputs(self) -> list[Any]:
+        """Shapes and dtypes of the float outputs at the given points."""
+        return self._shapes(self.main)
 
-    def run(self, leaves: Sequence[Any], cotangents: Leaves, dtype: str) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """The rule's value and cotangents in a dtype; under the caller's own x64 setting unless that is float64."""
-        rule = self.precise_rule if dtype == "float64" else self.rule
-        with setting(dtype):
-            value, pulled = rule(cast(leaves, dtype), [np.asarray(u).astype(dtype) for u in cotangents])
-        return [np.asarray(v) for v in value], [np.asarray(g) for g in pulled]
+    @cached_property
+    def main(self) -> str:
+        """The dtype of the example."""
+        found = {str(leaf.dtype) for leaf in self.given if is_float(leaf)}
+        return MIXED if len(found) > 1 else next(iter(found))
 
-    def truth(self, leaves: Sequence[Any], cotangents: Leaves, dtype: str) -> Truth:
+    def info(self, dtype: str) -> Any:
+        """finfo of the dtype, of the shortest one where each leaf has its own."""
+        found = [leaf.dtype for leaf in self.given if is_float(leaf)] if dtype == MIXED else [dtype]
+        return jnp.finfo(max(map(jnp.dtype, found), key=lambda d: float(jnp.finfo(d).eps)))
+
+    def setting(self, dtype: str) -> AbstractContextManager[None]:
+        """What a rule runs in: the caller's own setting, unless the dtype needs float64."""
+        wide = dtype == MIXED and any(leaf.dtype == np.float64 for leaf in self.given)
+        return precise() if dtype == "float64" or wide else contextlib.nullcontext()
+
+    def _shapes(self, dtype: str) -> list[Any]:
+        return list(self._once(("shapes", dtype), lambda: self._outputs(dtype)))
+
+    def _outputs(self, dtype: str) -> Any:
+        points = self.cast(self.given, dtype)
+
+        def function(p: Leaves) -> Leaves:
+            return split(self.subject.function(*self.subject.arguments.call(p)))[0]
+
+        with self.setting(dtype), lenient():
+            try:
+                return jax.eval_shape(function, points)
+            except Exception as error:  # NumPy code takes no tracers
+                try:
+                    return function(points)
+                except Exception:
+                    raise error from None
+
+    @cached_property
+    def inputs(self) -> list[Any]:
+        """What a rule is linear in: cotangents of the outputs, or tangents of the differentiated leaves."""
+        return self.subject.arguments.differentiated(self.given) if self.subject.forward else self.outputs
+
+    def dense(self) -> Leaves:
+        """Cotangents N(0, 1), or for a gradient the 1 that it belongs to."""
+        if self.subject.kind == "gradient":
+            return [np.full(v.shape, float(n == 0)) for n, v in enumerate(self.inputs)]
+        rng = np.random.default_rng(self.seed + 3)
+        return [rng.standard_normal(v.shape) for v in self.inputs]
+
+    def cast(self, leaves: Sequence[Any], dtype: str) -> list[np.ndarray]:
+        """The float leaves in a dtype, or each in its own."""
+        if dtype != MIXED:
+            return cast(leaves, dtype)
+        return [np.asarray(a).astype(own.dtype) for a, own in zip(leaves, self.given, strict=True)]
+
+    def rounded(self, us: Leaves, dtype: str) -> list[np.ndarray]:
+        """Cotangents as the outputs' own dtypes hold them."""
+        if self.subject.forward:
+            return self.cast_wrt(us, dtype)
+        with np.errstate(over="ignore"):
+            return [np.asarray(u).astype(v.dtype) for u, v in zip(us, self._shapes(dtype), strict=True)]
+
+    def cast_wrt(self, wrt: Leaves, dtype: str) -> list[np.ndarray]:
+        leaves = self.subject.arguments.replaced(self.given, wrt)
+        return self.subject.arguments.differentiated(self.cast(leaves, dtype))
+
+    def run(self, leaves: Sequence[Any], us: Leaves, dtype: str) -> Pulled:
+        """What the rule gives in a dtype; under the caller's own x64 setting unless that is float64."""
+        options = {} if dtype == self.main else QUICK
+        pullback = self.subject.pullback
+        rule = self._once(("rule", bool(options)), lambda: jax.jit(pullback, **options)) if self.traceable else pullback
+        points: list[Any] = self.cast(leaves, dtype)
+        with self.setting(dtype):
+            if not self.traceable and self.subject.kind == "vjp":
+                points = [jnp.asarray(a) for a in points]
+            found = rule([a.copy() for a in points], self.rounded(us, dtype))
+        value, cotangents, others = ([np.array(a) for a in part] for part in found)
+        return Pulled(value, self.projected(points, cotangents), others)
+
+    def projected(self, leaves: Sequence[Any], cotangents: Leaves) -> Leaves:
+        """What of the cotangents counts: their part in the tangent space of an argument that has one."""
+        project, arguments = self.subject.project, self.subject.arguments
+        if not project or self.subject.forward:
+            return cotangents
+        return [
+            np.asarray(project[arguments.owners[p]](np.asarray(leaves[p]), g)) if arguments.owners[p] in project else g
+            for p, g in zip(arguments.wrt, cotangents, strict=True)
+        ]
+
+    def truth(self, leaves: Sequence[Any], us: Leaves, dtype: str) -> Truth:
         """The truth at the points as the dtype holds them."""
-        points, us = (
-            cast(cast(leaves, dtype), "float64"),
-            [np.asarray(u).astype(dtype).astype("float64") for u in cotangents],
-        )
+        points, us = self.cast(leaves, dtype), self.rounded(us, dtype)
+        _, counts, dtypes = self._traced(dtype)
+        least = min if dtype == MIXED else max  # what is given in float32 beside bfloat16 is not rounded to that
+        unit = 0.0 if dtype == "float64" else least(float(jnp.finfo(d).eps) / 2 for d in dtypes)
+        exact, low, high = self._evaluated(points, us, dtype, unit)
+        with np.errstate(all="ignore"):
+            spread = [f64(np.maximum(e - a, b - e)) for e, a, b in zip(exact, low, high, strict=True)]
+        bounds = [self._bound(str(d), v, s) for d, v, s in zip(dtypes, exact, spread, strict=True)]
+        own, value = counts[0], counts[0] + counts[1]
+        if self.scales is None:
+            self.scales = [np.max(np.abs(c), initial=0.0, where=np.isfinite(c)) for c in exact[value:]]
+        lost = self.accuracy + 2.2e-16 * (dtype == "float64")  # of two numbers that differ by 1e-22 the difference is 0
+        bounds[value:] = [b + lost * scale for b, scale in zip(bounds[value:], self.scales, strict=True)]
+        first, cotangents = own or value, self.projected([f64(a) for a in points], exact[value:])
+        return Truth(exact[:first], cotangents, bounds[:first], bounds[value:], exact[own:value], bounds[own:value])
+
+    def _evaluated(
+        self, points: Leaves, us: Leaves, dtype: str, unit: float, rounds: bool = True, zero: float = 0.0
+    ) -> tuple[Leaves, Leaves, Leaves]:
+        """Outputs and cotangents in float64; the least and the greatest where every number is moved by rounding,
+        the arguments by 4 × the unit, a 0 among these as if it were another number.
+        """
+        found = self._traced(dtype)[0]
+        run = self._once(("truth", found.text), lambda: jax.jit(rounding.with_spread(found), **QUICK))
+        leaves = [f64(a) if is_float(a) else a for a in (*points, *us)]
         with precise():
-            (value, want), (value_spread, spread) = self._truth((points, us), rounding.units_of(dtype), self._noise)
-        want, value = arrays(want), arrays(value)
-        own = self._own_errors(leaves, cotangents, dtype, value, want)
-        spreads = [*arrays(value_spread), *arrays(spread)]
-        bounds = [_bound(dtype, *parts) for parts in zip((*value, *want), spreads, own, strict=True)]
-        return Truth(value, want, bounds[: len(value)], bounds[len(value) :])
+            outputs = run(found.consts, leaves, found.literals, found.units * rounds, unit, zero, self._noise)
+        exact, low, high = map(arrays, outputs)
+        return exact, low, high
 
-    def _own_errors(
-        self, leaves: Sequence[Any], cotangents: Leaves, dtype: str, value: Any, want: Any
-    ) -> list[np.ndarray]:
-        """The error that autodiff of the reference itself makes in the dtype; infinite where it is not finite."""
-        if dtype == "float64":
-            return [np.zeros(()) for _ in (*value, *want)]
-        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-            got = self._autodiff(cast(leaves, dtype), [np.asarray(u).astype(dtype) for u in cotangents])
-        with np.errstate(invalid="ignore"):
-            errors = [np.abs(a - b) for a, b in zip(arrays([*got[0], *got[1]]), (*value, *want), strict=True)]
-        return [np.where(np.isnan(error), np.inf, error) for error in errors]
-
-    def sides(self, leaves: Sequence[Any], cotangents: Leaves, dtype: str) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Elementwise the least and the greatest cotangent of the reference near the points: at a kink they differ."""
-        rng = np.random.default_rng(self.seed)
-        found = [self._nearby(leaves, cotangents, dtype, rng.uniform(-1, 1, 8)) for _ in range(12)]
-        leaves = [np.stack(leaf) for leaf in zip(*found, strict=True)]
-        return [leaf.min(axis=0) for leaf in leaves], [leaf.max(axis=0) for leaf in leaves]
-
-    def side(self, leaves: Sequence[Any], cotangents: Leaves, dtype: str, direction: float) -> list[np.ndarray]:
-        """The cotangents just left (−1) or right (+1) of the points."""
-        return self._nearby(leaves, cotangents, dtype, np.array([direction]))
-
-    def _nearby(self, leaves: Sequence[Any], cotangents: Leaves, dtype: str, steps: np.ndarray) -> list[np.ndarray]:
-        points = cast(cast(leaves, dtype), "float64")
-        us = [np.asarray(u).astype(dtype).astype("float64") for u in cotangents]
-        rng = np.random.default_rng(abs(int(steps[0] * 1e9)))
-        for position in self.subject.arguments.wrt:
+    def near(self, leaves: Sequence[Any], us: Leaves, dtype: str, shifts: Leaves) -> list[np.ndarray]:
+        """The cotangents of the reference next to the points, each wrt leaf shifted by 10⁻¹⁰ × its size × a shift."""
+        points = [f64(a) if is_float(a) else a for a in self.cast(leaves, dtype)]
+        for position, shift in zip(self.subject.arguments.wrt, shifts, strict=True):
             a = points[position]
-            step = steps[0] if steps.size == 1 else rng.uniform(-1, 1, a.shape)
-            points[position] = a + NEAR * np.where(a == 0, 1, np.abs(a)) * step
-        with precise():
-            return arrays(self._truth((points, us), rounding.Units(0.0, 0.0, 0.0), self._noise)[0][1])
+            points[position] = a + NEAR * np.where(a == 0, 1, np.abs(a)) * shift
+        exact = self._evaluated(points, self.rounded(us, dtype), self.oracle, 0.0, rounds=False)[0]
+        return self.projected(points, exact[sum(self._traced(self.oracle)[1]) :])
 
+    def around(self, leaves: Sequence[Any], us: Leaves, dtype: str) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The least and the greatest cotangents of the reference at random points so near; no tangent spaces."""
+        points, unit = self.cast(leaves, dtype), 0.0 if self.subject.project else NEAR / rounding.AMPLITUDE
+        found = self._evaluated(points, self.rounded(us, dtype), self.oracle, unit, rounds=False, zero=1.0)
+        _, low, high = (self.projected(points, part[sum(self._traced(self.oracle)[1]) :]) for part in found)
+        return list(zip(low, high, strict=True))
 
-def _bound(dtype: str, want: np.ndarray, spread: np.ndarray, own: np.ndarray) -> np.ndarray:
-    """c × the spread + 4 × autodiff's own error + ε |want| + ε² max |want| + what a dtype without subnormals loses.
+    def _traced(self, dtype: str) -> Any:
+        return self._once(("traced", dtype), lambda: self._trace(dtype))
 
-    ε² is for saturated functions: of 1 − tanh² nothing is left where the derivative is 10⁻³⁰⁰.
-    """
-    info = jnp.finfo(dtype)
-    spread = np.where(np.isnan(spread), np.inf, spread)
-    bound = (
-        FACTOR.get(dtype, 8.0) * spread
-        + 4 * own
-        + 2 * float(info.eps) * np.abs(want)
-        + float(info.eps) ** 2 * np.max(np.abs(want), initial=0.0, where=np.isfinite(want))
-        + 64 * float(info.smallest_normal)
-    )
-    return np.where(np.abs(want) > float(info.max) / 16, np.inf, bound)
+    def _trace(self, dtype: str) -> Any:
+        points, us = self.cast(self.given, dtype), self.rounded([np.ones(v.shape) for v in self.inputs], dtype)
+        with self.setting(dtype), lenient():
+            closed, shape = jax.make_jaxpr(lambda p, u: self.subject.truth(p, u), return_shape=True)(points, us)
+        if dtype == "float64" and self.narrow_hosts(closed.jaxpr):
+            raise NotImplementedError("a host callback gets float64 only where jax_enable_x64 is set")
+        own, value, _ = shape
+        if own and [v.shape for v in own] != [v.shape for v in value]:
+            texts = (", ".join(str(v.shape) for v in vs) for vs in (value, own))
+            raise ValueError("reference returns shapes {}, fun {}".format(*texts))
+        dtypes = [v.dtype for v in jax.tree.leaves(shape)]
+        return rounding.traced(closed), (len(own), len(value)), dtypes
 
+    @staticmethod
+    def narrow_hosts(jaxpr: Any) -> bool:
+        """Whether it calls the host, on a thread that does not know that float64 is allowed here."""
+        return bool({"pure_callback", "io_callback"} & primitives(jaxpr)) and not jax.config.read("jax_enable_x64")
 
-def trial_of(subject: Subject, leaves: Leaves, kinks: Kinks, seed: int) -> Trial:
-    """Finds out what of the subject JAX can trace and differentiate."""
-    with precise():
-        points = cast(leaves, "float64")
-        not_traceable = (jax.errors.JAXTypeError, jax.errors.JAXIndexError, TypeError, NotImplementedError)
+    def others(self, leaves: Sequence[Any], dtype: str) -> list[np.ndarray]:
+        """The outputs of the function itself that are no floating-point numbers: whole ones, booleans."""
+        subject = self.subject
+        run = self._once("others", lambda: jax.jit(lambda p: subject.values(subject.function, p)[1], **QUICK))
+        with self.setting(dtype), lenient():
+            return [np.asarray(a) for a in run(self.cast(leaves, dtype))]
+
+    def autodiff(self, leaves: Sequence[Any], us: Leaves, dtype: str) -> tuple[Leaves, Leaves]:
+        """The function's value, and cotangents by autodiff of the reference, in the dtype itself."""
+        run = self._once("autodiff", lambda: jax.jit(self.subject.truth, **QUICK))
+        with self.setting(dtype), lenient():
+            own, value, found = run(self.cast(leaves, dtype), self.rounded(us, dtype))
+        return arrays(own or value), arrays(found)
+
+    def _bound(self, dtype: str, want: np.ndarray, spread: np.ndarray) -> np.ndarray:
+        """c × the spread + ε |want| + ε² max |want| + what a dtype without subnormals loses.
+
+        ε² is for saturated functions: of 1 − tanh² nothing is left where the derivative is 10⁻³⁰⁰.
+        """
+        if dtype not in ("float64", "float32", "bfloat16", "float16"):
+            dtype = "float64"
+        info = jnp.finfo(dtype)
+        with np.errstate(all="ignore"):
+            largest = np.max(np.abs(want), initial=0.0, where=np.isfinite(want))
+            bound = (
+                FACTOR.get(dtype, 8.0) * np.where(np.isnan(spread), np.inf, spread)
+                + 2 * float(info.eps) * np.abs(want)
+                + (float(info.eps) ** 2 + self.accuracy) * largest
+                + 64 * float(info.smallest_normal)
+            )
+        return np.where(np.abs(want) > float(info.max) / 16, np.inf, bound)
+
+    def bounds(self, leaves: Sequence[Any], us: Leaves, dtype: str) -> tuple[Leaves, Leaves]:
+        """What rounding may do to each cotangent and value; where JAX cannot differentiate the reference, 256 ε."""
+        if self.oracle and (dtype != "float64" or self.oracle == "float64"):
+            truth = self.truth(leaves, us, dtype)
+            return truth.bound, truth.value_bound
+        found = self.run(leaves, us, dtype)
+        unit = 256 * float(self.info(dtype).eps) + self.accuracy
+        bounds = ([np.full(g.shape, unit * np.max(np.abs(f64(g)), initial=0.0)) for g in part] for part in found[1::-1])
+        return next(bounds), next(bounds)
+
+    @cached_property
+    def splits_ties(self) -> bool:
+        """The reference goes through max, min or abs: its derivative at a tie is nobody's convention."""
+        return splits_ties(self.formula.jaxpr)
+
+    @cached_property
+    def formula(self) -> Any:
+        """The closed jaxpr of the reference, without the rule, as a function of all leaves."""
+        dtype = self.oracle or self.main
+        with self.setting(dtype), lenient():
+            run = lambda p: self.subject.reference_of(p)(self.subject.arguments.differentiated(p))  # noqa: E731
+            return jax.make_jaxpr(run)(self.cast(self.given, dtype))
+
+    @cached_property
+    def rule_of_function(self) -> Any:
+        """The closed jaxpr of the function under test as it is called, without derivative."""
+        with self.setting(self.main):
+            run = lambda p: split(self.subject.rule(*self.subject.arguments.call(p)))  # noqa: E731
+            return jax.make_jaxpr(run)(self.cast(self.given, self.main))
+
+    @cached_property
+    def line(self) -> Callable[[Leaves, Leaves], list[np.ndarray]]:
+        """(points, others) ↦ the reference's value in float64, what it does not differentiate taken from the others."""
+        if not self.oracle:
+            function = self.subject.function if self.subject.own_reference else self.subject.reference
+            run = lambda p, _: split(function(*self.subject.arguments.call(p)))[0]  # noqa: E731
+            return self._in_main(run)
+        compiled = jax.jit(rounding.frozen(self.formula), **QUICK)
+
+        def value(points: Leaves, others: Leaves) -> list[np.ndarray]:
+            with precise():
+                return arrays(compiled(points, others))
+
+        return value
+
+    def _in_main(self, run: Callable[[Leaves, Leaves], Leaves]) -> Callable[[Leaves, Leaves], list[np.ndarray]]:
+        """As it is, in float64 if it takes that."""
+        compiled: Callable[[Leaves, Leaves], Leaves] = run
+        self.differenced = self.main
         try:
-            reference = subject.reference_of(points)
-            jaxpr = jax.make_jaxpr(reference)(subject.arguments.differentiated(points))
-            value = jax.eval_shape(reference, subject.arguments.differentiated(points))
-            jax.eval_shape(subject.truth, points, [np.zeros(v.shape, v.dtype) for v in value])
-            differentiable, ties = True, rounding.splits_ties(jaxpr.jaxpr)
-        except not_traceable:
-            differentiable, ties = False, False
-        return Trial(subject, kinks, seed, _traceable(subject, points), differentiable, ties)
+            hosts = self.narrow_hosts(jax.make_jaxpr(run)(*[self.cast(self.given, self.main)] * 2).jaxpr)
+        except Exception:  # NumPy code
+            hosts = False
+        dtypes = [self.main] if hosts else ["float64", self.main]
+        for dtype, candidate in ((d, c) for d in dtypes for c in (jax.jit(run), run)):
+            points = self.cast(self.given, dtype)
+            try:
+                with self.setting(dtype), lenient():
+                    arrays(candidate(points, points))
+            except Exception:  # float32 only, NumPy code under jit: the next one is tried
+                continue
+            compiled, self.differenced = candidate, dtype
+            break
+
+        def value(points: Leaves, others: Leaves) -> list[np.ndarray]:
+            with self.setting(self.differenced), lenient():
+                return arrays(compiled(self.cast(points, self.differenced), []))
+
+        return value
+
+    def rule_in(self, dtype: str) -> Any:
+        """The jaxpr of the rule, forward and backward."""
+
+        def make() -> Any:
+            points, us = self.cast(self.given, dtype), [np.ones(v.shape) for v in self.inputs]
+            with self.setting(dtype):
+                return jax.make_jaxpr(self.subject.pullback)(points, self.rounded(us, dtype)).jaxpr
+
+        return self._once(("rule", dtype), make)
 
 
-def _traceable(subject: Subject, points: Leaves) -> bool:
-    """Whether the rule is JAX code; a NumPy function stumbles over a tracer."""
-    if subject.kind == "vjp":
-        return True
-    try:
-        jax.eval_shape(subject.pullback, points, [])
-    except (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError):
+def trial_of(subject: Subject, leaves: Leaves, kinks: Kinks, seed: int, accuracy: float | None) -> Trial:
+    """Finds out what of the subject JAX can trace and differentiate."""
+    trial = Trial(subject, leaves, kinks, seed, accuracy or 0.0)
+    _ = trial.outputs  # a function that does not take its own arguments is the caller's to see
+    for dtype, compares in ((d, c) for d in dict.fromkeys(("float64", trial.main)) for c in (True, False)):
+        trial.subject = dataclasses.replace(subject, compares=compares)
+        trial._programs.clear()
+        try:
+            trial.truth(leaves, trial.dense(), dtype)
+            trial.oracle = dtype
+            break
+        except Exception as error:  # anything may come out of a user's function when it is given tracers or float64
+            trial.why_not = first_line(error)
+            if str(error).startswith("reference returns"):
+                raise
+    trial.traceable = _traceable(trial)
+    longer = ("float64", "float32")[: {"float64": 0, "float32": 1}.get(trial.main, 2)]
+    trial.strict = next((dtype for dtype in longer if _keeps(trial, dtype)), trial.main)
+    if accuracy is None and trial.oracle and "while" in primitives(trial.formula.jaxpr):
+        trial.accuracy = SOLVED
+    return trial
+
+
+def _keeps(trial: Trial, dtype: str) -> bool:
+    """Whether the rule computes in this dtype all the way, without a cast to a shorter one."""
+    if not trial.traceable:
         return False
-    except Exception:  # it is traceable and wrong: the contract check says how
-        return True
+    if trial.subject.arguments.has_complex and dtype not in ("float64", "float32"):
+        return False
+    try:
+        jaxpr = trial.rule_in(dtype)
+    except Exception:  # float32 only, say: what it raises in its own dtype is the contract's business
+        return False
+    if primitives(jaxpr) & OPAQUE - {"shard_map"}:
+        return False
+    casts = (e for e in equations(jaxpr) if e.primitive.name == "convert_element_type")
+    return all(rounding.unit_of(cast) <= float(trial.info(dtype).eps) / 2 * (dtype != "float64") for cast in casts)
+
+
+SOLVED = 1e-4  # how well a while_loop is taken to solve what it solves, if nothing is said
+
+
+def first_line(error: Exception) -> str:
+    """The kind of an exception and the first line of what it says."""
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:160]}"
+
+
+def _traceable(trial: Trial) -> bool:
+    """Whether the rule is JAX code; a NumPy function stumbles over a tracer."""
+    try:
+        trial.rule_in(trial.main)
+    except UNTRACEABLE:
+        return False
+    except Exception:  # traceable and wrong, as the contract check will say, if it raises without tracers, too
+        if trial.subject.kind == "vjp":
+            return True
+        try:
+            trial.subject.pullback(trial.cast(trial.given, trial.main), [])
+        except Exception:
+            return True
+        return False
     return True
 
 
-def first_use(subject: Subject, leaves: Leaves) -> dict[str, int]:
+def first_use(trial: Trial) -> dict[str, int]:
     """For each differentiated leaf, when the reference's forward pass first computes with it."""
-    with precise():
-        points = subject.arguments.differentiated(cast(leaves, "float64"))
-        jaxpr = jax.make_jaxpr(without_rule(subject.reference_of(cast(leaves, "float64"))))(points).jaxpr
+    jaxpr = trial.formula.jaxpr
     aliases = {var: n for n, var in enumerate(jaxpr.invars)}
     used: dict[int, int] = {}
     for count, equation in enumerate(jaxpr.eqns):
         touched = {aliases[atom] for atom in equation.invars if not hasattr(atom, "val") and atom in aliases}
-        if equation.primitive.name in rounding.EXACT - {"max", "min", "abs"} and len(equation.invars) == 1 and touched:
+        moved = rounding.EXACT | {"convert_element_type"}
+        if equation.primitive.name in moved - {"max", "min", "abs"} and len(equation.invars) == 1 and touched:
             aliases[equation.outvars[0]] = touched.pop()
             continue
         for n in touched:
             used.setdefault(n, count)
-    return {subject.arguments.paths[p]: used.get(n, -1) for n, p in enumerate(subject.arguments.wrt)}
-
-
-def outputs_like(trial: Trial, leaves: Leaves) -> list[Any]:
-    """Shapes and dtypes of the float outputs, as the cotangents have them, in float64."""
-    if trial.subject.kind == "gradient":
-        return [jax.ShapeDtypeStruct((), np.float64)]
-    with precise():
-        function = trial.subject.reference if trial.differentiable else trial.subject.function
-        points = cast(leaves, "float64")
-        try:
-            found = jax.eval_shape(lambda p: function(*trial.subject.arguments.call(p)), points)
-        except (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError):
-            found = function(*trial.subject.arguments.call(points))
-        return [leaf for leaf in jax.tree.leaves(found) if is_float(leaf)]
+    return {trial.subject.arguments.paths[p]: used.get(p, -1) for p in trial.subject.arguments.wrt}

@@ -35,8 +35,10 @@ Exit status: 0 all passed, 1 something failed or was not exercised, 2 usage."""
 RULES = {
     "gradient": "the function's hand-written gradient, if it has no custom rule",
     "value_and_grad": "the same, returning (value, gradient)",
+    "jvp": "its rule as jax.custom_jvp.defjvp takes it",
     "reference": "the function that autodiff differentiates instead",
 }
+POINTS = "inputs", "wrt", "vjp", "domain", "kinks", "order", "allow_zero", "accuracy", "dtypes"  # of a function only
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,6 +48,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--wrt", metavar="I,J", help="arguments that the rule differentiates, from 0; by default all")
     for rule, text in RULES.items():
         parser.add_argument(f"--{rule.replace('_', '-')}", metavar="MODULE:FUNCTION", help=text)
+    parser.add_argument("--vjp", metavar="FWD,BWD", help="the pair of MODULE:FUNCTION that defvjp takes")
+    parser.add_argument(
+        "--domain", metavar="D", help="of drawn points: 0.1..5, a name (positive, simplex, spd, …), x=D,y=D"
+    )
+    parser.add_argument("--dtypes", metavar="D,E", help="the production dtypes: float32,bfloat16")
+    parser.add_argument("--kinks", choices=("reference", "left", "right", "subgradient"), help="what a kink may give")
+    parser.add_argument("--order", type=int, choices=(1, 2), help="2: the derivative of the backward pass too")
+    parser.add_argument("--allow-zero", metavar="I,J", help="arguments whose gradient may be 0 everywhere, or all")
+    parser.add_argument("--accuracy", type=float, metavar="A", help="how well the function solves what it solves: 1e-6")
     parser.add_argument("--level", choices=("fast", "full"), default="fast", help="how many points and probes")
     parser.add_argument("--seed", type=int, default=0, help="of everything drawn")
     parser.add_argument("--json", metavar="FILE", type=Path, help="the report as JSON; an earlier one is replaced")
@@ -60,7 +71,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json and options.json.is_file() and not _is_report(options.json):
         raise UserError(f"--json {options.json}: exists and is no report of jaxbp check; name another file")
     if path.suffix != ".toml" and not of_function:
-        _refused(options, (*RULES, "inputs", "wrt"), "is for package.module:function, see --arguments")
+        _refused(options, (*RULES, *POINTS), "is for package.module:function, see --arguments")
         if options.watch and path.suffix != ".py":
             raise UserError(f"check {options.target}: --watch is for a file, such as rules.py")
         from jaxbp.commands import rules
@@ -112,7 +123,7 @@ def _annotations(target: str, report: "Report") -> list[str]:
 
 def _of_config(path: Path, options: argparse.Namespace) -> "tuple[Table, Report]":
     """The errors of the network of a config, layer by layer, and its report."""
-    _refused(options, (*RULES, "inputs", "wrt"), "is for package.module:function, a config has its own")
+    _refused(options, (*RULES, *POINTS), "is for package.module:function, a config has its own")
     from rich.table import Table
 
     from jaxbp.checker.check import check
@@ -152,10 +163,10 @@ def _of_function(options: argparse.Namespace) -> "Report":
         raise UserError(f"check {target}: what does it take? For example: --inputs 'f32[8,128] f32[128]'")
     given = {name: value for name in RULES if (value := getattr(options, name))}
     rules = {name: imported(value) for name, value in given.items()}
-    wrt = _positions(options.wrt)
+    rules |= _points(options)
     start_jax()
     try:
-        return check(fun, options.inputs or (), wrt=wrt, level=options.level, seed=options.seed, **rules)
+        return check(fun, options.inputs or (), level=options.level, seed=options.seed, **rules)
     except Exception as error:
         if where := _in_modules(error, [name.partition(":")[0] for name in (target, *given.values())]):
             raise UserError(f"check {target}: {_said(error)}, at {where}") from None
@@ -196,12 +207,40 @@ def current_folder_first() -> "Iterator[None]":
             sys.path.remove(folder)
 
 
-def _positions(wrt: str | None) -> int | list[int] | None:
+def _points(options: argparse.Namespace) -> dict[str, Any]:
+    """The options of `check` that are texts here."""
+    found = {name: getattr(options, name) for name in ("kinks", "order", "accuracy") if getattr(options, name)}
+    if wrt := _positions("wrt", options.wrt):
+        found["wrt"] = wrt[0] if len(wrt) == 1 else wrt
+    if options.allow_zero:
+        found["allow_zero"] = options.allow_zero == "all" or _positions("allow-zero", options.allow_zero)
+    if options.dtypes:
+        found["dtypes"] = tuple(options.dtypes.split(","))
+    if options.vjp:
+        found["vjp"] = tuple(imported(name) for name in options.vjp.split(","))
+        if len(found["vjp"]) != 2:
+            raise UserError(f"--vjp: got {options.vjp!r}, want two names: module:forward,module:backward")
+    if options.domain:
+        named = [part.strip().rpartition("=") for part in options.domain.split(",")]
+        by_argument = {int(name) if name.isdigit() else name: _range(text) for name, _, text in named}
+        found["domain"] = by_argument.get("", by_argument)
+    return found
+
+
+def _range(text: str) -> str | tuple[float, float]:
+    """The two ends of a text such as 0.1..5; any other text is the name of a domain."""
+    low, dots, high = text.partition("..")
     try:
-        positions = [int(part) for part in wrt.split(",")] if wrt else None
+        return (float(low), float(high)) if dots else text
     except ValueError:
-        raise UserError(f"--wrt: got {wrt!r}, positions such as 0 or 0,2 are allowed") from None
-    return positions[0] if positions and len(positions) == 1 else positions
+        raise UserError(f"--domain: got {text!r}, two numbers such as 0.1..5 are allowed") from None
+
+
+def _positions(name: str, text: str | None) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")] if text else []
+    except ValueError:
+        raise UserError(f"--{name}: got {text!r}, positions such as 0 or 0,2 are allowed") from None
 
 
 def _said(error: BaseException) -> str:

@@ -1,0 +1,139 @@
+"""What a rule may give at a kink of the reference: autodiff's choice, one side, or anything between the sides."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxbp.checker.compare import error_over_bound, exceeds, f64
+from jaxbp.checker.subject import Leaves
+from jaxbp.checker.trial import NEAR, Trial, Truth
+
+PLACES = 48  # elements that are shifted alone
+LAST = 64 * 4 * 1.1e-16 / NEAR  # of the spread: a textbook rule is right for arguments rounded anew
+
+
+class Wanted(NamedTuple):
+    """What a leaf should get, within which bound, and what to say if it does not."""
+
+    cotangent: np.ndarray
+    bound: np.ndarray
+    note: str = ""
+
+
+def at_kinks(
+    trial: Trial, points: Sequence[Any], us: Leaves, dtype: str, got: Sequence[np.ndarray], truth: Truth
+) -> list[Wanted]:
+    """The wanted cotangents with the convention applied where the reference's sides differ."""
+    wanted = [Wanted(want, bound) for want, bound in zip(truth.cotangents, truth.bound, strict=True)]
+    leaves = trial.subject.arguments.differentiated(points)
+    shapes = [np.shape(leaf) for leaf in leaves]
+    together = [[np.full(shape, side) for shape in shapes] for side in (-1.0, 1.0)]
+    around = [trial.near(points, us, dtype, shifts) for shifts in together]
+    side = around[trial.kinks == "right"]
+    if not any(exceeds(g, w.cotangent, w.bound) for g, w in zip(got, wanted, strict=True)) and not any(
+        np.any(_visible(np.minimum(a, b), np.maximum(a, b))) for a, b in zip(*around, strict=True)
+    ):
+        return wanted
+    ranks = {len(shape) for shape in shapes}  # biases alone, too: with weights they do not reach the left of every row
+    apart = [(rank, s) for rank in ranks if len(ranks) > 1 for s in (-1.0, 1.0)]
+    for rank, s in apart:
+        around.append(trial.near(points, us, dtype, [np.full(shape, s * (len(shape) == rank)) for shape in shapes]))
+    drawn = [(low, high, *sides) for (low, high), *sides in zip(trial.around(points, us, dtype), *around, strict=True)]
+    spread = [(np.array(np.min(leaf, axis=0)), np.array(np.max(leaf, axis=0))) for leaf in drawn]
+    kinks = [_visible(low, high) for low, high in spread]
+    fits = trial.kinks == "subgradient" or (trial.kinks == "reference" and trial.splits_ties)
+    fits = fits and any(map(np.any, kinks))
+    fits = fits and (trial.subject.forward or _in_sum(trial, points, us, dtype, got, truth))
+    found = []
+    for n, (g, w) in enumerate(zip(got, wanted, strict=True)):
+        if np.shape(g) != w.cotangent.shape or not w.cotangent.size:
+            found.append(w)
+            continue
+        low, high = spread[n]
+        w = w._replace(bound=w.bound + LAST * np.nan_to_num(high - low, posinf=0.0))
+        outside = kinks[n] & _outside(f64(g), w, low, high) & fits & (not trial.subject.forward)
+        for index in map(tuple, np.argwhere(outside)[:PLACES]):
+            for s in (-1.0, 1.0):
+                at = trial.near(points, us, dtype, _at(shapes, n, index, s))[n][index]
+                low[index], high[index] = min(low[index], at), max(high[index], at)
+        found.append(_at_kink(trial, f64(g), w, (low, high, side[n]), dtype, fits))
+    return found
+
+
+def _visible(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Where the sides differ by more than a smooth function does so near."""
+    size = np.maximum(np.abs(low), np.abs(high))
+    return np.asarray(high - low > 1e-6 * size + 1e-13 * np.max(size, initial=0.0))
+
+
+def _in_sum(
+    trial: Trial, points: Sequence[Any], us: Leaves, dtype: str, got: Sequence[np.ndarray], truth: Truth
+) -> bool:
+    """Whether ⟨got, v⟩ is the derivative along every v that leaves ties tied, such as all tied numbers scaled by one
+    factor: along these the reference is smooth, whatever its parts are given.
+    """
+    leaves = [f64(leaf) for leaf in trial.subject.arguments.differentiated(points)]
+    if any(np.shape(g) != leaf.shape for g, leaf in zip(got, leaves, strict=True)):
+        return True
+    sizes, counts = np.unique(np.concatenate([np.abs(leaf).ravel() for leaf in leaves]), return_counts=True)
+    groups = [np.abs(leaf) >= 0 for leaf in leaves], *([np.abs(a) == c for a in leaves] for c in sizes[counts > 1][:8])
+    slack = 1e-6 if dtype in ("float64", "float32") else 0.05
+    for group in groups:
+        shifts = [np.where(leaf == 0, 1.0, np.sign(leaf)) * chosen for leaf, chosen in zip(leaves, group, strict=True)]
+        along = [np.where(leaf == 0, 1.0, np.abs(leaf)) * shift for leaf, shift in zip(leaves, shifts, strict=True)]
+        ends = [trial.near(points, us, dtype, [side * shift for shift in shifts]) for side in (-1.0, 1.0)]
+        low, high = (_inner(end, along) for end in ends)
+        size = _inner([np.abs(a) for a in ends[0]], [np.abs(v) for v in along])
+        bound = _inner([np.abs(b) for b in truth.bound], [np.abs(v) for v in along])
+        smooth = abs(high - low) <= 1e-6 * size
+        if smooth and not abs(_inner([f64(g) for g in got], along) - low) <= bound + slack * size:
+            return False
+    return True
+
+
+def _inner(a: Leaves, b: Leaves) -> float:
+    """⟨a, b⟩, 0 where b is."""
+    with np.errstate(all="ignore"):
+        return float(sum(np.sum(np.where(y == 0, 0, x * y)) for x, y in zip(a, b, strict=True)))
+
+
+def _outside(got: np.ndarray, wanted: Wanted, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """The elements that are wrong and not between what was found around."""
+    ratio = error_over_bound(got, wanted.cotangent, wanted.bound)
+    return np.asarray((ratio > 1) & ~((got >= low - wanted.bound) & (got <= high + wanted.bound)))
+
+
+def _at(shapes: Sequence[tuple[int, ...]], leaf: int, index: Any, side: float) -> Leaves:
+    shifts = [np.zeros(shape) for shape in shapes]
+    shifts[leaf][tuple(index)] = side
+    return shifts
+
+
+def _at_kink(
+    trial: Trial, got: np.ndarray, wanted: Wanted, sides: Sequence[np.ndarray], dtype: str, fits: bool
+) -> Wanted:
+    """At a kink: the chosen side; or got itself if it fits in sum and is between the sides element by element.
+
+    Where the sides agree with each other and not with autodiff at the point itself, autodiff split a tie inside a
+    smooth function (logaddexp(0, 0) by a max and a where): the derivative is the limit.
+    """
+    (want, bound, _), (low, high, side) = wanted, sides
+    size = np.maximum(np.abs(low), np.abs(high))
+    kink, middle = _visible(low, high), (low + high) / 2
+    visible = 1e-6 * size + 1e-13 * np.max(size, initial=0.0)
+    rounded = (1e-6 if dtype in ("float64", "float32") else 0.05) * size
+    removable = ~kink & (np.abs(want - middle) > visible)
+    want, bound = np.where(removable, middle, want), np.where(removable, bound + rounded, bound)
+    if trial.kinks in ("left", "right"):
+        want, bound = np.where(kink, side, want), np.where(kink, bound + rounded, bound)
+    elif fits:
+        between = (got >= low - rounded - bound) & (got <= high + rounded + bound) & kink
+        want = np.where(between, got, want)
+    bound = np.where(np.isinf(wanted.bound), np.inf, bound)
+    ratio = error_over_bound(got, want, bound)
+    if not np.any(ratio > 1) or not np.all(kink[ratio > 1]):
+        return Wanted(want, bound)
+    at = np.unravel_index(np.argmax(ratio), ratio.shape)
+    note = f"differs only at a kink, whose sides are {low[at]:.6g} and {high[at]:.6g} (kinks={trial.kinks!r})"
+    return Wanted(want, bound, note)

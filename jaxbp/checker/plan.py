@@ -1,0 +1,293 @@
+"""The checks in their order, on the points, cotangents and dtypes that are found for a subject."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxbp.checker import checks
+from jaxbp.checker.contract import CONTRACT, PROVENANCE, contract, provenance
+from jaxbp.checker.jaxpr import primitives
+from jaxbp.checker.numerics import NUMERICS, numerics
+from jaxbp.checker.order import second_order
+from jaxbp.checker.report import Row, Verdict
+from jaxbp.checker.search import Numbers, numbers_in_code, numbers_of, points
+from jaxbp.checker.shapes import other_shapes
+from jaxbp.checker.subject import Leaves
+from jaxbp.checker.transformations import TRANSFORMATIONS, transformations
+from jaxbp.checker.trial import MIXED, Trial, Truth, first_line, trial_of
+
+SMOOTH = "ordinary", "large", "wide"  # regimes without ties on purpose
+USUAL = "given", "ordinary", "zeros"  # those in a dtype that nobody asked for: its range is not the rule's business
+PROVEN = 3  # points at which a leaf is wrong: after these the search stops
+Regimes = dict[str, Leaves]
+
+
+class Settings(NamedTuple):
+    """What the caller asks for."""
+
+    level: str
+    seed: int
+    probes: int
+    allow_zero: bool | Sequence[int | str]
+    dtypes: tuple[str, ...]  # as the caller wants them; () for the default
+    domain: list[Any]
+    order: int
+
+
+def searched(trial: Trial, leaves: Leaves, settings: Settings) -> list[Row]:
+    """The rows of all checks; what was left out is in the notes of the trial.
+
+    After a rule of a wrong form nothing else is said. Where a check raises, the others go on.
+    """
+    if trial.subject.hides_jvp and not trial.subject.hidden and _is_forward(trial):
+        return _both_modes(trial, leaves, settings)
+    main = settings.dtypes[0] if settings.dtypes else trial.main
+    rows, dtypes = _contracts(trial, settings)
+    if any(row.verdict == "FAIL" and (not row.path or "shape" in row.diagnosis) for row in rows):
+        trial.notes = ["the other checks, after a broken contract"]
+        return rows
+    rows += guarded(trial, PROVENANCE, provenance, trial)
+    regimes = points(trial.subject.arguments, leaves, settings.level, settings.seed, settings.domain, _numbers(trial))
+    us = _cotangents(trial, settings)
+    rows += guarded(trial, checks.ALGEBRA, checks.algebra, trial, trial.given, us["dense"], main)
+    if trial.oracle:
+        rows += _by_autodiff(trial, regimes, us, dtypes, settings)
+    else:
+        lost = "float64 oracle, adjoint identity, production dtype, edges and vacuity"
+        trial.notes.append(f"{lost}: JAX cannot differentiate the reference ({trial.why_not})")
+    rows += _by_differences(trial, regimes, us["dense"], settings, rows)
+    if settings.order == 2:
+        smooth = {name: regimes[name] for name in ("ordinary", "tiny") if name in regimes}
+        rows += guarded(trial, checks.ORACLE, second_order, trial, smooth, us["dense"])
+    else:
+        trial.notes.append("second derivative: order=2 or level='full'")
+    if trial.oracle and trial.traceable and trial.failing is None:
+        rows += guarded(trial, checks.ORACLE, other_shapes, trial, settings.domain, settings.level)
+    return [*rows, *_transformed(trial, regimes, us["dense"], main, settings.level)]
+
+
+def _transformed(trial: Trial, regimes: Regimes, us: Leaves, main: str, level: str) -> list[Row]:
+    if not trial.traceable:
+        trial.notes.append("transformations: the rule cannot be traced by JAX")
+        return []
+    other = regimes.get("ordinary", trial.given)
+    return guarded(trial, TRANSFORMATIONS, transformations, trial, trial.given, other, us, main, level, verdict="FAIL")
+
+
+def _is_forward(trial: Trial) -> bool:
+    """Whether the rules under test are of custom_jvp functions only."""
+    if trial.subject.kind != "vjp":
+        return False
+    try:
+        found = primitives(trial.rule_of_function.jaxpr)
+    except Exception:  # the contract check says what is wrong
+        return False
+    return "custom_jvp_call" in found and "custom_vjp_call" not in found
+
+
+def _both_modes(trial: Trial, leaves: Leaves, settings: Settings) -> list[Row]:
+    """Tangents as they are; cotangents if the rule can be transposed."""
+    forward = trial_of(
+        dataclasses.replace(trial.subject, forward=True), trial.given, trial.kinks, trial.seed, trial.accuracy
+    )
+    main = trial.main
+    us = _cotangents(forward, settings)
+    rows = guarded(forward, checks.ALGEBRA, checks.algebra, forward, trial.given, us["dense"], main)
+    regimes = points(trial.subject.arguments, leaves, settings.level, settings.seed, settings.domain, _numbers(forward))
+    rows += _oracles(forward, regimes, us, settings.dtypes or (main,), settings)[0]
+    rows += _transformed(forward, regimes, us["dense"], main, settings.level)
+    trial.notes += forward.notes
+    trial.failing = forward.failing
+    try:
+        trial.rule_in(main)
+    except Exception as error:  # a rule that uses a loop, say, is right in forward mode and has no other
+        trial.notes.append(f"reverse mode: {first_line(error)}")
+        return rows
+    trial.subject = dataclasses.replace(trial.subject, hidden=True)
+    return [*rows, *searched(trial, leaves, settings)]
+
+
+def _contracts(trial: Trial, settings: Settings) -> tuple[list[Row], tuple[str, ...]]:
+    """Check 1 in every dtype, and the dtypes in which the rule runs.
+
+    A dtype that the caller neither gave nor asked for is left out if the rule does not take it.
+    """
+    wanted = settings.dtypes or (trial.main,)
+    rows: list[Row] = []
+    taken = list(wanted)
+    for dtype in wanted:
+        rows += _contract_in(trial, dtype)
+    for dtype in () if settings.dtypes else _extra(trial):
+        found = _contract_in(trial, dtype)
+        if all(row.verdict == "PASS" for row in found):
+            taken.append(dtype)
+        else:
+            trial.notes.append(f"{dtype}: the rule is not made for it ({found[0].diagnosis or found[-1].diagnosis})")
+    if trial.strict not in wanted:
+        found = _contract_in(trial, trial.strict)
+        if all(row.verdict == "PASS" for row in found):
+            rows += found
+        else:
+            trial.strict = wanted[0]
+    if trial.strict != "float64":
+        trial.notes.append(f"float64 oracle: function or rule computes in {trial.strict} at most")
+    return rows, tuple(taken)
+
+
+def _contract_in(trial: Trial, dtype: str) -> list[Row]:
+    with trial.setting(dtype):
+        return guarded(trial, CONTRACT, contract, trial, trial.cast(trial.given, dtype), dtype, verdict="FAIL")
+
+
+def _extra(trial: Trial) -> tuple[str, ...]:
+    """Dtypes beside those of the example; loops that wait for convergence may not end in shorter ones."""
+    loops = trial.oracle and "while" in primitives(trial.formula.jaxpr)
+    if trial.main == MIXED or not trial.traceable or not trial.oracle or loops:
+        return ()
+    shorter = () if trial.subject.arguments.has_complex else ("bfloat16", "float16")
+    return tuple(dtype for dtype in ("float32", *shorter) if dtype != trial.main)
+
+
+def _numbers(trial: Trial) -> Numbers:
+    """What function and rule compare with."""
+    found: list[Any] = []
+    jaxprs: tuple[Callable[[], Any], ...] = (lambda: trial.formula.jaxpr, lambda: trial.rule_in(trial.main))
+    for jaxpr in jaxprs:
+        try:
+            found.append(jaxpr())
+        except Exception:  # no jaxpr: the numbers in its code are read
+            continue
+    numbers = numbers_of(found)
+    if len(found) == 2:
+        return numbers
+    written = numbers_in_code([trial.subject.function, trial.subject.rule])
+    return numbers._replace(floats=[*numbers.floats, *written])
+
+
+def _by_autodiff(
+    trial: Trial, regimes: Regimes, us: dict[str, Leaves], dtypes: Sequence[str], settings: Settings
+) -> list[Row]:
+    """Checks 4, 5, 7 and 9, for which JAX must be able to differentiate the reference."""
+    rows, truths = _oracles(trial, regimes, us, dtypes, settings)
+    if trial.strict == trial.oracle == "float64" and "while" not in primitives(trial.formula.jaxpr):
+        smooth = _smooth(trial, regimes, us["dense"])
+        rows += guarded(trial, checks.ADJOINT, checks.adjoint, trial, smooth, us["dense"], settings.probes)
+    else:
+        trial.notes.append("adjoint identity: not in float64")
+    return [*rows, *checks.vacuity(trial, truths, settings.allow_zero)]
+
+
+def _smooth(trial: Trial, regimes: Regimes, us: Leaves) -> Leaves:
+    """Points where probes hit no kink that a caller chose on purpose: drawn ones, if the function is defined there."""
+    drawn = regimes.get("ordinary")
+    if drawn is not None and all(np.all(np.isfinite(v)) for v in trial.truth(drawn, us, "float64").value):
+        return drawn
+    return next(iter(regimes.values()))
+
+
+def _by_differences(trial: Trial, regimes: Regimes, us: Leaves, settings: Settings, rows: list[Row]) -> list[Row]:
+    """Check 6. Where autodiff agrees with the rule, differences alone do not make it wrong."""
+    usual = ("ordinary", next(iter(regimes)), "tiny")
+    tried = regimes if not trial.oracle else {name: regimes[name] for name in usual if name in regimes}
+    found = guarded(trial, NUMERICS, numerics, trial, tried, us, settings.probes)
+    agreed = trial.oracle and not any(row.verdict == "FAIL" for row in rows)
+    if not agreed:
+        return found
+    undecided = [row for row in found if row.verdict == "INCONCLUSIVE" and row.got is not None]
+    return [
+        dataclasses.replace(row, verdict="INCONCLUSIVE") if row.verdict == "FAIL" else row
+        for row in found
+        if row not in undecided
+    ]
+
+
+def guarded(
+    trial: Trial, check: str, run: Callable[..., Iterable[Row]], *args: Any, verdict: Verdict = "INCONCLUSIVE"
+) -> list[Row]:
+    """The rows of a check, or one row with what it raised: it calls a user's code, so anything may come.
+
+    INCONCLUSIVE, unless nothing but the rule can have raised it.
+    """
+    rows: list[Row] = []
+    try:
+        rows.extend(run(*args))
+    except Exception as error:
+        trial.notes.append(f"{check}: it could not be completed")
+        rows.append(Row(check, verdict, diagnosis=f"raised {first_line(error)}"))
+    return rows
+
+
+def _cotangents(trial: Trial, settings: Settings) -> dict[str, Leaves]:
+    """By name: dense N(0, 1); −1 or 1 at one output, 0 elsewhere; 0 but for one leaf. That of a gradient is 1."""
+    like = trial.inputs
+    found = {"dense": trial.dense()}
+    if trial.subject.kind == "gradient":
+        return found
+    rng = np.random.default_rng(settings.seed + 6)
+    for n, v in enumerate(like):
+        if len(like) > 1:
+            found[f"only output {n}"] = [u if m == n else np.zeros_like(u) for m, u in enumerate(found["dense"])]
+        for k, index in enumerate(rng.permutation(int(np.prod(v.shape)))[: 2 if settings.level == "fast" else 8]):
+            hot = [np.zeros(w.shape) for w in like]
+            hot[n].flat[index] = (-1.0, 1.0)[k % 2]
+            found[f"one-hot {n}.{index}"] = hot
+    return found
+
+
+def _oracles(
+    trial: Trial, regimes: Regimes, us: dict[str, Leaves], dtypes: Sequence[str], settings: Settings
+) -> tuple[list[Row], list[Truth]]:
+    """Checks 4 and 7 at every point; all cotangents at the first points, the dense one at the others."""
+    rows: list[Row] = []
+    truths: list[Truth] = []
+    usual = {name: leaves for name, leaves in regimes.items() if name.startswith(USUAL)}
+    for dtype in dict.fromkeys((trial.strict, *dtypes)):
+        if dtype in (trial.strict, trial.main, "float32", *settings.dtypes):
+            check = checks.ORACLE if dtype == "float64" else checks.PRODUCTION
+            rows += guarded(trial, check, _oracle_in, trial, dtype, regimes, us, truths)
+            continue
+        try:
+            rows += _oracle_in(trial, dtype, usual, us, truths)
+        except Exception as error:  # what XLA has no form of in a dtype that nobody asked for
+            trial.notes.append(f"{dtype}: {first_line(error)}")
+    return rows, truths
+
+
+def _oracle_in(trial: Trial, dtype: str, regimes: Regimes, us: dict[str, Leaves], truths: list[Truth]) -> Iterator[Row]:
+    """In one dtype, until the rule is proven wrong; the truths are kept."""
+    wrong, failed, pooled = 0, "", []
+    for regime, leaves, name, u in _tried(trial, regimes, us, dtype):
+        if regime == failed:  # the dense cotangent has said it
+            continue
+        truth = trial.truth(leaves, u, dtype)
+        if not any(np.any(np.isfinite(v)) for v in truth.value):
+            if regime in ("ordinary", "zeros", "large"):
+                trial.notes.append(f"{regime}: the function is not finite there; domain= says where it is defined")
+            continue
+        truths.append(truth)
+        where = regime if name == "dense" else f"{regime}, cotangent {name}"
+        found = checks.oracle(trial, where, leaves, u, dtype, truth)
+        yield from found
+        if dtype not in ("float64", "float32") and name == "dense" and regime.startswith(SMOOTH):
+            pooled.append((trial.run(leaves, u, dtype).cotangents, truth))
+        if any(row.verdict == "FAIL" for row in found):
+            wrong, failed = wrong + 1, regime
+            trial.failing = trial.failing or (where, leaves, u, dtype)
+        if wrong >= PROVEN:
+            return
+    if dtype == trial.strict:
+        yield from checks.constant_gap(trial, truths)
+    if pooled and not wrong and not trial.accuracy:
+        yield from checks.biased(trial, dtype, pooled)
+
+
+def _tried(
+    trial: Trial, regimes: Regimes, us: dict[str, Leaves], dtype: str
+) -> Iterator[tuple[str, Leaves, str, Leaves]]:
+    for n, (regime, leaves) in enumerate(regimes.items()):
+        if dtype != "float64" and regime.startswith("magnitudes"):
+            continue  # a square or a cube of these overflows in the shorter dtypes
+        for name, u in us.items() if n == 0 else [("dense", us["dense"])]:
+            yield regime, leaves, name, u

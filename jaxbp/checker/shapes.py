@@ -1,0 +1,163 @@
+"""Other shapes: a rule for any batch, length or rank that its function takes must be right for those too."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxbp.checker.checks import oracle
+from jaxbp.checker.compare import f64
+from jaxbp.checker.data import Spec, drawn
+from jaxbp.checker.report import Row
+from jaxbp.checker.subject import Leaves, is_float
+from jaxbp.checker.trial import QUICK, Trial, lenient, trial_of
+
+COUNT = {"fast": 10, "full": 16}
+EQUATIONS = 800  # of all shapes together: of a long function fewer are tried
+Shapes = list[tuple[int, ...]]
+
+
+class _Case(NamedTuple):
+    """Leaves of other shapes with cotangents; for another rank, what has to be the same function: see `_parts`."""
+
+    leaves: Leaves
+    us: Leaves
+    parts: list[tuple[Leaves, Leaves]]
+
+
+def other_shapes(trial: Trial, domain: list[Any], level: str) -> list[Row]:
+    """4 at other shapes, in the rule's most precise dtype: a size replaced wherever it occurs, an axis more or less.
+
+    What the function itself does not take is left out; where the rule raises, the report says so. All shapes are one
+    program; where a rule differs there from autodiff, the shape is tried again with all that bounds rounding.
+    """
+    count = min(COUNT[level], max(2, EQUATIONS // (len(trial.formula.jaxpr.eqns) + 1)))
+    taken: list[_Case] = []
+    for shapes in _candidates(trial):
+        if len(taken) == count:
+            break
+        try:
+            case = _case(trial, _filled(trial, shapes, domain))
+        except Exception:  # the function does not take these shapes
+            continue
+        try:
+            with trial.setting(trial.strict):
+                jax.eval_shape(trial.subject.pullback, case.leaves, case.us)
+        except Exception as error:
+            trial.notes.append(f"{_text(case.leaves)}: the rule raised {type(error).__name__}")
+            continue
+        taken.append(case)
+    rows: list[Row] = []
+    for case, differs in zip(taken, _differences(trial, taken) if taken else [], strict=True):
+        if differs and not any(row.verdict == "FAIL" for row in rows):
+            rows += _confirmed(trial, case)
+        elif not differs:
+            rows += [Row("float64 oracle", "PASS", path, trial.strict, _text(case.leaves)) for path in trial.paths]
+    return rows
+
+
+def _case(trial: Trial, leaves: Leaves) -> _Case:
+    """With cotangents N(0, 1); raises where function or reference do not take these shapes."""
+    subject = trial.subject
+
+    def shapes(points: Leaves) -> list[Any]:
+        with trial.setting(trial.strict), lenient():
+            return list(jax.eval_shape(lambda p: subject.reference_of(p)(subject.arguments.differentiated(p)), points))
+
+    parts = _parts(trial, leaves)
+    like = shapes(leaves)
+    for _, part in parts:
+        shapes(part)
+    if subject.kind == "gradient":
+        if like[0].shape != ():
+            raise ValueError("no scalar")
+        return _Case(leaves, [np.full(v.shape, float(n == 0), v.dtype) for n, v in enumerate(like)], parts)
+    rng = np.random.default_rng(trial.seed)
+    return _Case(leaves, [rng.standard_normal(v.shape).astype(v.dtype) for v in like], parts)
+
+
+def _parts(trial: Trial, leaves: Leaves) -> list[tuple[Leaves, Leaves]]:
+    """Arrays and the first part of each along their first axes: of the example, whose first axis has to be one of
+    samples, and of these leaves if they have another rank.
+    """
+    steps = leaves[0].ndim - trial.given[0].ndim
+    given = trial.cast(trial.given, trial.strict)
+    both = ((given, 1), (leaves if steps > 0 else given, abs(steps))) if steps else ()
+    return [(more, [a[(0,) * count] for a in more]) for more, count in both]
+
+
+def _differences(trial: Trial, taken: Sequence[_Case]) -> list[bool]:
+    """Whether rule and autodiff differ by more than rounding might explain."""
+    subject = trial.subject
+
+    def values(points: Leaves) -> Any:
+        return subject.reference_of(points)(subject.arguments.differentiated(points))[0]
+
+    def all_of(cases: Any) -> Any:
+        return [
+            (subject.pullback(p, u).cotangents, *subject.truth(p, u)[1:], [[*map(values, pair)] for pair in parts])
+            for p, u, parts in cases
+        ]
+
+    with trial.setting(trial.strict), lenient():
+        found = jax.jit(all_of, **QUICK)(taken)
+    unit = 64 * float(trial.info(trial.strict).eps)
+    answers = []
+    for got, value, want, parts in found:
+        seen = all(np.all(np.isfinite(f64(v))) for v in value)
+        seen = seen and all(_close(f64(f64(a)[(0,) * (a.ndim - b.ndim)]), f64(b), 1e-3) for a, b in parts)
+        answers.append(seen and not all(_close(f64(g), f64(w), unit) for g, w in zip(got, want, strict=True)))
+    return answers
+
+
+def _close(got: np.ndarray, want: np.ndarray, unit: float) -> bool:
+    return got.shape == want.shape and bool(np.all(np.abs(got - want) <= unit * np.max(np.abs(want), initial=0.0)))
+
+
+def _confirmed(trial: Trial, case: _Case) -> list[Row]:
+    leaves, us, _ = case
+    other = trial_of(trial.subject, leaves, trial.kinks, trial.seed, trial.accuracy)
+    other.strict = trial.strict
+    return oracle(other, _text(leaves), leaves, us, trial.strict, other.truth(leaves, us, trial.strict))
+
+
+def _text(leaves: Leaves) -> str:
+    return "shapes " + " ".join(str(list(leaf.shape)).replace(" ", "") for leaf in leaves)
+
+
+def _candidates(trial: Trial) -> Iterator[Shapes]:
+    """In turn, a few of each kind: another rank for elementwise functions, sizes replaced wherever they occur, two
+    sizes made equal. The first axis of the first leaf is the one that varies most.
+    """
+    if trial.subject.arguments.has_complex:
+        return
+    shapes = [tuple(leaf.shape) for leaf in trial.given]
+    whole = [leaf.shape for leaf in trial.given if not is_float(leaf)]
+    sizes = list(dict.fromkeys(size for shape in (whole if any(whole) else shapes) for size in shape if size))[:3]
+    ranks: list[Shapes] = []
+    if len(set(shapes)) == 1 and shapes[0] and [tuple(v.shape) for v in trial.outputs] == shapes[:1]:
+        ranks = [[shape] * len(shapes) for shape in (shapes[0][1:], (3, *shapes[0]), (), (2, 3, *shapes[0]))]
+    squares = dict.fromkeys(pair for shape in shapes for pair in pairwise(shape) if pair[0] != pair[1] and all(pair))
+    equal: list[Shapes] = [_resized(shapes, {a: b}) for a, b in squares]
+    for make in (lambda d: 1, lambda d: 2 * d + 3, lambda d: d + 1, lambda d: 2):
+        yield from (_resized(shapes, {size: make(size)}) for size in sizes if make(size) != size)
+        yield from ranks + equal[:2]
+        ranks, equal = [], equal[2:]
+
+
+def _resized(shapes: Shapes, sizes: Mapping[int, int]) -> Shapes:
+    return [tuple(sizes.get(size, size) for size in shape) for shape in shapes]
+
+
+def _filled(trial: Trial, shapes: Shapes, domain: list[Any]) -> Leaves:
+    """Drawn where there is a domain, or the caller's values repeated, in the dtype that is tried."""
+    rng = np.random.default_rng(trial.seed)
+    leaves = []
+    for leaf, shape, bounds in zip(trial.given, shapes, domain, strict=True):
+        if is_float(leaf) and bounds is not None:
+            leaves.append(drawn(Spec(shape, leaf.dtype), bounds, "ordinary", rng))
+        else:
+            leaves.append(np.resize(np.asarray(leaf), shape))
+    return trial.cast(leaves, trial.strict)

@@ -1,0 +1,41 @@
+"""A sample of the registries of wrong and right rules; all: python -m experiments.checker_tables wrong-rules."""
+
+import jax
+import pytest
+import right_rules
+import wrong_rules
+from tiers import one_in
+
+import jaxbp
+from jaxbp.checker.report import Report
+
+WRONG, RIGHT = wrong_rules.CASES[8::24], [*wrong_rules.CASES[14::60], *right_rules.CASES[::20]]
+
+
+def checked(subject: wrong_rules.Subject) -> Report:
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        return jaxbp.check(subject.fun, subject.args, **subject.options)
+
+
+@pytest.mark.parametrize("case", one_in(13, WRONG), ids=lambda case: case.name)
+def test_a_wrong_rule_is_caught(case: wrong_rules.Case) -> None:
+    report = checked(case.wrong())
+    assert report.verdict == "FAIL", report
+
+
+@pytest.mark.parametrize("case", one_in(14, RIGHT), ids=lambda case: case.name)
+def test_a_right_rule_is_not_accused(case: right_rules.Case) -> None:
+    report = checked(case.right())
+    assert report.verdict == "PASS", report
+
+
+def test_the_registries() -> None:
+    """At least 150 wrong rules, three of each kind, each named once; the right twin is another function."""
+    kinds = [case.kind for case in wrong_rules.CASES]
+    assert len(kinds) >= 150
+    assert all(kinds.count(kind) >= 3 for kind in kinds)
+    for cases in (wrong_rules.CASES, right_rules.CASES):
+        assert len({(case.kind, case.name) for case in cases}) == len(cases)
+    for case in wrong_rules.CASES[::20]:
+        wrong, right = case.wrong(), case.right()
+        assert wrong.fun is not right.fun or wrong.options != right.options
