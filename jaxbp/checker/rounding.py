@@ -162,7 +162,8 @@ class _Rounding:
         if jnp.issubdtype(a.dtype, jnp.complexfloating):
             parts = (self.moved(part, u, jnp.abs(size), place + n) for n, part in enumerate((a.real, a.imag)))
             return lax.complex(*parts)
-        return a + (AMPLITUDE * u * self._uniform(a.shape, place) * jnp.abs(size)).astype(a.dtype)
+        finite = jnp.where(jnp.isfinite(size), jnp.abs(size), 0)  # an infinity, such as that of a mask, is not rounded
+        return a + (AMPLITUDE * u * self._uniform(a.shape, place) * finite).astype(a.dtype)
 
     def _uniform(self, shape: tuple[int, ...], place: int) -> Array:
         """Other numbers of the noise at each place, the same again where there are not enough."""

@@ -271,6 +271,15 @@ class Trial:
         with self.setting(dtype), lenient():
             return [np.asarray(a) for a in run(self.cast(leaves, dtype))]
 
+    def own(self, leaves: Sequence[Any], dtype: str) -> list[np.ndarray]:
+        """The other outputs of the function itself, compiled as the rule is."""
+        subject, options = self.subject, {} if dtype == self.main else QUICK
+        run = self._once(
+            ("own", bool(options)), lambda: jax.jit(lambda p: subject.values(subject.function, p)[0], **options)
+        )
+        with self.setting(dtype), lenient():
+            return [np.asarray(a) for a in run(self.cast(leaves, dtype))]
+
     def autodiff(self, leaves: Sequence[Any], us: Leaves, dtype: str) -> tuple[Leaves, Leaves]:
         """The function's value, and cotangents by autodiff of the reference, in the dtype itself."""
         run = self._once("autodiff", lambda: jax.jit(self.subject.truth, **QUICK))
