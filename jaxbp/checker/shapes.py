@@ -68,6 +68,8 @@ def _case(trial: Trial, leaves: Leaves) -> _Case:
 
     parts = _parts(trial, leaves)
     like = shapes(leaves)
+    if not all(v.size for v in like) and all(v.size for v in trial.outputs):
+        raise ValueError("an empty output")  # of a window larger than its input: XLA has no transpose of it
     for _, part in parts:
         shapes(part)
     if subject.kind == "gradient":
