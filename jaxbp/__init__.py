@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         memory,
         models,
         persample,
+        private,
         spectrum,
         tangent_kernel,
     )
@@ -61,6 +62,7 @@ __all__ = [
     "memory",
     "models",
     "persample",
+    "private",
     "r_backward",
     "r_forward",
     "spectrum",
@@ -70,7 +72,7 @@ __all__ = [
 ]
 
 _MODULES = {"activations", "checker", "curvature", "factor", "influence", "initializers", "kronecker", "layers"}
-_MODULES |= {"losses", "memory", "models", "persample", "spectrum", "tangent_kernel"}
+_MODULES |= {"losses", "memory", "models", "persample", "private", "spectrum", "tangent_kernel"}
 _HOMES = {"Activation": "activations", "Loss": "losses", "apply": "interop", "check": "checker"}  # the others: mlp
 _HOMES |= {"r_forward": "curvature", "r_backward": "curvature"}
 _HOMES |= dict.fromkeys(("Network", "factors", "gradient", "init", "value_and_grad"), "network")

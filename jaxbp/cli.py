@@ -15,6 +15,7 @@ COMMANDS = {
     "predict": "apply a trained network to new data",
     "check": "prove a backward pass against autodiff",
     "study": "per-sample gradients over a whole data set",
+    "audit": "what a private run promises, tried out",
     "trace": "one sample through a trained network and back: a table and a figure",
     "data": "list the data sets, import one from files at hand",
 }

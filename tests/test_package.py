@@ -11,7 +11,7 @@ import pytest
 from jax import export
 
 import jaxbp
-from jaxbp import MLP, curvature, losses, memory, persample
+from jaxbp import MLP, curvature, losses, memory, persample, private
 from jaxbp.activations import ACTIVATIONS
 
 NET = MLP((5, 4, 4, 3), hidden=("tanh", "gelu"))
@@ -50,6 +50,8 @@ def quantities(f, weights):
         "grand": p.grand(f),
         "el2n": p.el2n(f),
         "influence": p.influence([f], [f], [0.1]),
+        "noisy_clipped_mean": private.noisy_clipped_mean(f, 1.0, 1.0, jax.random.key(0), 4.0, weights),
+        "poisson_batch": private.poisson_batch(jax.random.key(0), 9, 0.5, 9),
     }
 
 
@@ -150,7 +152,7 @@ def test_no_public_function_is_left_out():
     """Types, modules and the checker aside, which looks at values and runs programs of its own."""
     lowered = {name for program in PROGRAMS for name in jax.eval_shape(program, *PROGRAMS[program])}
     modules = {"activations", "checker", "factor", "initializers", "layers", "losses", "memory", "models", "persample"}
-    modules |= {"curvature", "influence", "kronecker", "spectrum", "tangent_kernel"}
+    modules |= {"curvature", "influence", "kronecker", "private", "spectrum", "tangent_kernel"}
     types = {"MLP", "Network", "Activation", "Affine", "Factors", "Loss", "Params", "Tape"}
     types |= {"Clipped", "NoiseScale", "Stiffness"}
     assert lowered >= (set(jaxbp.__all__) | set(persample.__all__)) - modules - types - {"check"}

@@ -25,6 +25,7 @@ from jaxbp.run.config import (
     MeshConfig,
     ModelConfig,
     OptimizerConfig,
+    PrivacyConfig,
     StudyConfig,
     SweepConfig,
     TrainConfig,
@@ -409,7 +410,7 @@ TABLES = st.fixed_dictionaries(
                 "name": TEXT,
                 "test_fraction": optional(st.floats(0.01, 0.99)),
                 "seed": SEED,
-                "standardize": st.sampled_from(["feature", "global", "none"]),
+                "standardize": st.sampled_from(["feature", "global", "none", {"mean": 0.5, "scale": 2.0}]),
                 "standardize_targets": st.booleans(),
             }
         ),
@@ -456,6 +457,18 @@ TABLES = st.fixed_dictionaries(
         ),
         "mesh": st.fixed_dictionaries({"data": COUNT, "model": COUNT}),
         "study": st.fixed_dictionaries({"quantities": st.lists(TEXT, max_size=3).map(tuple), "every": COUNT}),
+        "privacy": st.fixed_dictionaries(
+            {
+                **dict.fromkeys(("max_norm", "noise_multiplier", "epsilon"), optional(POSITIVE)),
+                "delta": st.floats(1e-9, 0.1),
+                "accountant": st.sampled_from(["pld", "rdp"]),
+                "adjacency": st.sampled_from(["add-or-remove-one", "replace-one"]),
+                "sampling": st.just("poisson"),
+                "per_layer": st.booleans(),
+                "unprotected": st.booleans(),
+                "seed": optional(SEED),
+            }
+        ),
         "sweep": st.fixed_dictionaries(
             {
                 "seeds": st.integers(1, 200),
@@ -466,6 +479,7 @@ TABLES = st.fixed_dictionaries(
                 "optimizer": st.just({"arguments": {"momentum": (0.5, 0.9)}, "clip_norm": ("none", 1.0)}),
                 "train": st.just({}),
                 "study": st.just({}),
+                "privacy": st.just({"epsilon": (1.0, 8.0)}) | st.just({}),
             }
         ),
         "checkpoint": st.fixed_dictionaries({"every": optional(COUNT), "keep": COUNT}),
@@ -478,7 +492,13 @@ TABLES = st.fixed_dictionaries(
 def test_every_config_comes_back(tables: dict[str, dict[str, Any]]) -> None:
     kinds = {
         **{"data": DataConfig, "model": ModelConfig, "optimizer": OptimizerConfig, "train": TrainConfig},
-        **{"study": StudyConfig, "sweep": SweepConfig, "checkpoint": CheckpointConfig, "mesh": MeshConfig},
+        **{
+            "study": StudyConfig,
+            "privacy": PrivacyConfig,
+            "sweep": SweepConfig,
+            "checkpoint": CheckpointConfig,
+            "mesh": MeshConfig,
+        },
     }
     assert {f"{table}.{name}" for table, values in tables.items() for name in values} == set(keys())
     config = Config(**{name: kind(**tables[name]) for name, kind in kinds.items()})

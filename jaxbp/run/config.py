@@ -43,6 +43,8 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 Number = bool | int | Finite | str
 Argument = Number | dict[str, Finite]
 """An Optax argument; a table maps steps to numbers, as piecewise_constant_schedule takes them."""
+Constants = Annotated[dict[Literal["mean", "scale"], Finite], Field(min_length=2)]
+"""{mean = 33.3, scale = 78.6}"""
 Slots = Annotated[dict[Literal["slots"], Count], Field(min_length=1)]
 """{slots = 8}"""
 Values = Annotated[tuple[Any, ...], Field(min_length=1)]
@@ -65,8 +67,9 @@ class DataConfig:
     """Of a text: the characters of a sample; None: 64. Each epoch reads the text once, from another beginning on."""
     seed: Seed = 0
     """Seed of the split into training and test set."""
-    standardize: Literal["feature", "global", "none"] = "feature"
-    """Inputs to mean 0 and standard deviation 1: each column, all by one mean and deviation, or not at all."""
+    standardize: Literal["feature", "global", "none"] | Constants = "feature"
+    """Inputs to mean 0 and standard deviation 1: each column, all by one mean and deviation, not at all, or by numbers
+    from elsewhere, such as {mean = 33.3, scale = 78.6}."""
     standardize_targets: bool = False
     """Regression: targets to mean 0 and standard deviation 1, each column."""
 
@@ -167,6 +170,43 @@ class StudyConfig:
 
 @pydantic.with_config(STRICT)
 @dataclasses.dataclass(frozen=True)
+class PrivacyConfig:
+    """Differentially private training; by default a run is not private."""
+
+    max_norm: Positive | None = None
+    """C: the gradient of each sample is clipped to this norm. train.batch_size is then the mean size of a batch."""
+    noise_multiplier: Positive | None = None
+    """σ: the noise on the sum of a batch has the standard deviation σC. Set it or epsilon."""
+    epsilon: Positive | None = None
+    """ε that all epochs together may spend; σ follows from it."""
+    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    """δ of the ε that is given or reported; it has to be well below 1 / samples."""
+    accountant: Literal["pld", "rdp"] = "pld"
+    """How ε is computed: by privacy loss distributions, which is tight, or by Rényi divergences."""
+    adjacency: Literal["add-or-remove-one", "replace-one"] = "add-or-remove-one"
+    """What two training sets differ in that ε makes hard to tell apart."""
+    sampling: Literal["poisson"] = "poisson"
+    """How a batch is drawn: each sample by itself, with the same chance."""
+    per_layer: bool = False
+    """Clip the gradient of each of the L layers by itself, to C/√L, so that all together have at most the norm C."""
+    unprotected: bool = False
+    """Report the loss and scores of the training set and the RMS of δ too, which ε does not cover."""
+    seed: Seed | None = None
+    """For tests: makes batches and noise reproducible, for whoever knows it too. None: they come from a secret key."""
+
+    @property
+    def enabled(self) -> bool:
+        """Whether the run is private."""
+        return any(value is not None for value in (self.max_norm, self.noise_multiplier, self.epsilon))
+
+    @property
+    def reported(self) -> tuple[str, ...]:
+        """The sets whose scores are reported."""
+        return ("test",) if self.enabled and not self.unprotected else ("train", "test")
+
+
+@pydantic.with_config(STRICT)
+@dataclasses.dataclass(frozen=True)
 class SweepConfig:
     """The same run for several seeds, learning rates and values of any other key; by default a run is no sweep."""
 
@@ -187,6 +227,8 @@ class SweepConfig:
     """Keys of [train], such as --sweep.train.batch-size 32,128."""
     study: Swept = dataclasses.field(default_factory=dict)
     """Keys of [study]."""
+    privacy: Swept = dataclasses.field(default_factory=dict)
+    """Keys of [privacy], such as --sweep.privacy.epsilon 1,2,8; each member spends its own ε."""
 
     @property
     def enabled(self) -> bool:
@@ -236,6 +278,7 @@ class Config:
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     study: StudyConfig = dataclasses.field(default_factory=StudyConfig)
+    privacy: PrivacyConfig = dataclasses.field(default_factory=PrivacyConfig)
     sweep: SweepConfig = dataclasses.field(default_factory=SweepConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)

@@ -44,6 +44,8 @@ def outcome(error: BaseException) -> tuple[int, str]:
             return 128 + error.signal, str(error)
         case KeyboardInterrupt():
             return 130, str(error) or "interrupted"
+        case ModuleNotFoundError() if error.name == "dp_accounting":
+            return 2, str(error)
         case ModuleNotFoundError() if error.name and not error.name.startswith(("jaxbp", "experiments")):
             return 2, f"the package {error.name} is missing: pip install '.[run]' in the clone of jaxbp installs all"
         case OSError() if error.filename is not None and error.strerror:

@@ -15,9 +15,9 @@ from jaxbp.network import Network, ParamTree, shapes
 from jaxbp.run import data
 from jaxbp.run import problem as problems
 from jaxbp.run.compute import mesh as meshes
-from jaxbp.run.compute import optimizers, recording
+from jaxbp.run.compute import optimizers, privacy, recording
 from jaxbp.run.compute import step as steps
-from jaxbp.run.compute.epoch import Evaluation, order_key
+from jaxbp.run.compute.epoch import Evaluation, run_key
 from jaxbp.run.compute.mesh import OnMesh
 from jaxbp.run.compute.program import OneDevice, first_state
 from jaxbp.run.compute.step import State, Steps, StepSpec
@@ -45,7 +45,7 @@ class Setup(NamedTuple):
 
 
 class ResumePoint(NamedTuple):
-    """Where a run that was stopped goes on: after how many epochs and steps, with which key of the order and state."""
+    """Where a run that was stopped goes on: after how many epochs and steps, with which key and state."""
 
     epoch: int
     step: int
@@ -54,11 +54,12 @@ class ResumePoint(NamedTuple):
 
 
 class Epoch(NamedTuple):
-    """After an epoch: its rows of metrics.jsonl, that of the epoch last, its time and the evaluation of both sets."""
+    """After an epoch: its rows of metrics.jsonl, that of the epoch last, its time, evaluations and the run's key."""
 
     rows: list[Row]
     timing: Timing
     evaluations: dict[str, Evaluation]
+    key: Array
 
     @property
     def row(self) -> EpochRow:
@@ -79,17 +80,26 @@ def run(config: Config, name: str, console: Console, how: How = "auto") -> Path:
       Stopped: by SIGTERM or Ctrl-C, after a whole epoch, which is saved.
     """
     setup = processes.on_all(lambda: prepare(config))
-    with folders.opened(config, name, data.digest(setup.problem.dataset), how) as folder:
+    private = setup.spec.privacy
+    digest = privacy.UNRECORDED if private else data.digest(setup.problem.dataset)
+    known = private.provenance() if private else {}
+    with folders.opened(config, name, digest, how, known) as folder:
         try:
             text.line(console, f"{describe(setup)}\nrun folder {folder.path}")
             _train(setup, folder, console)
         except Diverged:
-            folder.finish()
+            _finish(setup, folder)
             raise
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"interrupted; what was measured is in {folder.path}") from None
-        folder.finish()
+        _finish(setup, folder)
     return folder.path
+
+
+def _finish(setup: Setup, folder: RunFolder) -> None:
+    if setup.spec.privacy:
+        folder.forget()
+    folder.finish()
 
 
 def prepare(config: Config) -> Setup:
@@ -105,12 +115,14 @@ def assemble(problem: Problem, kind: type[Program] = OneDevice, members: int = 1
     """
     config = problem.config
     recording.check(config.study.quantities)
-    steps.check(config, len(problem.dataset.x_train))
+    samples = len(problem.dataset.x_train)
+    steps.check(config, samples)
     kind.check(config, problem)
     shapes = jax.eval_shape(problem.initial)
-    count = -(-len(problem.dataset.x_train) // config.train.batch_size)
+    count = -(-samples // config.train.batch_size)
     optimizer = optimizers.build(optimizers.in_steps(config.optimizer, count, config.train.epochs), shapes)
-    spec = steps.spec(config, problem.net, optimizer)
+    private = privacy.plan(config, samples, meshes.shape(config.mesh)[0])
+    spec = steps.spec(config, problem.net, optimizer, private)
     state = jax.eval_shape(optimizer.init, shapes)
     processes.on_all(lambda: _check_memory(problem, shapes, state, members))
     return Setup(problem, spec, kind(problem, spec))
@@ -123,23 +135,23 @@ def epochs(setup: Setup, begin: ResumePoint | None = None) -> Iterator[Epoch]:
       Diverged: after an epoch with a bad step, or with a training loss that is not finite.
     """
     problem, spec, program = setup
-    key = begin.key if begin else order_key(problem.config.train.seed)
+    key = begin.key if begin else run_key(problem.config)
     program.begin(begin.state if begin else None)
     samples = len(problem.dataset.x_train)
-    count = -(-samples // spec.batch_size)
+    count, reported = -(-samples // spec.batch_size), problem.config.privacy.reported
     for epoch in range(begin.epoch + 1 if begin else 1, problem.config.train.epochs + 1):
         started, done = time.perf_counter(), (epoch - 1) * count
         phase = done % problem.config.study.every  # an int32, however long the run
         measured = program.epoch(jax.random.fold_in(key, epoch), phase)
         alive = bool(measured.alive[-1])
         seconds = time.perf_counter() - started
-        evaluations = {name: program.evaluate(program.params, name) for name in ("train", "test") if alive}
+        evaluations = {name: program.evaluate(program.params, name) for name in reported if alive}
         records: list[Row] = [*metrics.records(spec.recording, measured, epoch, done)]
         if (fault := metrics.divergence(measured, evaluations, epoch)) is not None:
             raise Diverged(fault, records)
         program.keep()
         row = epoch_row(setup, evaluations, measured, epoch)
-        yield Epoch([*records, row], Timing(epoch, seconds, samples / seconds), evaluations)
+        yield Epoch([*records, row], Timing(epoch, seconds, samples / seconds), evaluations, key)
 
 
 def _train(setup: Setup, folder: RunFolder, console: Console) -> None:
@@ -158,7 +170,7 @@ def _train(setup: Setup, folder: RunFolder, console: Console) -> None:
             for last in epochs(setup, begin):
                 stopped = _keep(setup, folder, last, stop.signal or 0)
                 tell(last.rows, last.timing)
-                show(last.row.scores(), last.timing)
+                show(last.row.shown(), last.timing)
                 if stopped:
                     at = f"epoch {last.row.epoch} of {config.train.epochs}"
                     line = f"stopped after {at}, saved in {folder.path}; the same command goes on from there"
@@ -177,6 +189,8 @@ def _train(setup: Setup, folder: RunFolder, console: Console) -> None:
     _write_results(setup, folder, last)
     if folder.epochs:
         summary(console, folder.epochs, time.perf_counter() - started)
+        if private := setup.spec.privacy:
+            text.line(console, private.describe())
 
 
 def _keep(setup: Setup, folder: RunFolder, epoch: Epoch, signal: int) -> int:
@@ -186,8 +200,7 @@ def _keep(setup: Setup, folder: RunFolder, epoch: Epoch, signal: int) -> int:
     stopped *= row.epoch < setup.problem.config.train.epochs
     folder.append(epoch.rows, epoch.timing)
     if stopped or due:
-        key = order_key(setup.problem.config.train.seed)
-        folder.checkpoint(row.epoch, row.step, key, setup.program.state(), wait=bool(stopped))
+        folder.checkpoint(row.epoch, row.step, epoch.key, setup.program.state(), wait=bool(stopped))
     return stopped
 
 
@@ -222,23 +235,27 @@ def _resumed(setup: Setup, folder: RunFolder, console: Console) -> ResumePoint |
 def epoch_row(setup: Setup, evaluations: dict[str, Evaluation], steps: Steps, epoch: int) -> EpochRow:
     """The row of an epoch, from the evaluations of both sets and the steps."""
     step, problem, loss = epoch * len(steps.loss), setup.problem, setup.problem.config.model.loss
-    train, test = (metrics.scores(evaluations[s], problem.raw(s)[1], loss, problem.targets) for s in ("train", "test"))
+    found = {s: metrics.scores(e, problem.raw(s)[1], loss, problem.targets) for s, e in evaluations.items()}
     rate = float(np.asarray(setup.spec.optimizer.learning_rate(step - 1)))
-    return EpochRow(epoch, step, train, test, rate, *map(metrics.root_mean, (steps.delta, steps.gradient)))
+    delta, gradient = map(metrics.root_mean, (steps.delta, steps.gradient))
+    train, delta_rms = found.get("train"), delta if "train" in found else None
+    spent = setup.spec.privacy.epsilon(step) if setup.spec.privacy else None
+    return EpochRow(epoch, step, train, found["test"], rate, delta_rms, gradient, spent)
 
 
 def describe(setup: Setup) -> str:
-    """Network, data, optimiser and device in one line."""
+    """Network, data, optimiser and device in one line; what a private run spends in another one."""
     problem, config = setup.problem, setup.problem.config
     dataset, net = problem.dataset, problem.net
     shown = (
         f"{'-'.join(map(str, net.sizes))} {config.model.hidden}" if isinstance(net, MLP) else title(net, config.model)
     )
+    private = f"\n{setup.spec.privacy.describe()}" if setup.spec.privacy else ""
     parameters = sum(p.size for p in jax.tree.leaves(jax.eval_shape(problem.initial)))
     return (
         f"{dataset.name}: {len(dataset.x_train):,} training and {len(dataset.x_test):,} test samples · "
         f"{shown}, {config.model.loss}, {parameters:,} parameters in {config.model.dtype} · "
-        f"{config.optimizer.name} · {setup.program.devices(config)}"
+        f"{config.optimizer.name} · {setup.program.devices(config)}{private}"
     )
 
 

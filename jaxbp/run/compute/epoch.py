@@ -11,7 +11,10 @@ from jax.typing import ArrayLike
 from jaxbp import losses
 from jaxbp.mlp import MLP, Array, wide
 from jaxbp.network import Net, ParamTree, dtype_of, layer_of
+from jaxbp.private import poisson_batch
+from jaxbp.run.compute.privacy import Privacy, secret
 from jaxbp.run.compute.step import State, Steps, StepSpec, step
+from jaxbp.run.config import Config
 
 EVALUATED_AT_ONCE = 1000  # samples; bounds the memory of an evaluation
 
@@ -25,7 +28,7 @@ class Evaluation(NamedTuple):
 
 def epoch(spec: StepSpec, state: State, x: Array, y: Array, key: Array, done: ArrayLike = 0) -> tuple[State, Steps]:
     """One pass over the samples in an order drawn from the key; `done` counts the steps before it, for records."""
-    rows, present = drawn(key, len(x), spec.batch_size)
+    rows, present = drawn(key, len(x), spec.batch_size, spec.privacy)
     if spec.text:
         x, y = moved(key, x), moved(key, y)
     return scan(spec, state, rows, present.astype(dtype_of(state.params)), lambda rows: (x[rows], y[rows]), done, key)
@@ -37,12 +40,19 @@ def moved(key: Array, blocks: Array) -> Array:
     return jnp.roll(blocks.ravel(), -by).reshape(blocks.shape)
 
 
-@functools.partial(jax.jit, static_argnames=("samples", "batch_size"))
-def drawn(key: Array, samples: int, batch_size: int) -> tuple[Array, Array]:
+@functools.partial(jax.jit, static_argnames=("samples", "batch_size", "privacy"))
+def drawn(key: Array, samples: int, batch_size: int, privacy: Privacy | None = None) -> tuple[Array, Array]:
     """The rows of each step of an epoch, (S, B), and whether they count: each sample once, in an order from the key.
 
-    The last batch is filled up with samples of weight 0, so that every step has the same shape and none is dropped.
+    Of a private run Poisson batches. Batches are filled up with samples of weight 0, so that every step has the same
+    shape and no sample is dropped.
     """
+    if privacy is not None:
+        keys = jax.random.split(jax.random.fold_in(key, 3), -(-samples // batch_size))
+        found: tuple[Array, Array] = jax.lax.map(
+            lambda key: poisson_batch(key, samples, privacy.rate, privacy.capacity), keys
+        )
+        return found
     batch_size = min(batch_size, samples)
     steps = -(-samples // batch_size)
     order = jnp.resize(jax.random.permutation(key, samples), (steps, batch_size))
@@ -60,9 +70,9 @@ def scan(
 ) -> tuple[State, Steps]:
     """The steps of an epoch, weights (S, B): `read` gives inputs and targets of the batch of a step."""
     records = spec.recording and (jnp.arange(len(weights)) + done) % spec.recording.every == 0
-    keys = (
-        None if key is None or isinstance(spec.net, MLP) else jax.random.split(jax.random.fold_in(key, 2), len(weights))
-    )
+    keys = None
+    if key is not None and (spec.privacy or not isinstance(spec.net, MLP)):
+        keys = jax.random.split(jax.random.fold_in(key, 2), len(weights))
 
     def one(state: State, batch: tuple[Any, Array, Array | None, Array | None]) -> tuple[State, Steps]:
         rows, weights, records, key = batch
@@ -85,6 +95,11 @@ def evaluated(net: Net, params: ParamTree, sample: tuple[Array, Array]) -> Evalu
     return Evaluation(loss.ell(output, sample[1]), found)
 
 
+def run_key(config: Config) -> Array:
+    """The key of all that is drawn in a run; epoch e, from 1 on, draws from ``fold_in(key, e)``."""
+    return secret(config) if config.privacy.enabled else order_key(config.train.seed)
+
+
 def order_key(seed: int) -> Array:
-    """The key of the order of the samples; epoch e, from 1 on, draws from ``fold_in(key, e)``."""
+    """The key of a run that is not private, for the order of the samples and dropout."""
     return jax.random.fold_in(jax.random.key(seed), 0)

@@ -77,16 +77,15 @@ class OnMesh:
         make = functools.partial(first_state, self._problem, self._spec)
         self._state = spread(self._mesh, net, make) if saved is None else self._place(saved)
         self.keep()
-        order, _ = drawn(jax.random.key(0), len(self._problem.dataset.x_train), self._spec.batch_size)
+        order, _ = self._drawn(jax.random.key(0))
         self._compiled = compile_epoch(self._mesh, self._spec, self._state, self._row_shapes(order.shape))
 
     def epoch(self, key: Array, done: int) -> Steps:
         """Trains for an epoch in the order drawn from the key, `done` steps after the first one."""
         self.whole = jax.tree.map(jnp.copy, self.whole)  # the epoch takes the state away
-        samples = len(self._problem.dataset.x_train)
-        rows = self._lay("train", *drawn(key, samples, self._spec.batch_size)).rows
-        before = put(np.asarray(done, jnp.arange(0).dtype), NamedSharding(self._mesh, P()))
-        self._state, steps = self._compiled(self._state, rows, before)
+        rows, whole = self._lay("train", *self._drawn(key)).rows, NamedSharding(self._mesh, P())
+        before = put(np.asarray(done, jnp.arange(0).dtype), whole)
+        self._state, steps = self._compiled(self._state, rows, before, put(jax.random.key_data(key), whole))
         return steps
 
     def keep(self) -> None:
@@ -120,6 +119,9 @@ class OnMesh:
     def state(self) -> State:
         """The state after the last epoch, in host memory."""
         return self.fetch(self._state)
+
+    def _drawn(self, key: Array) -> tuple[Array, Array]:
+        return drawn(key, len(self._problem.dataset.x_train), self._spec.batch_size, self._spec.privacy)
 
     def _place(self, state: State) -> State:
         return put(state, shardings(self._mesh, self._problem.net, state))
@@ -232,16 +234,19 @@ def lay_out(
 
 
 def compile_epoch(mesh: Mesh, spec: StepSpec, state: State, rows: Rows) -> jax.stages.Compiled:
-    """(state, rows, steps done) ↦ (state, steps), `epoch.epoch` on the mesh; from arrays or their shapes."""
+    """(state, rows, steps done, words of the key) ↦ (state, steps), `epoch.epoch` on the mesh; from shapes too."""
     state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
 
-    def epoch(state: State, rows: Rows, done: Array) -> tuple[State, Steps]:
-        return scan(spec, state, rows[:2], rows.weights, lambda batch: batch, done)
+    def epoch(state: State, rows: Rows, done: Array, words: Array) -> tuple[State, Steps]:
+        key = jax.random.wrap_key_data(words)
+        return scan(spec, state, rows[:2], rows.weights, lambda batch: batch, done, key)
 
     whole, split = NamedSharding(mesh, P()), NamedSharding(mesh, P(None, "data"))
     states = shardings(mesh, spec.net, state)
-    jitted = jax.jit(epoch, in_shardings=(states, split, whole), out_shardings=(states, whole), donate_argnums=0)
-    return jitted.lower(state, rows, jax.ShapeDtypeStruct((), jnp.arange(0).dtype)).compile()
+    places = (states, split, whole, whole)
+    jitted = jax.jit(epoch, in_shardings=places, out_shardings=(states, whole), donate_argnums=0)
+    done, words = jax.eval_shape(lambda: (jnp.arange(0).sum(), jax.random.key_data(jax.random.key(0))))
+    return jitted.lower(state, rows, done, words).compile()
 
 
 def in_order(samples: int, data: int) -> tuple[np.ndarray, np.ndarray]:
@@ -277,7 +282,7 @@ def _check_sizes(config: Config, net: Net, samples: int) -> None:
     if config.train.micro_batches > 1 and data > 1:
         raise UserError("train.micro_batches: a part would lie on one device of mesh.data: leave out one of the two")
     batch = min(config.train.batch_size, samples)
-    if batch % data:
+    if batch % data and not config.privacy.enabled:  # whose batches are filled up
         raise UserError(f"train.batch_size: mesh.data {data} does not divide the {batch} samples of a batch")
     if not isinstance(net, MLP):
         if model > 1:

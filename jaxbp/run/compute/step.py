@@ -25,6 +25,7 @@ from jaxbp.network import Net, ParamTree, by_layer, dtype_of, factors, gradient
 from jaxbp.run import data
 from jaxbp.run.compute import recording as recordings
 from jaxbp.run.compute.optimizers import Optimizer
+from jaxbp.run.compute.privacy import Mean, Privacy
 from jaxbp.run.compute.recording import Batch, Recording
 from jaxbp.run.config import Config, TrainConfig
 from jaxbp.run.errors import UserError
@@ -36,7 +37,7 @@ class StepSpec:
 
     schedule: of `jaxbp.memory`, None stores all;  micro_batches: parts that a batch is cut into;  mixed: forward and
     backward pass in bfloat16;  recording: what [study] records;  text: whether the samples are blocks of a text, which
-    each epoch cuts at other places.
+    each epoch cuts at other places;  privacy: what [privacy] clips and adds.
     """
 
     net: Net
@@ -47,6 +48,7 @@ class StepSpec:
     mixed: bool = False
     recording: Recording | None = None
     text: bool = False
+    privacy: Privacy | None = None
 
 
 class State(NamedTuple):
@@ -85,20 +87,20 @@ class BatchGradient(NamedTuple):
     factors: FactorTree | None = None
 
 
-def spec(config: Config, net: Net, optimizer: Optimizer) -> StepSpec:
+def spec(config: Config, net: Net, optimizer: Optimizer, privacy: Privacy | None = None) -> StepSpec:
     """The step of a config."""
     train, study = config.train, config.study
     recording = Recording(study.quantities, study.every) if study.quantities else None
     schedule, mixed = _schedule(train, net), train.precision == "mixed"
     text = data.text.is_text(config.data.name)
-    return StepSpec(net, optimizer, train.batch_size, schedule, train.micro_batches, mixed, recording, text)
+    return StepSpec(net, optimizer, train.batch_size, schedule, train.micro_batches, mixed, recording, text, privacy)
 
 
 def check(config: Config, samples: int) -> None:
     """UserError where memory, micro_batches and precision do not fit each other, [study] or the training samples."""
     train = config.train
     batch = min(train.batch_size, samples)
-    if batch % train.micro_batches:
+    if batch % train.micro_batches and not config.privacy.enabled:  # whose batches are filled up
         raise UserError(f"train.micro_batches: {train.micro_batches} does not divide the {batch} samples of a batch")
     if train.precision == "mixed" and config.model.dtype != "float32":
         raise UserError(f'train.precision: "mixed" needs model.dtype "float32", it is "{config.model.dtype}"')
@@ -115,10 +117,18 @@ def step(
     records: Array | None,
     key: Array | None = None,
 ) -> tuple[State, Steps]:
-    """One step on a batch; samples of weight 0 do not count. `records` says whether it records; `key`: of dropout."""
+    """One step on a batch; samples of weight 0 do not count. `records` says whether it records.
+
+    key: of dropout, and of the noise of a private step, all of whose results depend on the noisy gradient alone.
+    """
     count = jnp.sum(weights, dtype=jnp.float32)  # bfloat16 counts to 256
+    if spec.privacy:
+        count, (key, noise) = jnp.float32(spec.privacy.expected), jax.random.split(key)  # type: ignore[arg-type]
     loss, grads, deltas, factors = batch_gradient(spec, state.params, *batch, weights, count, key)
-    finite = [jnp.isfinite(loss), *(jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(grads))]
+    finite = [jnp.isfinite(loss)]
+    if spec.privacy:
+        grads, finite = spec.privacy.noisy(grads, noise), []
+    finite += [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(grads)]
     alive = state.alive & jnp.all(jnp.stack(finite))
     params, inner = spec.optimizer.step(state.params, grads, state.optimizer)
     stepped = State(params, inner, alive)
@@ -140,7 +150,11 @@ def batch_gradient(
     else:
 
         def add(total: BatchGradient, batch: tuple[Any, ...]) -> tuple[BatchGradient, None]:
-            return jax.tree.map(lambda t, a: t + a.astype(t.dtype), total, part(*batch)), None
+            def added(total: BatchGradient) -> BatchGradient:
+                return jax.tree.map(lambda t, a: t + a.astype(t.dtype), total, part(*batch))
+
+            _, _, present, _ = batch  # of what fills a batch up, nothing is computed
+            return jax.lax.cond(jnp.any(present != 0), added, lambda total: total, total), None
 
         batches = jax.tree.map(lambda a: a.reshape(spec.micro_batches, -1, *a.shape[1:]), (x, y, weights))
         keys = None if key is None else jax.random.split(key, spec.micro_batches)
@@ -156,13 +170,17 @@ def _part(
     """Of some samples of a batch, as their share of its mean."""
     if not isinstance(spec.net, MLP):
         return _part_of_network(spec, params, count, x, y, weights, key)
+    schedule = len(params) if spec.schedule is None else spec.schedule
+    mean: Mean = gradient
+    shares = weights
+    if spec.privacy:
+        mean, shares = spec.privacy.clipping(spec.net, params, x, y, weights, schedule)
     keep = spec.recording is not None
 
     def quantity(f: Factors) -> tuple[tuple[Affine, Array, tuple[Array, Array] | None], ...]:
         kept = zip(f.x, f.delta, strict=True) if keep else (None for _ in f.x)
-        return tuple(zip(gradient(f, weights, normalize_by=count), _squares(f, weights, count), kept, strict=True))
+        return tuple(zip(mean(f, shares, count), _squares(f, weights, count), kept, strict=True))
 
-    schedule = len(params) if spec.schedule is None else spec.schedule
     losses, layers = memory.each_layer(quantity, spec.net, params, x, y, schedule)
     loss = jnp.sum(jnp.where(weights == 0, 0, losses)) / count.astype(losses.dtype)
     grads, squares, kept = zip(*layers, strict=True)
@@ -175,7 +193,8 @@ def _part_of_network(
     """`_part` of a `jaxbp.Network`: all its layers at once."""
     losses, found = factors(spec.net, params, x, y, key)
     loss = jnp.sum(jnp.where(weights == 0, 0, losses)) / count.astype(losses.dtype)
-    grads = gradient(found, weights, normalize_by=count)
+    mean = spec.privacy.clipped_mean if spec.privacy else gradient
+    grads = mean(found, weights, count)
     squares = tuple(_delta_squares(layer, weights, count) for layer in by_layer(spec.net, found))
     return BatchGradient(loss, grads, squares, found if spec.recording else None)
 

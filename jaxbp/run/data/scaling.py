@@ -1,7 +1,8 @@
 """Inputs and targets to mean 0 and standard deviation 1."""
 
 import math
-from typing import Literal, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,13 +19,17 @@ class Scaling(NamedTuple):
     scale: npt.NDArray[np.float64]
 
     @classmethod
-    def fit(cls, values: np.ndarray, how: Literal["feature", "global", "none"] = "feature") -> "Scaling":
+    def fit(cls, values: np.ndarray, how: str | Mapping[Any, float] = "feature") -> "Scaling":
         """Mean and standard deviation (ddof 0) of (N, D) values; a column that is constant keeps scale 1.
+
+        how: "feature", "global" or "none"; or `mean` and `scale` themselves.
 
         Raises a UserError when a column is too large for its variance to be a float64.
         """
         if how == "none":
             return cls(np.zeros(values.shape[1]), np.ones(values.shape[1]))
+        if isinstance(how, Mapping):
+            return cls(*(np.full(values.shape[1], how[name]) for name in ("mean", "scale")))
         axis = 0 if how == "feature" else None
         with np.errstate(over="ignore", invalid="ignore"):
             mean = values.mean(axis, dtype=np.float64)

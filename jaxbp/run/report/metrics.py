@@ -47,24 +47,41 @@ class Scores(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class EpochRow:
-    """After an epoch: scores of both sets, η of its last step, the RMS of δ⁽ˡ⁾ and of the gradient by layer."""
+    """After an epoch: scores of both sets, η of its last step, the RMS of δ⁽ˡ⁾ and of the gradient by layer.
+
+    epsilon: what a private run has spent. What that does not cover, of the training set, is there if it was asked for.
+    """
 
     epoch: int
     step: int
-    train: Scores
+    train: Scores | None
     test: Scores
     learning_rate: float
-    delta_rms: list[float]
+    delta_rms: list[float] | None
     gradient_rms: list[float]
+    epsilon: float | None = None
 
     def scores(self) -> dict[str, float]:
         """train_loss, train_accuracy … test_r2."""
-        return {f"{split}_{name}": v for split in ("train", "test") for name, v in getattr(self, split).named().items()}
+        return {f"{split}_{name}": v for split in self.splits for name, v in getattr(self, split).named().items()}
+
+    def shown(self) -> dict[str, float]:
+        """The scores, and the ε of a private run."""
+        return self.scores() | ({} if self.epsilon is None else {"ε": self.epsilon})
+
+    @property
+    def splits(self) -> list[str]:
+        """The sets that have scores."""
+        return ["test"] if self.train is None else ["train", "test"]
 
     def line(self) -> dict[str, Any]:
         """The keys and values in the file."""
         rest = {name: getattr(self, name) for name in ("learning_rate", "delta_rms", "gradient_rms")}
-        return {"epoch": self.epoch, "step": self.step, **self.scores(), **rest}
+        found = {"epoch": self.epoch, "step": self.step, **self.scores(), **rest}
+        if self.epsilon is None:
+            return found
+        unprotected = {name: found.pop(name) for name in list(found) if name.startswith(("train_", "delta_"))}
+        return found | {"epsilon": self.epsilon} | ({} if self.train is None else {"unprotected": unprotected})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,11 +153,13 @@ def read(line: Mapping[str, Any]) -> Row:
     head = {name: values.pop(name) for name in ("epoch", "step")}
     if "batch_loss" in values:
         return StepRecord(**head, batch_loss=values.pop("batch_loss"), quantities=values)
+    unprotected = values.pop("unprotected", {})
+    values = {"delta_rms": None} | values | unprotected
     train, test = (
-        Scores(**{name: values.pop(f"{split}_{name}") for name in Scores._fields if f"{split}_{name}" in values})
+        {name: values.pop(f"{split}_{name}") for name in Scores._fields if f"{split}_{name}" in values}
         for split in ("train", "test")
     )
-    return EpochRow(**head, train=train, test=test, **values)
+    return EpochRow(**head, train=Scores(**train) if train else None, test=Scores(**test), **values)
 
 
 def plain(value: Any) -> Any:
@@ -172,8 +191,9 @@ def divergence(steps: Steps, evaluations: dict[str, Evaluation], epoch: int) -> 
     if bad < len(loss):
         found = "the gradient overflows" if np.isfinite(loss[bad]) else f"the loss is {loss[bad]}"
         return f"{found} at epoch {epoch}, step {bad + 1} of {len(loss)}"
-    after = float(jnp.mean(evaluations["train"].loss))
-    return None if np.isfinite(after) else f"the loss of the training set is {after} after epoch {epoch}"
+    split, name = ("train", "training") if "train" in evaluations else ("test", "test")
+    after = float(jnp.mean(evaluations[split].loss))
+    return None if np.isfinite(after) else f"the loss of the {name} set is {after} after epoch {epoch}"
 
 
 def first_bad(steps: Steps) -> int:

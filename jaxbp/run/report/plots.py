@@ -27,11 +27,11 @@ def learning_curves(rows: Sequence[EpochRow], heading: str) -> Figure:
     figure, (axes,) = panels(1, 2 + (len(set(rates)) > 1), heading)
     epochs = [row.epoch for row in rows]
     for axis, name in zip(axes, ("loss", score), strict=False):
-        for split, colour in COLOURS.items():
-            axis.plot(epochs, _scores(rows, split, name), color=colour, label=split, marker=marker(rows))
+        for split in rows[0].splits:
+            axis.plot(epochs, _scores(rows, split, name), color=COLOURS[split], label=split, marker=marker(rows))
         axis.set_ylabel(UNITS[name])
     _mark_best(axes[1], rows, score)
-    fit_vertical(axes[0], [_scores(rows, split, "loss") for split in COLOURS])
+    fit_vertical(axes[0], [_scores(rows, split, "loss") for split in rows[0].splits])
     axes[0].set_title("mean loss of a sample")
     axes[1].set_title({"accuracy": "share classified correctly", "rmse": "root mean square error"}[score])
     for axis in axes[2:]:
@@ -63,9 +63,10 @@ def _mark_best(axis: Axes, rows: Sequence[EpochRow], score: str) -> None:
 
 def layer_rms(rows: Sequence[EpochRow], heading: str) -> Figure:
     """The RMS of δ and of the gradient of each layer against the epoch, on a logarithmic scale."""
-    figure, (axes,) = panels(1, 2, heading, right=1.15)
-    epochs = [row.epoch for row in rows]
     titles = {"delta_rms": "δ = ∂ℓ/∂s of a sample", "gradient_rms": "gradient of the mean loss of a batch"}
+    titles = {name: title for name, title in titles.items() if getattr(rows[0], name) is not None}
+    figure, (axes,) = panels(1, len(titles), heading, right=1.15)
+    epochs = [row.epoch for row in rows]
     for axis, (name, title) in zip(axes, titles.items(), strict=True):
         values = np.array([getattr(row, name) for row in rows])
         _line_a_layer(axis, epochs, values)
@@ -73,7 +74,7 @@ def layer_rms(rows: Sequence[EpochRow], heading: str) -> Figure:
         fit_vertical(axis, values)
         axis.grid(alpha=0.3)
         whole_numbers(axis, epochs)
-    axes[1].legend(fontsize="small", loc="center left", bbox_to_anchor=(1.01, 0.5))
+    axes[-1].legend(fontsize="small", loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure
 
 

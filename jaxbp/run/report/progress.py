@@ -29,7 +29,8 @@ def progress(console: Console, epochs: int, begun: int = 0) -> Iterator[Show]:
 
         def show(scores: Mapping[str, float], timing: Timing) -> None:
             name = "test_accuracy" if "test_accuracy" in scores else "test_rmse"  # more would not fit into 80 columns
-            shown = f"loss {scores['train_loss']:.4g} {name.replace('_', ' ')} {shown_score(name, scores[name])}"
+            loss = scores.get("train_loss", scores["test_loss"])
+            shown = f"loss {loss:.4g} {name.replace('_', ' ')} {shown_score(name, scores[name])}"
             bar.update(task, completed=timing.epoch, description=shown)
 
         yield show
@@ -49,12 +50,12 @@ def line(scores: Mapping[str, float], timing: Timing, epochs: int) -> str:
 def summary(console: Console, rows: Sequence[EpochRow], seconds: float) -> None:
     """Prints the last epoch's scores and the best test score that is a number."""
     lines = []
-    for name, train in rows[-1].train.named().items():
+    for name in rows[-1].test.named():
         choose = max if name in LARGER_IS_BETTER else min
         finite = [row for row in rows if math.isfinite(getattr(row.test, name))] or rows
         best = choose(finite, key=lambda row: getattr(row.test, name))
-        values = (train, getattr(rows[-1].test, name), getattr(best.test, name))
-        shown = [shown_score(name, value) for value in values]
-        lines.append([name, *shown[:2], f"{shown[2]} ({best.epoch})"])
+        values = [getattr(getattr(rows[-1], split), name) for split in rows[-1].splits]
+        shown = [shown_score(name, value) for value in (*values, getattr(best.test, name))]
+        lines.append([name, *shown[:-1], f"{shown[-1]} ({best.epoch})"])
     text.line(console, f"\n{rows[-1].epoch} epochs, {seconds:.1f} s of training")
-    text.table(console, ("", "train", "test", "best test (epoch)"), lines)
+    text.table(console, ("", *rows[-1].splits, "best test (epoch)"), lines)

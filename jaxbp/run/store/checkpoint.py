@@ -99,6 +99,14 @@ class Checkpoints:
             with files.writable(f"{self._folder}:"):
                 pending.result()
 
+    def remove(self) -> None:
+        """Removes all of them, and their folder if nothing else is in it."""
+        self.wait()
+        for step in _steps(self._folder):
+            _remove(self._folder / str(step))
+        with contextlib.suppress(OSError):
+            self._folder.rmdir()
+
     def newest(self, like: Tree, warn: Callable[[str], None]) -> Saved | None:
         """The newest checkpoint that is whole, its state in the shape of `like`; None where there is none.
 

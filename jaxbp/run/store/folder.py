@@ -12,7 +12,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -113,6 +113,10 @@ class RunFolder:
         """Has the pictures drawn into the folder."""
         self._on_first(lambda: pictures(self.path))
 
+    def forget(self) -> None:
+        """Removes the checkpoints, which hold the key of a private run."""
+        self._on_first(self._checkpoints.remove)
+
     def finish(self) -> None:
         """Marks the run as finished: from now on nothing is changed in its folder."""
         self._on_first((self.path / UNFINISHED).unlink)
@@ -129,10 +133,13 @@ class RunFolder:
 
 
 @contextlib.contextmanager
-def opened(config: Config, name: str, data: str, how: How = "auto") -> Iterator[RunFolder]:
+def opened(
+    config: Config, name: str, data: str, how: How = "auto", known: Mapping[str, Any] | None = None
+) -> Iterator[RunFolder]:
     """The run folder, locked: that of an unfinished run, or a new one with config.toml and provenance.json.
 
     data: the digest of the data set, which stays the same from the beginning of a run to its end.
+    known: what provenance.json has besides.
 
     `train.folder` is taken if it is new or empty, or holds an unfinished run, which then goes on. Without it the newest
     of runs/<name>, runs/<name>-2, … is taken if it is unfinished, or else the next. "resume" wants a run that is
@@ -144,12 +151,14 @@ def opened(config: Config, name: str, data: str, how: How = "auto") -> Iterator[
         another config, the keys that differ are named, or with other data.
     """
     with contextlib.ExitStack() as stack:
-        path, resumed = processes.from_first(lambda: _taken(stack, config, name, data, how))
+        path, resumed = processes.from_first(lambda: _taken(stack, config, name, data, how, known or {}))
         checkpoints = stack.enter_context(Checkpoints(Path(path), config.checkpoint))
         yield RunFolder(Path(path), resumed, checkpoints)
 
 
-def _taken(stack: contextlib.ExitStack, config: Config, name: str, data: str, how: How) -> tuple[str, bool]:
+def _taken(
+    stack: contextlib.ExitStack, config: Config, name: str, data: str, how: How, known: Mapping[str, Any]
+) -> tuple[str, bool]:
     """The folder, locked until the stack ends; whether a run goes on there."""
     chosen = config.train.folder
     path = paths.named("train.folder", chosen) if chosen is not None else _numbered(name, how)
@@ -161,7 +170,7 @@ def _taken(stack: contextlib.ExitStack, config: Config, name: str, data: str, ho
         if resumed:
             _check_same(config, path, data)
             _warn_of_cores(path)
-        files.replace(path / "provenance.json", json.dumps(_provenance(config, path, data), indent=2) + "\n")
+        files.replace(path / "provenance.json", json.dumps(_provenance(config, path, data, known), indent=2) + "\n")
         if not resumed or configs.read(path / "config.toml").train.epochs != config.train.epochs:
             again = dataclasses.replace(config, train=dataclasses.replace(config.train, folder=None))
             files.replace(path / "config.toml", tomli_w.dumps(to_dict(again)))
@@ -249,6 +258,9 @@ def _check_same(config: Config, path: Path, data: str) -> None:
     if now != before.train.epochs and optimizers.counts_all(config.optimizer):
         change = f"train.epochs was {before.train.epochs}, now {now}, and the schedule counts all steps of the run"
         raise UserError(f"{which} began with another learning rate: {change}; {NEW}")
+    if now != before.train.epochs and config.privacy.enabled:
+        change = f"train.epochs was {before.train.epochs}, now {now}, and what it spends is settled"
+        raise UserError(f"{which} is private: {change}; {NEW}")
     if now < (done := _epochs_in(path)):
         raise UserError(f"train.epochs: got {now}, {path} has {done} already; {NEW}")
 
@@ -265,7 +277,7 @@ def _value(config: Config, key: str) -> Any:
     return getattr(getattr(config, table), name)
 
 
-def _provenance(config: Config, path: Path, data: str) -> dict[str, Any]:
+def _provenance(config: Config, path: Path, data: str, known: Mapping[str, Any]) -> dict[str, Any]:
     """Of a new run; of one that goes on, that of its beginning with one more entry in "resumed"."""
     now: dict[str, Any] = {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -278,6 +290,7 @@ def _provenance(config: Config, path: Path, data: str) -> dict[str, Any]:
         "git_commit": _git_commit(),
         "seed": {"data": config.data.seed, "train": config.train.seed},
         "data_sha256": data,
+        **known,
     }
     if not (path / "config.toml").exists():
         return now

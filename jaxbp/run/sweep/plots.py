@@ -171,4 +171,4 @@ def _heat_map(axis: Axes, last: np.ndarray, name: str) -> AxesImage:
 
 def _value(row: metrics.MemberRow, name: str) -> float:
     """A score of a member in the units in which it is shown."""
-    return scores.of(row)[name] * (100 if name.endswith("accuracy") else 1)
+    return scores.of(row).get(name, np.nan) * (100 if name.endswith("accuracy") else 1)

@@ -26,8 +26,8 @@ from jaxbp.network import ParamTree
 from jaxbp.run import data, loop, targets
 from jaxbp.run import problem as problems
 from jaxbp.run.compute import mesh as meshes
-from jaxbp.run.compute import optimizers
-from jaxbp.run.compute.epoch import Evaluation, epoch, evaluate, order_key
+from jaxbp.run.compute import optimizers, privacy
+from jaxbp.run.compute.epoch import Evaluation, epoch, evaluate, run_key
 from jaxbp.run.compute.program import OneDevice
 from jaxbp.run.compute.step import State, Steps
 from jaxbp.run.config import Config, to_dict
@@ -108,8 +108,11 @@ def run(config: Config, name: str, console: Console, how: How = "auto") -> Path:
     if how == "resume":
         raise UserError("--resume: a sweep writes no checkpoints; it can only begin again")
     sweep = prepare(config)
-    digests = dict.fromkeys(map(data.digest, sweep.datasets))
-    with folders.opened(config, name, ", ".join(digests), "new") as folder:
+    specs = [cohort.setup.spec for cohort in sweep.cohorts]
+    private = [spec.privacy.provenance() for spec in specs if spec.privacy]
+    digests = [privacy.UNRECORDED] if private else dict.fromkeys(map(data.digest, sweep.datasets))
+    known = {"each_member": private} if private else {}
+    with folders.opened(config, name, ", ".join(digests), "new", known) as folder:
         try:
             text.line(console, f"{describe(sweep)}\nrun folder {folder.path}")
             with files.writable(f"{folder.path}:", after="; what was written before is whole"):
@@ -242,7 +245,8 @@ def _program(cohort: Cohort) -> Callable[..., Any]:
                 optimizer = optimizers.with_learning_rate(config.optimizer, rate)
                 mine = dataclasses.replace(spec, optimizer=optimizer)
             state, steps = epoch(mine, state, *sets["train"], jax.random.fold_in(key, epoch_number), phase)
-            return state, steps, {name: evaluate(problem.scored, state.params, *split) for name, split in sets.items()}
+            reported = {name: sets[name] for name in config.privacy.reported}
+            return state, steps, {n: evaluate(problem.scored, state.params, *split) for n, split in reported.items()}
 
         at_once = min(cohort.at_once, len(cohort.members))
         return jax.lax.map(member, (states, inputs), batch_size=None if at_once == 1 else at_once)
@@ -265,9 +269,8 @@ def _initial(cohort: Cohort) -> ParamTree:
 
 def _inputs(cohort: Cohort) -> Inputs:
     """η in the dtype of the parameters, in which a number of the config meets the gradient."""
-    keys = {m.seed: order_key(m.seed) for m in cohort.members}
     rates = [m.learning_rate for m in cohort.members if m.learning_rate is not None]
-    stacked = jnp.stack([keys[m.seed] for m in cohort.members])
+    stacked = jnp.stack([run_key(m.config) for m in cohort.members])
     return Inputs(stacked, jnp.asarray(rates, cohort.setup.problem.config.model.dtype) if rates else None)
 
 
@@ -319,7 +322,7 @@ def _tagged(member: Member, setup: Setup, row: Row) -> MemberRow:
 
 def _medians(rows: Sequence[EpochRow]) -> dict[str, float]:
     """The scores of an epoch, over the members."""
-    found = [row.scores() for row in rows]
+    found = [row.shown() for row in rows]
     return {name: float(np.median([scores[name] for scores in found])) for name in found[0]}
 
 

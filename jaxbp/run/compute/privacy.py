@@ -1,0 +1,166 @@
+"""The [privacy] table: the private part of a step, what the run spends, and the key that its secrets come from."""
+
+import dataclasses
+import functools
+import math
+import os
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxbp import factor, memory, private, scaled
+from jaxbp.factor import FactorTree
+from jaxbp.memory import Schedule
+from jaxbp.mlp import MLP, Array, Factors
+from jaxbp.network import ParamTree, gradient
+from jaxbp.run.config import Config
+from jaxbp.run.data.text import is_text
+from jaxbp.run.errors import UserError
+from jaxbp.run.host import processes
+
+_epsilon = functools.lru_cache(maxsize=1024)(private.epsilon)  # asked for before, in and after a run
+UNRECORDED = "not recorded: ε would not cover it"  # the digest of the data of a private run
+Mean = Callable[[Any, Array, Array], ParamTree]
+"""Factors, weights and the divisor ↦ a mean gradient."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Privacy:
+    """The private part of a step, static, and how it is accounted.
+
+    max_norm: C;  per_layer: the norm C/√L to which each layer is clipped by itself, None: C for all together;
+    noise_multiplier: σ;  rate: q;  expected: q N, the divisor of sums;  capacity: the length of the arrays of a batch;
+    steps: of the whole run.
+    """
+
+    max_norm: float
+    per_layer: float | None
+    noise_multiplier: float
+    rate: float
+    expected: int
+    capacity: int
+    steps: int
+    delta: float
+    accountant: Any
+    adjacency: Any
+
+    def clipping(
+        self, net: MLP, params: ParamTree, x: Array, y: Array, weights: Array, schedule: Schedule
+    ) -> tuple[Mean, Array]:
+        """The mean of clipped gradients, and the weights that it takes.
+
+        Where a schedule never has all layers at the same time, a first pass finds the norms: C/‖gₙ‖ is a weight then.
+        """
+        if self.per_layer or isinstance(schedule, int):
+            return self.clipped_mean, weights
+        _, squares = memory.each_layer(_squares, net, params, x, y, schedule)
+        return _mean, private.clip_weights(list(squares), self.max_norm, weights)
+
+    def noisy(self, mean: ParamTree, key: Array) -> ParamTree:
+        """The mean with noise of the standard deviation σ C / (q N)."""
+        return private.noisy(mean, self.noise_multiplier * self.max_norm / self.expected, key)
+
+    def epsilon(self, steps: int) -> float:
+        """ε after a number of steps."""
+        return _epsilon(self.noise_multiplier, self.rate, steps, self.delta, self.accountant, self.adjacency)
+
+    def describe(self) -> str:
+        """ε of the run, in a line with all that it depends on."""
+        layers = "/√L for each layer" if self.per_layer else ""
+        return (
+            f"private: ε = {self.epsilon(self.steps):.4g} at δ = {self.delta:g} ({self.adjacency}, "
+            f"{self.accountant.upper()} accountant) after {self.steps:,} steps of Poisson sampling with "
+            f"q = {self.rate:.4g}, σ = {self.noise_multiplier:.4g}, C = {self.max_norm:g}{layers}"
+        )
+
+    def provenance(self) -> dict[str, Any]:
+        """The run as an event that dp-accounting and its accountants take, and what it was made from."""
+        event = repr(private.event(self.noise_multiplier, self.rate, self.steps))
+        found = {"epsilon": self.epsilon(self.steps), "event": event, "dp_accounting": version("dp-accounting")}
+        return {"privacy": found | dataclasses.asdict(self)}
+
+    def clipped_mean(self, f: FactorTree, weights: Array, count: Array) -> ParamTree:
+        """Of factors: clipped gradients, divided by the count."""
+        bounds = self.max_norm if self.per_layer is None else jnp.full(len(factor.parts(f)), self.per_layer)
+        return private.clipped_mean(f, bounds, count, weights, self.per_layer is not None)
+
+
+def _squares(f: Factors) -> tuple[tuple[Array, Array], ...]:
+    return tuple(map(scaled.squares, scaled.rows(f)))
+
+
+def _mean(f: Factors, weights: Array, count: Array) -> ParamTree:
+    with private.full_precision():
+        return gradient(scaled.in_wide(f), weights, count)
+
+
+def plan(config: Config, samples: int, devices: int) -> Privacy | None:
+    """The private part of a config's steps, with the σ that its ε allows; None where the config has no [privacy].
+
+    devices: over which a batch is split; the length of its arrays is a multiple of them and of the micro-batches.
+
+    Raises:
+      UserError: what does not go together, or can't be accounted.
+    """
+    table, train = config.privacy, config.train
+    if not table.enabled:
+        return None
+    norm = _checked(config)
+    rate, steps = min(train.batch_size / samples, 1.0), train.epochs * -(-samples // train.batch_size)
+    how = (table.delta, table.accountant, table.adjacency)
+    try:
+        sigma = table.noise_multiplier or private.noise_multiplier(table.epsilon or 0.0, rate, steps, *how)
+        spent = _epsilon(sigma, rate, steps, *how)
+    except ValueError as error:
+        raise UserError(f"privacy.{error}") from None
+    parts = math.lcm(train.micro_batches, devices)
+    room = parts * -(-private.capacity(samples, rate, steps, table.delta, spent) // parts)
+    per_layer = norm / math.sqrt(len(config.model.sizes) - 1) if table.per_layer else None
+    _warn(config, samples)
+    return Privacy(norm, per_layer, sigma, rate, min(train.batch_size, samples), room, steps, *how)
+
+
+def secret(config: Config) -> Array:
+    """The key of the batches and the noise of a private run: 64 bits of the operating system's, or from a seed."""
+    if config.privacy.seed is not None:
+        return jax.random.fold_in(jax.random.key(config.privacy.seed), config.train.seed)
+    words = processes.from_first(lambda: list(os.urandom(8)))
+    return jax.random.wrap_key_data(jnp.array(words, jnp.uint8).view(jnp.uint32))
+
+
+def _checked(config: Config) -> float:
+    """C; UserError for what does not go together."""
+    table, data = config.privacy, config.data
+    if table.max_norm is None:
+        raise UserError("privacy.max_norm: set it; noise protects clipped gradients only")
+    if (table.noise_multiplier is None) == (table.epsilon is None):
+        both = "neither is" if table.epsilon is None else "both are"
+        raise UserError(f"privacy.epsilon: set it or privacy.noise_multiplier; {both} set")
+    if config.study.quantities:
+        raise UserError("study.quantities: they are of single samples, which [privacy] hides: leave out one of the two")
+    if table.per_layer and config.model.kind != "mlp":
+        raise UserError('privacy.per_layer: only layers of model.kind "mlp" are clipped by themselves')
+    if is_text(data.name):
+        raise UserError("privacy: a text is cut at other places in each epoch, so no block of it stays a sample")
+    if config.model.dtype == "bfloat16":
+        raise UserError('model.dtype: "bfloat16" rounds sums of gradients, [privacy] needs "float32" or "float64"')
+    for key, value in (("standardize", data.standardize), ("standardize_targets", data.standardize_targets)):
+        if value in ("feature", "global", True):
+            hint = 'take "none" or {mean = …, scale = …}' if key == "standardize" else "leave it out"
+            raise UserError(f"data.{key}: {value} comes from all training samples, which ε does not cover: {hint}")
+    return table.max_norm
+
+
+def _warn(config: Config, samples: int) -> None:
+    """Says on standard error what makes a run less private than it looks."""
+    table, said = config.privacy, []
+    if table.delta >= 1 / samples:
+        said += [f"delta: {table.delta:g} is not below 1/N = {1 / samples:.2g}: it allows to publish a sample"]
+    if table.seed is not None:
+        said += [f"seed: {table.seed}: whoever knows it can take the noise away: for tests only"]
+    for line in said if processes.leads() else ():
+        print(f"jaxbp: warning: privacy.{line}", file=sys.stderr)
