@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 from matplotlib import image
+from tiers import slow
 
 from jaxbp import persample, private
 from jaxbp.cli import main
@@ -81,7 +82,7 @@ def test_a_run_without_clipping_or_noise_breaks_it(
     ("table", "said"),
     [
         ({"privacy": {}}, "it has no [privacy] table, so there is no promise to audit"),
-        ({"train": {"epochs": 1}}, "--canaries: got 4, allowed: 8 to 718, half of the samples"),
+        *slow(({"train": {"epochs": 1}}, "--canaries: got 4, allowed: 8 to 718, half of the samples")),
     ],
 )
 def test_what_can_not_be_audited_is_one_line(

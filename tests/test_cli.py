@@ -175,6 +175,7 @@ def test_every_epoch_has_an_order_of_its_own() -> None:
         np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.slow
 def test_a_regression_and_its_scores_against_scikit_learn(capsys: pytest.CaptureFixture[str]) -> None:
     from sklearn.metrics import r2_score, root_mean_squared_error
 

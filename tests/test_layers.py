@@ -222,6 +222,7 @@ def test_gradients_of_any_size(name: str) -> None:
         close(clipped, size * np.mean(g * np.minimum(1, 0.7 / np.linalg.norm(g, axis=1))[:, None], axis=0), "clipped")
 
 
+@pytest.mark.slow
 def test_dropout_draws_once_a_sample_and_the_backward_pass_uses_the_same_mask() -> None:
     net = Network(Chain(Dense(64), Dropout(0.25), Dense(3)), CROSS_ENTROPY, (5,))
     params, x, y = jaxbp.init(net, jax.random.key(0), dtype=jnp.float64), jnp.ones((2, 5)), jnp.zeros(2, int)

@@ -72,7 +72,7 @@ def test_the_noise_of_one_gaussian_is_the_exact_one() -> None:
 
 @pytest.mark.parametrize(
     ("asked", "rate", "accountant"),
-    [(3.0, 1.0, "pld"), *slow((0.01, 0.02, "rdp"), (3.0, 0.02, "rdp"), *((e, 0.02, "pld") for e in (0.01, 3.0, 20.0)))],
+    slow((3.0, 1.0, "pld"), (0.01, 0.02, "rdp"), (3.0, 0.02, "rdp"), *((e, 0.02, "pld") for e in (0.01, 3.0, 20.0))),
 )
 def test_noise_never_ends_above_the_epsilon_asked_for(asked: float, rate: float, accountant: Any) -> None:
     noise = noise_multiplier(asked, rate, 500, DELTA, accountant)
@@ -256,7 +256,7 @@ CHECKS = {
 }
 
 
-@pytest.mark.parametrize("fault", one_in(2, list(CHECKS)))
+@pytest.mark.parametrize("fault", one_in(5, list(CHECKS)))
 def test_a_private_step_has_none_of_five_faults_and_each_is_caught(fault: str) -> None:
     CHECKS[fault](STEP)
     with pytest.raises(AssertionError):

@@ -348,6 +348,7 @@ SOME = (
 )
 
 
+@pytest.mark.slow
 def test_500_random_overrides_end_in_a_config_or_in_one_line() -> None:
     draw = random.Random(0)
     names = [

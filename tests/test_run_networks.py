@@ -205,6 +205,7 @@ def make_images(folder: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_text_from_its_file_to_a_new_one(
     tmp_path: Path, words: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,6 +21,7 @@ LIKE = {
 ONE = settings(database=None, max_examples=400, phases=[Phase.generate], derandomize=True)
 
 
+@pytest.mark.slow
 @given(strategies.points(LIKE, low=-2.0, high=1e4))
 def test_points_are_as_asked(drawn: dict[str, Any]) -> None:
     shapes = {name: (array.shape, array.dtype.name) for name, array in drawn.items()}

@@ -251,6 +251,7 @@ def test_the_table_is_what_autodiff_says() -> None:
     assert rows["prediction"].tolist() == [str(k) for k in s.model.predict(s.x).argmax(axis=1)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk", one_in(2, [7, 5000]))
 def test_what_is_measured_of_the_whole_split(chunk: int) -> None:
     s = subject("test")
@@ -321,6 +322,7 @@ def test_a_regression_at_initialisation(capsys: pytest.CaptureFixture[str]) -> N
     }
 
 
+@pytest.mark.slow
 def test_one_hot_targets_of_another_loss() -> None:
     Path("squared.toml").write_text(IRIS.replace("label_smoothing = 0.1", 'loss = "squared_error"'))
     assert main(["study", "squared.toml", "--quantities", "cosine", "squared_norms", "--out", "s.csv"]) == 0
@@ -405,6 +407,7 @@ def diverged(home: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_samples_that_are_not_finite_are_named_and_the_rest_is_written(
     diverged: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,10 +6,10 @@ layers, and an `MLP` is one too, without its loss. With a loss and the shape of 
 >>> import jax, jax.numpy as jnp, jaxbp
 >>> layer = Chain(Conv2d(6, 5), Elementwise("relu"), MaxPool(2), Flatten(), Dense(10))
 >>> net = jaxbp.Network(layer, "softmax_cross_entropy", shape=(28, 28, 1))
->>> params = jaxbp.init(net, jax.random.key(0))
+>>> params = jax.jit(jaxbp.init, static_argnums=0)(net, jax.random.key(0))
 >>> x, y = jnp.ones((5, 28, 28, 1), jnp.float32), jnp.arange(5)
->>> loss, grads = jaxbp.value_and_grad(net, params, x, y)
->>> _, factors = jaxbp.factors(net, params, x, y)
+>>> loss, grads = jax.jit(jaxbp.value_and_grad, static_argnums=0)(net, params, x, y)
+>>> _, factors = jax.jit(jaxbp.factors, static_argnums=0)(net, params, x, y)
 >>> jaxbp.persample.squared_norms(factors).shape
 (5,)
 
