@@ -19,7 +19,7 @@ from jaxbp.cli import main
 from jaxbp.network import Network
 from jaxbp.run import config as configs
 from jaxbp.run import loop
-from jaxbp.run.compute.epoch import moved
+from jaxbp.run.compute.epoch import moved, order_key
 from jaxbp.run.data import text
 from jaxbp.run.errors import UserError
 from jaxbp.run.store.model import load
@@ -107,7 +107,7 @@ def test_a_step_on_the_whole_set_is_one_by_autodiff(name: str, model: dict[str, 
     net, params, split = setup.problem.net, setup.problem.initial(), setup.problem.on_device("train")
     x, y = split
     if name == "words":  # the blocks of an epoch begin at a place that its key draws; all of them are in the batch
-        x, y = (moved(jax.random.fold_in(loop.order_key(0), 1), a) for a in split)
+        x, y = (moved(jax.random.fold_in(order_key(0), 1), a) for a in split)
     gradient = jax.jit(jax.grad(mean_loss(net)))(params, x, y)
     expected = jax.tree.map(lambda p, g: p - 0.1 * g, params, gradient)
     after = setup.program.params
@@ -128,8 +128,8 @@ def test_parts_of_a_batch_and_several_devices_change_nothing() -> None:
         np.testing.assert_allclose(two, one, rtol=1e-9, atol=1e-12)
         np.testing.assert_allclose(three, one, rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose([other.test.loss, third.test.loss], row.test.loss, rtol=1e-9)
-    np.testing.assert_allclose([other.gradient_rms, third.gradient_rms], [row.gradient_rms] * 2, rtol=1e-9)
-    np.testing.assert_allclose([other.delta_rms, third.delta_rms], [row.delta_rms] * 2, rtol=1e-9)
+    for rms in ("gradient_rms", "delta_rms"):  # squares are added up in float32
+        np.testing.assert_allclose([getattr(r, rms) for r in (other, third)], [getattr(row, rms)] * 2, rtol=1e-6)
 
 
 @pytest.mark.slow
