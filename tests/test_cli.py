@@ -704,7 +704,7 @@ def test_processes_without_a_terminal() -> None:
     assert load("runs/x").params[0].w.dtype == np.float32
     out, err = wrong.communicate(timeout=120)
     assert (out, wrong.returncode) == ("", 2)
-    one_line(err, "the following arguments are required: --data")
+    one_line(err, "one of the arguments --data --prompt is required")
 
 
 @pytest.mark.slow
