@@ -403,6 +403,32 @@ COUNT = st.integers(1, 2**31 - 1)
 SEED = st.integers(0, 2**32 - 1)
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 NUMBER = st.booleans() | st.integers(-(2**62), 2**62) | FINITE | TEXT
+OF_ALL = {
+    "loss": TEXT,
+    "label_smoothing": st.floats(0, 1, exclude_max=True),
+    "scheme": TEXT,
+    "scheme_std": optional(POSITIVE),
+    "dtype": st.sampled_from(["float32", "float64", "bfloat16"]),
+}
+OF_MLP = {
+    "sizes": st.lists(COUNT, min_size=2, max_size=4).map(tuple),
+    "hidden": TEXT | st.lists(TEXT, max_size=3).map(tuple),
+    "output": TEXT,
+    "bias": st.sampled_from(["zeros", "normal"]),
+    "bias_std": optional(POSITIVE),
+}
+MODEL = st.fixed_dictionaries(
+    {**OF_ALL, **OF_MLP, "kind": st.just("mlp"), "arguments": st.just({}), "layers": st.just(())}
+)
+OTHER_MODEL = st.fixed_dictionaries(
+    {
+        **OF_ALL,
+        **{name: st.just(getattr(ModelConfig(), name)) for name in OF_MLP},
+        "kind": st.sampled_from(["lenet5", "conv1d", "mixer", "gpt"]),
+        "arguments": st.dictionaries(TEXT, NUMBER, max_size=3),
+        "layers": st.just(()),
+    }
+)
 # Dictionaries, because beartype, which checks what the dataclasses are made of, draws from `random`: no strategy may.
 TABLES = st.fixed_dictionaries(
     {
@@ -413,22 +439,10 @@ TABLES = st.fixed_dictionaries(
                 "seed": SEED,
                 "standardize": st.sampled_from(["feature", "global", "none", {"mean": 0.5, "scale": 2.0}]),
                 "standardize_targets": st.booleans(),
+                "block": optional(COUNT),
             }
         ),
-        "model": st.fixed_dictionaries(
-            {
-                "sizes": st.lists(COUNT, min_size=2, max_size=4).map(tuple),
-                "hidden": TEXT | st.lists(TEXT, max_size=3).map(tuple),
-                "output": TEXT,
-                "loss": TEXT,
-                "label_smoothing": st.floats(0, 1, exclude_max=True),
-                "scheme": TEXT,
-                "scheme_std": optional(POSITIVE),
-                "bias": st.sampled_from(["zeros", "normal"]),
-                "bias_std": optional(POSITIVE),
-                "dtype": st.sampled_from(["float32", "float64", "bfloat16"]),
-            }
-        ),
+        "model": MODEL | OTHER_MODEL,
         "optimizer": st.fixed_dictionaries(
             {
                 "name": TEXT,
