@@ -18,9 +18,10 @@ run: .venv/installed
 test: .venv/installed
 	$(BIN)/pytest -n 2 --dist loadfile -m "not slow and not production" $(PYTEST_ARGS)
 
-# And the rest, compiled as users compile it.
+# And the rest: what is slow, compiled quickly too, then what is about production, compiled as users compile it.
 test-all: test
-	$(BIN)/pytest -n 2 --dist loadfile -m "slow or production" $(PYTEST_ARGS)
+	$(BIN)/pytest -n 2 --dist loadfile -m "slow and not production" $(PYTEST_ARGS)
+	$(BIN)/pytest -n 2 --dist loadfile -m production $(PYTEST_ARGS)
 
 check: .venv/installed
 	$(BIN)/ruff check .
