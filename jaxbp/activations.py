@@ -62,8 +62,8 @@ def _where(condition: Array, s: Array, value: float) -> Array:
     return jnp.where(jnp.isnan(s), s, jnp.where(condition, value, 0.0).astype(s.dtype))
 
 
-def _no_curvature(s: Array, x: Array) -> Array:
-    """0; NaN where s is NaN."""
+def no_curvature(s: Array, x: Array) -> Array:
+    """The σ″ of a piecewise linear σ: 0, NaN where s is NaN. `jaxbp.curvature` leaves its terms out of products."""
     return jnp.where(jnp.isnan(s), s, jnp.zeros_like(s))
 
 
@@ -80,7 +80,7 @@ relu = Activation(
     lambda s: jnp.maximum(s, 0),
     lambda s, x: jnp.sign(x),  # x ≥ 0, so sign(x) is 1 where s > 0 and 0 elsewhere; NaN goes through
     needs_s=False,
-    d2sigma=_no_curvature,
+    d2sigma=no_curvature,
 )
 
 LEAK = 0.01
@@ -89,14 +89,14 @@ leaky_relu = Activation(
     lambda s: jnp.where(s > 0, s, LEAK * s),
     lambda s, x: jnp.where(jnp.isnan(x), x, jnp.where(x > 0, 1.0, LEAK).astype(x.dtype)),  # x has the sign of s
     needs_s=False,
-    d2sigma=_no_curvature,
+    d2sigma=no_curvature,
 )
 
 relu6 = Activation(
     "relu6",
     lambda s: jnp.clip(s, 0, 6),
     lambda s, x: _where((s > 0) & (s <= 6), s, 1.0),
-    d2sigma=_no_curvature,
+    d2sigma=no_curvature,
 )
 
 
@@ -246,14 +246,14 @@ hard_tanh = Activation(
     "hard_tanh",
     lambda s: jnp.clip(s, -1, 1),
     lambda s, x: _where((s > -1) & (s <= 1), s, 1.0),
-    d2sigma=_no_curvature,
+    d2sigma=no_curvature,
 )
 
 hard_sigmoid = Activation(
     "hard_sigmoid",
     lambda s: jnp.clip(s + 3, 0, 6) / 6,  # s + 3 is exact near −3, where s/6 + ½ would cancel
     lambda s, x: _where((s > -3) & (s <= 3), s, 1 / 6),
-    d2sigma=_no_curvature,
+    d2sigma=no_curvature,
 )
 
 hard_silu = Activation(

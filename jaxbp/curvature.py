@@ -27,6 +27,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxbp import factor, losses, persample
+from jaxbp.activations import no_curvature
 from jaxbp.mlp import MLP, Affine, Array, Factors, Params, Tape, backward, forward, outer_sums, weighted, wide
 from jaxbp.network import checked_batch, mean_weights, totals
 from jaxbp.network import factors as batch_factors
@@ -93,7 +94,9 @@ def r_backward(
     layers = zip(params, v, net.activations, tape.s, tape.x[1:], rtape.s, dl_dx, strict=True)
     for (w, _), (v_w, _), sigma, s, x, rs, g in reversed(list(layers)):
         dsigma = sigma.dsigma(s, x)
-        rdl_ds = rdl_dx * dsigma + g * _second(sigma)(s, x) * rs        # Rδ⁽ˡ⁾ = Rg⁽ˡ⁾ ⊙ σ′ + g⁽ˡ⁾ ⊙ σ″ ⊙ Rs⁽ˡ⁾
+        rdl_ds = rdl_dx * dsigma                                        # Rδ⁽ˡ⁾ = Rg⁽ˡ⁾ ⊙ σ′
+        if sigma.d2sigma is not no_curvature:                           # else g⁽¹⁾, a product, is not needed
+            rdl_ds = rdl_ds + g * _second(sigma)(s, x) * rs             #         + g⁽ˡ⁾ ⊙ σ″ ⊙ Rs⁽ˡ⁾
         rdl_dx = (g * dsigma) @ v_w + rdl_ds @ w                        # Rg⁽ˡ⁻¹⁾ = Vᵀ δ⁽ˡ⁾ + (w⁽ˡ⁾)ᵀ Rδ⁽ˡ⁾
         rdeltas.append(rdl_ds)
     return tuple(reversed(rdeltas))
@@ -130,11 +133,15 @@ class Linearized:
     def __call__(self, v: Params) -> Params:
         """A v: Σₙ weightsₙ (Rδ xᵀ + δ Rxᵀ) / N for each w, Σₙ weightsₙ Rδ / N for each b; δ Rxᵀ is the Hessian's."""
         rx, rdelta = self._passes(v)
-        product = outer_sums(Factors(self.tape.x[:-1], tuple(weighted(self.scale, rd) for rd in rdelta)))
+        scaled = [weighted(self.scale, rd) for rd in rdelta]
         if self.kind == "ggn":
-            return product
-        rest = [weighted(self.scale, d).T @ r for d, r in zip(self.delta[1:], rx[1:], strict=True)]
-        return (product[0], *(Affine(w + more, b) for (w, b), more in zip(product[1:], rest, strict=True)))
+            return outer_sums(Factors(self.tape.x[:-1], tuple(scaled)))
+        # As one product over 2N rows, (x, Rx)ᵀ and (Rδ, δ): XLA's two products and their sum take longer.
+        xs = [self.tape.x[0], *(jnp.concatenate(pair) for pair in zip(self.tape.x[1:-1], rx[1:], strict=True))]
+        deltas = [weighted(self.scale, d) for d in self.delta]
+        rows = [scaled[0], *(jnp.concatenate(pair) for pair in zip(scaled[1:], deltas[1:], strict=True))]
+        product = outer_sums(Factors(tuple(xs), tuple(rows)))
+        return tuple(Affine(w, jnp.sum(rd, axis=0)) for (w, _), rd in zip(product, scaled, strict=True))
 
     def quadratic(self, v: Params) -> Array:
         """vᵀAₙv of every sample, see the function `quadratic`."""
