@@ -8,6 +8,7 @@ neural net optimization via Hessian eigenvalue density*, 2019; R. Meyer et al., 
 *Second-order stochastic optimization for machine learning in linear time*, 2017 (LiSSA).
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -81,7 +82,8 @@ class Eigenpairs(NamedTuple):
 
 
 def eigenpairs(operator: Operator, like: Any, k: int, key: Array, steps: int = 50) -> Eigenpairs:
-    """The k largest eigenvalues that differ, by Lanczos from a random start with `steps` products; NaN beyond the last.
+    """The k largest eigenvalues that differ, by Lanczos from a random start with `steps` products, and k products for the
+    residuals; NaN beyond the last.
 
     A multiple eigenvalue is found once. Each is within its residual of an eigenvalue of A.
 
@@ -96,9 +98,10 @@ def eigenpairs(operator: Operator, like: Any, k: int, key: Array, steps: int = 5
         raise ValueError(f"k is {k}, allowed: 1 … {len(found.alpha)}, the number of steps or of parameters")
     values, vectors = (a[..., :k] for a in _ritz(found))
     there = jnp.arange(k, dtype=jnp.int32) < found.rank
-    residuals = jnp.where(there, found.beta[found.rank - 1] * jnp.abs(vectors[found.rank - 1]), jnp.nan)
-    vectors = jnp.where(there[:, None], vectors.T @ found.vectors, jnp.nan)
-    return Eigenpairs(jnp.where(there, values, jnp.nan), jax.vmap(unflatten)(vectors), residuals)
+    values, vectors = jnp.where(there, values, jnp.nan), jnp.where(there[:, None], vectors.T @ found.vectors, jnp.nan)
+    products = _products(operator, unflatten, vectors)  # T's own residuals, β |s|, know nothing of rounding
+    residuals = jnp.linalg.norm(products - values[:, None] * vectors, axis=1)
+    return Eigenpairs(values, jax.vmap(unflatten)(vectors), residuals)
 
 
 class Density(NamedTuple):
@@ -167,10 +170,7 @@ def trace(operator: Operator, like: Any, key: Array, products: int = 30, probes:
     draw = jax.random.rademacher if probes == "sign" else jax.random.normal
     sketch, rest = jnp.split(draw(key, (products - size, flat.size), flat.dtype), [size])
 
-    def times(rows: Array) -> Array:
-        products: Array = jax.lax.map(lambda row: _flat(operator(unflatten(row))), rows)
-        return products
-
+    times = functools.partial(_products, operator, unflatten)
     basis = jnp.linalg.qr(times(sketch).T)[0].T
     rest = rest - (rest @ basis.T) @ basis
     mean, error = _mean_and_error(jnp.sum(rest * times(rest), axis=1))
@@ -237,6 +237,12 @@ def lissa(operator: Operator, b: Any, scale: ArrayLike, damping: ArrayLike = 0.0
 def _damped(operator: Operator, unflatten: Callable[[Array], Any], damping: ArrayLike) -> Callable[[Array], Array]:
     """u ↦ (A + damping · I) u on vectors."""
     return lambda u: _flat(operator(unflatten(u))) + jnp.asarray(damping, u.dtype) * u
+
+
+def _products(operator: Operator, unflatten: Callable[[Array], Any], rows: Array) -> Array:
+    """A times each row, one after the other."""
+    products: Array = jax.lax.map(lambda row: _flat(operator(unflatten(row))), rows)
+    return products
 
 
 def _flat(tree: Any) -> Array:
