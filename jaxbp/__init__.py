@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         models,
         persample,
         private,
+        second_order,
         spectrum,
         tangent_kernel,
     )
@@ -65,6 +66,7 @@ __all__ = [
     "private",
     "r_backward",
     "r_forward",
+    "second_order",
     "spectrum",
     "tangent_kernel",
     "update",
@@ -72,7 +74,7 @@ __all__ = [
 ]
 
 _MODULES = {"activations", "checker", "curvature", "factor", "influence", "initializers", "kronecker", "layers"}
-_MODULES |= {"losses", "memory", "models", "persample", "private", "spectrum", "tangent_kernel"}
+_MODULES |= {"losses", "memory", "models", "persample", "private", "second_order", "spectrum", "tangent_kernel"}
 _HOMES = {"Activation": "activations", "Loss": "losses", "apply": "interop", "check": "checker"}  # the others: mlp
 _HOMES |= {"r_forward": "curvature", "r_backward": "curvature"}
 _HOMES |= dict.fromkeys(("Network", "factors", "gradient", "init", "value_and_grad"), "network")

@@ -69,10 +69,14 @@ class Kronecker(NamedTuple):
             raise ValueError(f"kind is {kind!r}, allowed: heuristic, exact")
         if kind == "exact":
             return self.eigh().solve(v, damping)
+        return self.inverse(damping).matvec(v)
+
+    def inverse(self, damping: ArrayLike) -> "Kronecker":
+        """The inverse of the heuristic damping, (A + π√λ I)⁻¹ and (B + √λ/π I)⁻¹, for many v."""
         mean_a, mean_b = (jnp.maximum(jnp.trace(m) / len(m), jnp.finfo(m.dtype).tiny) for m in self)
         root, pi = jnp.sqrt(jnp.asarray(damping, mean_a.dtype)), jnp.sqrt(mean_a / mean_b)
-        left = jnp.linalg.solve(self.b + root / pi * jnp.eye(len(self.b), dtype=root.dtype), _joined(v))
-        return _apart(jnp.linalg.solve(self.a + root * pi * jnp.eye(len(self.a), dtype=root.dtype), left.T).T)
+        damped = (m + by * jnp.eye(len(m), dtype=m.dtype) for m, by in zip(self, (root * pi, root / pi), strict=True))
+        return Kronecker(*map(jnp.linalg.inv, damped))
 
     def eigh(self) -> Eigen:
         """Its eigenvectors, and its eigenvalues λᴮᵢ λᴬⱼ."""

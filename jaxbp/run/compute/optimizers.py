@@ -1,4 +1,4 @@
-"""The [optimizer] table: the lecture's step, or an Optax optimiser by its name."""
+"""The [optimizer] table: the lecture's step, an Optax optimiser by its name, or one of `jaxbp.second_order`."""
 
 import dataclasses
 import functools
@@ -13,11 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxbp.mlp import update
+from jaxbp import losses, second_order
+from jaxbp.mlp import MLP, update
 from jaxbp.names import nearest
-from jaxbp.network import ParamTree
-from jaxbp.run.config import Argument, OptimizerConfig, choose
+from jaxbp.network import Net, ParamTree
+from jaxbp.run.config import Argument, Config, OptimizerConfig, choose
 from jaxbp.run.errors import UserError
+from jaxbp.second_order import Batch
 
 State = Any
 Schedule = Callable[..., Any]
@@ -28,11 +30,12 @@ REFUSALS = (TypeError, ValueError, AttributeError, ArithmeticError)  # what Opta
 class Optimizer(NamedTuple):
     """Two pure functions and the learning rate they use.
 
-    init: params ↦ state;  step: (params, grads, state) ↦ (params, state);  learning_rate: count of steps ↦ η.
+    init: params ↦ state;  step: (params, grads, state, batch) ↦ (params, state), the batch only for one of the second
+    order;  learning_rate: count of steps ↦ η.
     """
 
     init: Callable[[ParamTree], State]
-    step: Callable[[ParamTree, ParamTree, State], tuple[ParamTree, State]]
+    step: Callable[..., tuple[ParamTree, State]]
     learning_rate: Callable[[jax.typing.ArrayLike], jax.typing.ArrayLike]
 
 
@@ -45,6 +48,9 @@ OPTIMIZERS: dict[str, Callable[..., Any]] = {
         *("adagrad", "adadelta", "adafactor", "rmsprop", "rprop", "yogi", "novograd", "lamb", "lars", "lion", "sm3"),
         *("sign_sgd", "signum", "fromage", "optimistic_gradient_descent", "optimistic_adam_v2"),
     )
+}
+SECOND_ORDER: dict[str, Callable[..., Any]] = {
+    make.__name__: make for make in (second_order.natural_gradient, second_order.gauss_newton, second_order.kfac)
 }
 SCHEDULES: dict[str, Callable[..., Any]] = {
     name: getattr(optax, name)
@@ -89,33 +95,69 @@ def peak(schedule: str) -> str:
     return next(name for name in ("peak_value", "init_value", "value") if name in parameters)
 
 
-def build(config: OptimizerConfig, params: ParamTree) -> Optimizer:
+def build(config: OptimizerConfig, params: ParamTree, net: Net | None = None) -> Optimizer:
     """The optimiser of a config, tried once on the shapes of params so that a bad argument shows before training.
+
+    Args:
+      net: for one of the second order.
 
     Raises:
       UserError: an unknown optimiser, schedule or argument; an argument of a wrong type; no learning rate, or two.
     """
-    optimizer = _built(json.dumps(dataclasses.asdict(config)))
+    optimizer = _built(json.dumps(dataclasses.asdict(config)), net if config.name in SECOND_ORDER else None)
+    batch = _two_samples(net, params) if config.name in SECOND_ORDER else None
     try:
-        jax.eval_shape(lambda params: optimizer.step(params, params, optimizer.init(params)), params)
+        jax.eval_shape(
+            lambda params, batch: optimizer.step(params, params, optimizer.init(params), batch), params, batch
+        )
     except REFUSALS as error:
         raise UserError(f"optimizer.arguments: {config.name} refuses {config.arguments}: {_line(error)}") from None
     return optimizer
 
 
+def check(config: Config, net: Net, devices: int) -> None:
+    """UserError where an optimiser of the second order does not fit the rest of the config."""
+    name, train, ours = config.optimizer.name, config.train, config.optimizer
+    if name not in SECOND_ORDER:
+        return
+    refused = {
+        f"model.kind: {name} takes curvature, which only an MLP has": not isinstance(net, MLP),
+        f"train.memory: {name} needs all layers of a batch at once": train.memory != "store-all",
+        f"train.micro_batches: {name} needs a batch as a whole": train.micro_batches > 1,
+        f'train.precision: {name} computes in model.dtype, leave out "mixed"': train.precision == "mixed",
+        f"mesh: {name} runs on one device": devices > 1,
+        f"privacy: {name} looks at more of a sample than its clipped gradient": config.privacy.enabled,
+        f"optimizer.weight_decay: {name} has none": bool(ours.weight_decay),
+        f"optimizer.clip_norm: {name} has none": bool(ours.clip_norm),
+    }
+    if fault := next((line for line, found in refused.items() if found), None):
+        raise UserError(fault)
+
+
+def _two_samples(net: Any, params: Any) -> Any:
+    """The shapes of a batch of an MLP."""
+    dtype, labels = params[0].w.dtype, "label" in losses.get(net.loss).target
+    y = jnp.zeros(2, jnp.int32) if labels else jnp.zeros((2, net.sizes[-1]), dtype)
+    return jax.eval_shape(lambda: Batch(jnp.zeros((2, net.sizes[0]), dtype), y))
+
+
 @functools.lru_cache(maxsize=64)
-def _built(config: str) -> Optimizer:
+def _built(config: str, net: Net | None) -> Optimizer:
     """The same functions for equal configs, in JSON, which tells 1 from true: they share what JAX has compiled."""
     found = OptimizerConfig(**json.loads(config))
-    return with_learning_rate(found, _learning_rate(found))
+    return with_learning_rate(found, _learning_rate(found), net)
 
 
-def with_learning_rate(config: OptimizerConfig, learning_rate: LearningRate) -> Optimizer:
+def with_learning_rate(config: OptimizerConfig, learning_rate: LearningRate, net: Net | None = None) -> Optimizer:
     """The optimiser of a config with this learning rate: a number, which may be traced, or a schedule."""
+    if make := SECOND_ORDER.get(config.name):
+        arguments = {"learning_rate": learning_rate, **config.arguments}
+        made = _call("optimizer.arguments", config.name, functools.partial(make, net), arguments)
+        return _optax(made, learning_rate, of_batch=True)
     before = _before(config)
     if _is_lecture(config):
         return _lecture(before, _schedule(learning_rate))
-    make = choose("optimizer.name", "optimizer", config.name, OPTIMIZERS)
+    make = choose("optimizer.name", "optimizer", config.name, OPTIMIZERS | SECOND_ORDER)
     if config.weight_decay and "weight_decay" in inspect.signature(make).parameters:
         raise UserError(f"optimizer.weight_decay: {config.name} has its own, set optimizer.arguments.weight_decay")
     if "learning_rate" in config.arguments:
@@ -135,7 +177,7 @@ def _is_lecture(config: OptimizerConfig) -> bool:
 def _lecture(before: optax.GradientTransformation, learning_rate: Callable[..., Any]) -> Optimizer:
     """w ← w − η ∂ℓ/∂w by `jaxbp.update`; the state is the count of steps and the state of decay and clipping."""
 
-    def step(params: ParamTree, grads: ParamTree, state: State) -> tuple[ParamTree, State]:
+    def step(params: ParamTree, grads: ParamTree, state: State, batch: Batch | None = None) -> tuple[ParamTree, State]:
         count, inner = state
         grads, inner = before.update(grads, inner, params)
         return update(params, grads, learning_rate(count)), (count + 1, inner)
@@ -143,9 +185,9 @@ def _lecture(before: optax.GradientTransformation, learning_rate: Callable[..., 
     return Optimizer(lambda params: (jnp.zeros((), jnp.int32), before.init(params)), step, learning_rate)
 
 
-def _optax(optimizer: optax.GradientTransformation, learning_rate: LearningRate) -> Optimizer:
-    def step(params: ParamTree, grads: ParamTree, state: State) -> tuple[ParamTree, State]:
-        updates, state = optimizer.update(grads, state, params)
+def _optax(optimizer: Any, learning_rate: LearningRate, of_batch: bool = False) -> Optimizer:
+    def step(params: ParamTree, grads: ParamTree, state: State, batch: Batch | None = None) -> tuple[ParamTree, State]:
+        updates, state = optimizer.update(grads, state, params, **({"batch": batch} if of_batch else {}))
         return optax.apply_updates(params, updates), state
 
     return Optimizer(optimizer.init, step, _schedule(learning_rate))

@@ -242,7 +242,7 @@ def _program(cohort: Cohort) -> Callable[..., Any]:
             state, (key, rate) = argument
             mine = spec
             if rate is not None:  # traced: the optimiser is built from it inside the program
-                optimizer = optimizers.with_learning_rate(config.optimizer, rate)
+                optimizer = optimizers.with_learning_rate(config.optimizer, rate, spec.net)
                 mine = dataclasses.replace(spec, optimizer=optimizer)
             state, steps = epoch(mine, state, *sets["train"], jax.random.fold_in(key, epoch_number), phase)
             reported = {name: sets[name] for name in config.privacy.reported}
