@@ -111,14 +111,18 @@ def natural_gradient(
     return totals(factor.times(f, root * alpha))
 
 
-def log_evidence(net: MLP, params: Params, x: ArrayLike, y: ArrayLike, prior: ArrayLike) -> Array:
-    """The logarithm of the evidence by Laplace's approximation with the Gauss-Newton matrix, exact by its dual.
+def log_evidence(
+    net: MLP, params: Params, x: ArrayLike, y: ArrayLike, prior: ArrayLike, blocks: tuple[Eigen, ...] | None = None
+) -> Array:
+    """The logarithm of the evidence by Laplace's approximation with the Gauss-Newton matrix G of the mean loss.
 
-    −Σₙ ℓₙ − τ ‖(w, b)‖² / 2 − ½ log det(I + K/τ), K the products of all `root_factors`: for small sets, of N C samples.
-    ℓ has to be a negative log-likelihood. What it leaves out, such as ½ ln 2π, is left out here.
+    −Σₙ ℓₙ − τ ‖(w, b)‖² / 2 − ½ log det(I + N G/τ). ℓ has to be a negative log-likelihood. What it leaves out, such as
+    ½ ln 2π, is left out here. The determinant is exact by its dual, log det(I + K/τ), K the products of all
+    `root_factors`: for small sets, of N C numbers squared. For others there are blocks.
 
     Args:
       prior: τ, the precision of the parameters' normal prior with mean 0.
+      blocks: in the place of G, of `jaxbp.kronecker.ekfac` at x, or of `kfac` by `eigh`.
 
     Example:
       >>> import jaxbp
@@ -128,15 +132,28 @@ def log_evidence(net: MLP, params: Params, x: ArrayLike, y: ArrayLike, prior: Ar
       -0.3466
     """
     x, y = checked(net, params, x, y)
-    f, dtype = root_factors(net, params, x, y), wide(x.dtype)
+    dtype = wide(x.dtype)
+    prior = jnp.asarray(prior, dtype)
+    det = _exact_log_det(net, params, x, y, prior) if blocks is None else log_det(blocks, len(x), prior)
+    norm = jnp.sum(jnp.stack([jnp.sum(leaf.astype(dtype) ** 2) for leaf in jax.tree.leaves(params)]))
+    evidence: Array = -jnp.sum(batch_factors(net, params, x, y)[0]) - 0.5 * prior * norm - 0.5 * det
+    return evidence
+
+
+def log_det(blocks: tuple[Eigen, ...], count: ArrayLike, prior: ArrayLike) -> Array:
+    """log det(I + N G/τ) = Σ log(1 + N values/τ), G by its blocks; count is N, prior is τ."""
+    terms = [jnp.sum(jnp.log1p(jnp.asarray(count, v.dtype) / jnp.asarray(prior, v.dtype) * v)) for _, _, v in blocks]
+    return sum(terms[1:], terms[0])
+
+
+def _exact_log_det(net: MLP, params: Params, x: Array, y: Array, prior: Array) -> Array:
+    f, dtype = root_factors(net, params, x, y), prior.dtype
     layers = [(inputs @ inputs.T, d.astype(dtype)) for inputs, d in zip(map(with_one, f.x), f.delta, strict=True)]
     kernels = [jnp.einsum("nro,mso->nrms", d, d) * alike[:, None, :, None] for alike, d in layers]
-    count, prior = kernels[0].shape[0] * kernels[0].shape[1], jnp.asarray(prior, dtype)
+    count = kernels[0].shape[0] * kernels[0].shape[1]
     kernel = sum(kernels[1:], kernels[0]).reshape(count, count)
-    log_det = jnp.linalg.slogdet(jnp.eye(count, dtype=dtype) + kernel / prior)[1]
-    norm = jnp.sum(jnp.stack([jnp.sum(leaf.astype(dtype) ** 2) for leaf in jax.tree.leaves(params)]))
-    evidence: Array = -jnp.sum(batch_factors(net, params, x, y)[0]) - 0.5 * prior * norm - 0.5 * log_det
-    return evidence
+    det: Array = jnp.linalg.slogdet(jnp.eye(count, dtype=dtype) + kernel / prior)[1]
+    return det
 
 
 def predictive_variance(

@@ -23,6 +23,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", metavar="FILE.csv", type=Path, help="where to write the predictions; standard output by default"
     )
+    parser.add_argument(
+        "--laplace",
+        action="store_true",
+        help="with --data: a probability for each class, or a standard deviation, by Laplace's approximation",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace a file that exists; refused otherwise")
 
 
@@ -34,6 +39,8 @@ def run(options: argparse.Namespace) -> None:
     if options.prompt is not None:
         if options.out is not None:
             raise UserError("--out: it is for --data, a text goes to standard output")
+        if options.laplace:
+            raise UserError("--laplace: it is for --data")
         print(goes_on(Path(options.folder), options.prompt, options.length, options.seed))
         return
-    predict(Path(options.folder), options.data, options.out, options.overwrite)
+    predict(Path(options.folder), options.data, options.out, options.overwrite, options.laplace)

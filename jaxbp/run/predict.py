@@ -11,16 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbp.network import Net, ParamTree, layer_of
+from jaxbp.run import laplace
 from jaxbp.run.data.archive import arrays
 from jaxbp.run.errors import UserError
 from jaxbp.run.store import files
 from jaxbp.run.store.model import Model, finished, load
 
 
-def predict(run: Path, data: Path, out: Path | None, overwrite: bool = False) -> None:
+def predict(run: Path, data: Path, out: Path | None, overwrite: bool = False, by_laplace: bool = False) -> None:
     """Writes a row a sample: index, then the predicted class, or the numbers of a regression in the targets' units.
 
-    Of a sequence there is a class for each position.
+    Of a sequence there is a class for each position. With `by_laplace` also how sure that is, see `jaxbp.run.laplace`.
 
     Raises:
       UserError: no run, no array x in the file, an x that does not fit the network, an output that is there already or
@@ -31,11 +32,11 @@ def predict(run: Path, data: Path, out: Path | None, overwrite: bool = False) ->
     if not finished(run):
         print(f"jaxbp: warning: {run} is unfinished; these are its parameters so far", file=sys.stderr)
     x = _read(data)
+    found = laplace.posterior(run, model) if by_laplace else None
     try:
-        output = model.predict(x)
+        rows = _rows(model, model.predict(x)) if found is None else _sure_rows(model, found, x)
     except ValueError as error:
         raise UserError(f"{data}: {error}") from None
-    rows = _rows(model, output)
     if out is None:
         _print(rows)
         return
@@ -101,6 +102,11 @@ def _rows(model: Model, output: np.ndarray) -> list[list[object]]:
         ["index", *(f"y{k}" for k in range(output.shape[1]))],
         *([i, *row] for i, row in enumerate(output.tolist())),
     ]
+
+
+def _sure_rows(model: Model, found: laplace.Posterior, x: np.ndarray) -> list[list[object]]:
+    rows = laplace.rows(model, found, x)
+    return [["index", *laplace.header(model)], *([i, *row] for i, row in enumerate(rows))]
 
 
 def _read(path: Path) -> np.ndarray:

@@ -53,13 +53,13 @@ class Model(NamedTuple):
         Raises:
           ValueError: x has a wrong shape; a row of x, or what the network makes of it, is not finite in its dtype.
         """
-        scaled = self._scaled(np.asarray(x))
+        scaled = self.scaled(np.asarray(x))
         output = np.asarray(_outputs(self.net, self.params, scaled), np.float64)
         _check_finite(output, "the network's output for row {} of x is not finite")
         return output if self.classes else targets.predicted(losses.get(self.net.loss).name, output, self.targets)
 
-    def _scaled(self, x: np.ndarray) -> jax.Array:
-        """x as the network takes it."""
+    def scaled(self, x: np.ndarray) -> jax.Array:
+        """Raw inputs as the network takes them; ValueError as for `predict`."""
         shape, width = shapes(self.net)[0], math.prod(self.sample.shape)
         if x.shape[1:] not in ((width,), self.sample.shape, shape):
             raise ValueError(f"x has shape {x.shape}, expected {' or '.join(_shown(width, self.sample.shape))}")
