@@ -31,8 +31,9 @@ from jaxbp.run.compute.optimizers import build
 from jaxbp.run.compute.recording import Recording
 from jaxbp.run.compute.step import State, StepSpec
 from jaxbp.run.config import OptimizerConfig
-from jaxbp.run.quantities import studied
+from jaxbp.run.quantities import QUANTITIES, studied
 from jaxbp.run.report import metrics
+from jaxbp.run.study import curvature
 from jaxbp.run.study import measure as study
 from jaxbp.run.study import plots as study_plots
 from jaxbp.run.study import table as tables
@@ -175,10 +176,37 @@ def assert_records(row: dict[str, Any], net: MLP, params: Any, x: Any, y: Any) -
     for layer, got in zip(expected["variance"], row.get("variance", ()), strict="variance" in row):
         np.testing.assert_allclose(got, np.concatenate([np.ravel(layer.w), layer.b]).mean(), rtol=1e-8)
     np.testing.assert_allclose(row["batch_loss"], float(jnp.mean(loss)), rtol=1e-10)
+    if "sharpness" in row:
+        assert_curvature(row, net, params, x, y)
+
+
+def assert_curvature(row: dict[str, Any], net: MLP, params: Any, x: Any, y: Any) -> None:
+    """Lanczos in as many steps as there are parameters is exact."""
+    dense = oracles.dense(net, params, x, y)
+    hessian, g = dense.hessian.mean(axis=0), dense.gradient.mean(axis=0)
+    for kind, matrix in (("hessian", hessian), ("ggn", dense.ggn.mean(axis=0))):
+        largest = np.linalg.eigvalsh(matrix)[-1]
+        assert abs(row["sharpness"][kind] - largest) <= row["sharpness"][f"{kind}_residual"] + 1e-9 * largest
+    np.testing.assert_allclose(row["gradient_curvature"], g @ hessian @ g / (g @ g), rtol=1e-8)
+    layers = np.split(np.diag(hessian), [(net.sizes[0] + 1) * net.sizes[1]])
+    np.testing.assert_allclose(row["hessian_trace"], [layer.sum() for layer in layers], rtol=1e-8)
 
 
 def f_output(net: MLP, params: Any, x: Any) -> Any:
     return jax.vmap(lambda x: jaxbp.forward(net, params, x).x[-1])(x)
+
+
+def test_the_curvature_of_a_batch() -> None:
+    """A batch that is filled up with a sample of weight 0."""
+    net = MLP((3, 4, 2), hidden="tanh")
+    params, x, y = oracles.data(net, seed=2, batch=5, dtype=jnp.float64)
+    grads = AUTODIFF(net, params, x, y)[1]
+    filled = [jnp.concatenate([a, a[:1]]) for a in (x, y)]
+    weights, f = jnp.array([1.0] * 5 + [0.0]), jaxbp.factors(net, params, *filled)[1]
+    batch = recording.Batch(net, params, *filled, f, grads, weights, jnp.float64(5))
+    names = tuple(recording.CURVATURE)
+    found = jax.jit(functools.partial(recording.record, Recording(names, 1)))(batch)
+    assert_curvature(jax.tree.map(np.asarray, found), net, params, x, y)
 
 
 def test_steps_that_do_not_record_hold_nan() -> None:
@@ -255,7 +283,7 @@ def test_the_table_is_what_autodiff_says() -> None:
 @pytest.mark.parametrize("chunk", one_in(2, [7, 5000]))
 def test_what_is_measured_of_the_whole_split(chunk: int) -> None:
     s = subject("test")
-    results = study.measure(s, studied(), chunk)
+    results = study.measure(s, [name for name in studied() if not QUANTITIES[name].curvature], chunk)
     gradients = flat_gradients(s.net, s.model.params, *s.data)
     count, squared, mean = (
         len(gradients),
@@ -329,6 +357,40 @@ def test_one_hot_targets_of_another_loss() -> None:
     assert set(table("s.csv")["label"]) == {"setosa", "versicolor", "virginica"} and "norm" not in table("s.csv")
 
 
+def test_the_curvature_of_a_split() -> None:
+    """Spectra against the dense matrices of the mean loss, in float32; influences add up over the test samples."""
+    s = study.prepare(Path("iris.toml"), configs.read(Path("iris.toml")))
+    found = study.measure(s, ["hessian", "ggn", "ntk", "influence"], 50)
+    wide = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), s.model.params)
+    dense = oracles.dense(s.net, wide, jnp.asarray(s.data.x, jnp.float64), s.data.y)
+    for kind in ("hessian", "ggn"):
+        values, vectors = np.linalg.eigh(getattr(dense, kind).mean(axis=0))
+        of = found.spectra[kind]
+        np.testing.assert_allclose(of.eigenvalues[:3], values[::-1][:3], rtol=1e-3)
+        np.testing.assert_allclose(of.shares[0, 0], np.sum(vectors[:25, -1] ** 2), rtol=1e-2)
+        np.testing.assert_allclose(of.shares.sum(axis=1), 1, rtol=1e-4)
+        assert found.numbers[f"largest eigenvalue of the {curvature.KINDS[kind]}"] == of.eigenvalues[0]
+    assert found.kernel is not None and found.influence is not None
+    matrix, rows = found.kernel
+    assert np.all(np.diff(s.y[rows]) >= 0) and np.linalg.eigvalsh(matrix)[0] > -1e-4 * matrix.max()
+    losses, test = np.arange(30.0), s.problem.on_device("test")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(curvature, "TESTS", 30)
+        single = curvature.influence(s.net, s.model.params, s.data, test, losses, 7)
+    np.testing.assert_array_equal(single.tests, np.arange(30)[::-1])
+    scale = np.abs(single.on_samples).max()
+    np.testing.assert_allclose(single.on_samples.mean(axis=1), found.columns["influence"], atol=1e-4 * scale)
+
+
+@pytest.mark.slow
+def test_the_pictures_of_the_curvature(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["hessian", "ggn", "ntk", "influence"]
+    assert main(["study", "run", "--quantities", *asked, "--out", "curved.csv"]) == 0
+    assert "largest eigenvalue of the Hessian: " in capsys.readouterr().out
+    assert {path.name for path in Path().glob("curved_*")} == {f"curved_{name}.png" for name in asked}
+    assert np.isfinite(table("curved.csv")["influence"]).all()
+
+
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
@@ -351,6 +413,7 @@ def errors() -> dict[str, tuple[list[str], str]]:
             ["diabetes.toml", "--quantities", "el2n"],
             "el2n needs the loss softmax_cross_entropy of the output id",
         ),
+        "influence": (["run", "--split", "test", "--quantities", "influence"], "influence is that of training samples"),
         "argument": (["run", "--qantities", "grand"], "unknown argument '--qantities'"),
         "missing": ([], "RUN_DIR|CONFIG"),
     }

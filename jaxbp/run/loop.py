@@ -1,5 +1,6 @@
 """`jaxbp run`: from a config to a run folder."""
 
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -114,14 +115,17 @@ def assemble(problem: Problem, kind: type[Program] = OneDevice, members: int = 1
     members: of a sweep, which train at the same time.
     """
     config = problem.config
-    recording.check(config.study.quantities)
+    recording.check(config.study.quantities, problem.net)
     samples = len(problem.dataset.x_train)
     steps.check(config, samples)
     kind.check(config, problem)
     shapes = jax.eval_shape(problem.initial)
     count = -(-samples // config.train.batch_size)
-    optimizer = optimizers.build(optimizers.in_steps(config.optimizer, count, config.train.epochs), shapes)
-    private = privacy.plan(config, samples, meshes.shape(config.mesh)[0])
+    devices = meshes.shape(config.mesh)
+    optimizers.check(config, problem.net, math.prod(devices))
+    counted = optimizers.in_steps(config.optimizer, count, config.train.epochs)
+    optimizer = optimizers.build(counted, shapes, problem.net)
+    private = privacy.plan(config, samples, devices[0])
     spec = steps.spec(config, problem.net, optimizer, private)
     state = jax.eval_shape(optimizer.init, shapes)
     processes.on_all(lambda: _check_memory(problem, shapes, state, members))

@@ -65,6 +65,12 @@ class Problem:
         """The network with these parameters and the scaling, as it is saved."""
         return Model(self.net, params, self.inputs, self.targets, self.dataset.classes, sample_of(self.dataset))
 
+    def trained(self, model: Model) -> bool:
+        """Whether a model was trained on data with these classes and this scaling."""
+        theirs, ours = ((*(of.inputs or ()), *(of.targets or ())) for of in (model, self))
+        same = len(theirs) == len(ours) and all(np.allclose(a, b) for a, b in zip(theirs, ours, strict=True))
+        return same and model.classes == self.dataset.classes
+
     def raw(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         """Inputs and targets of "train" or "test" as they were read."""
         return getattr(self.dataset, f"x_{split}"), getattr(self.dataset, f"y_{split}")
@@ -197,3 +203,8 @@ def _initializers(config: ModelConfig) -> tuple[Initializer, Initializer]:
     )
     biases = normal(config.bias_std) if config.bias_std else BIASES[config.bias]
     return weights, biases
+
+
+def drawn(samples: int, most: int) -> np.ndarray:
+    """All rows, or so many of them drawn without replacement, seed 0; in their order."""
+    return np.sort(np.random.default_rng(0).choice(samples, min(samples, most), replace=False))

@@ -3,24 +3,35 @@
 Samples of weight 0, which fill up the last batch of an epoch, do not count.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxbp import factor, persample
+from jaxbp import curvature, factor, persample, spectrum
 from jaxbp.factor import FactorTree
-from jaxbp.mlp import Array, wide
-from jaxbp.network import ParamTree
+from jaxbp.mlp import MLP, Array, wide
+from jaxbp.network import Net, ParamTree
 from jaxbp.run.config import choose
+from jaxbp.run.errors import UserError
 
+PRODUCTS = 30  # of Lanczos for a largest eigenvalue
 QUARTILES = {"min": 0.0, "q25": 0.25, "median": 0.5, "q75": 0.75, "max": 1.0}
 
 
-class Batch(NamedTuple):
-    """Of one step: the factors, the mean gradient of the samples that count, their weights of 1 (else 0), how many."""
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Of one step: network and parameters, inputs and targets, factors, the mean gradient of the samples that count,
+    their weights of 1 (else 0), how many.
+    """
 
+    net: Any = dataclasses.field(metadata={"static": True})
+    params: Any
+    x: Array
+    y: Array
     factors: FactorTree
     gradient: ParamTree
     weights: Array
@@ -34,10 +45,12 @@ class Recording(NamedTuple):
     every: int
 
 
-def check(quantities: Sequence[str]) -> None:
-    """UserError for a quantity that no run records."""
+def check(quantities: Sequence[str], net: Net) -> None:
+    """UserError for a quantity that no run records, or that this network does not have."""
     for name in quantities:
         choose("study.quantities", "quantity", name, QUANTITIES)
+        if name in CURVATURE and not isinstance(net, MLP):
+            raise UserError(f'study.quantities: {name} is curvature, which only model.kind "mlp" has')
 
 
 def record(recording: Recording, batch: Batch) -> dict[str, Any]:
@@ -93,6 +106,37 @@ def _mean_norms(batch: Batch) -> tuple[Array, Array]:
     return small, sum((jnp.sum(leaf**2) for leaf in leaves[1:]), jnp.sum(leaves[0] ** 2))
 
 
+def _matrix(batch: Batch, kind: str) -> curvature.Linearized:
+    """The Hessian or the Gauss-Newton matrix of the batch's mean loss."""
+    return curvature.linearized(batch.net, batch.params, batch.x, batch.y, kind, batch.weights, batch.samples)
+
+
+def _sharpness(batch: Batch) -> dict[str, Array]:
+    """Both largest eigenvalues, each with its residual: it is no further from one of the matrix."""
+    found: dict[str, Array] = {}
+    for kind in ("hessian", "ggn"):
+        top = spectrum.eigenpairs(_matrix(batch, kind), batch.params, 1, jax.random.key(0), PRODUCTS)
+        found |= {kind: top.values[0], f"{kind}_residual": top.residuals[0]}
+    return found
+
+
+def _hessian_trace(batch: Batch) -> Array:
+    """Of each layer's block, exactly, (L,)."""
+    layers = curvature.hessian_trace(batch.net, batch.params, batch.x, batch.y)
+    return jnp.stack([summary(layer, batch.weights)["mean"] for layer in layers])
+
+
+def _gradient_curvature(batch: Batch) -> Array:
+    """ḡᵀHḡ / ‖ḡ‖²; NaN for a gradient of 0."""
+    along = summary(_matrix(batch, "hessian").quadratic(batch.gradient), batch.weights)["mean"]
+    return along / sum(jnp.sum(leaf.astype(along.dtype) ** 2) for leaf in jax.tree.leaves(batch.gradient))
+
+
+CURVATURE: dict[str, Callable[[Batch], Any]] = {
+    "sharpness": _sharpness,
+    "hessian_trace": _hessian_trace,
+    "gradient_curvature": _gradient_curvature,
+}
 QUANTITIES: dict[str, Callable[[Batch], Any]] = {
     "squared_norms": _squared_norms,
     "grand": lambda batch: summary(persample.grand(batch.factors), batch.weights),
@@ -102,5 +146,6 @@ QUANTITIES: dict[str, Callable[[Batch], Any]] = {
     "coherence": _coherence,
     "stiffness": lambda batch: persample.stiffness(batch.factors, weights=batch.weights)._asdict(),
     "variance": _variance,
+    **CURVATURE,
 }
 """Of a batch, by the names of `jaxbp.persample`; per-sample arrays as their `summary`."""

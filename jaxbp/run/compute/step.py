@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxbp import factor, memory
+from jaxbp import factor, memory, second_order
 from jaxbp.factor import FactorTree
 from jaxbp.memory import Schedule
 from jaxbp.mlp import MLP, Affine, Array, Factors, wide
@@ -130,10 +130,16 @@ def step(
         grads, finite = spec.privacy.noisy(grads, noise), []
     finite += [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(grads)]
     alive = state.alive & jnp.all(jnp.stack(finite))
-    params, inner = spec.optimizer.step(state.params, grads, state.optimizer)
+    params, inner = spec.optimizer.step(
+        state.params, grads, state.optimizer, second_order.Batch(*batch, weights, count)
+    )
     stepped = State(params, inner, alive)
     kept: State = jax.tree.map(lambda new, old: jnp.where(alive, new, old), stepped, state._replace(alive=alive))
-    recorded = spec.recording and factors and _record(spec.recording, Batch(factors, grads, weights, count), records)
+    recorded = None
+    if spec.recording and factors:
+        recorded = _record(
+            spec.recording, Batch(spec.net, state.params, *batch, factors, grads, weights, count), records
+        )
     return kept, Steps(loss, alive, jnp.stack(deltas), _gradient_squares(by_layer(spec.net, grads)), recorded)
 
 

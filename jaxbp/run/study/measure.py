@@ -1,9 +1,10 @@
 """Per-sample quantities of a split of a problem, with initial or trained parameters."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -11,14 +12,16 @@ import numpy as np
 
 from jaxbp import persample
 from jaxbp.factor import FactorTree
-from jaxbp.mlp import Array, wide
+from jaxbp.mlp import MLP, Array, Params, wide
 from jaxbp.network import Net, ParamTree, factors, gradient
 from jaxbp.run import problem as problems
 from jaxbp.run.compute.epoch import evaluate
 from jaxbp.run.config import Config
 from jaxbp.run.errors import UserError
-from jaxbp.run.problem import Problem, Split
+from jaxbp.run.problem import Problem, Split, drawn
 from jaxbp.run.store.model import Model, finished, load
+from jaxbp.run.study import curvature
+from jaxbp.run.study.curvature import Influence, Spectrum
 
 OF_THE_MEAN = {"cosine", "noise_scale", "diversity", "coherence"}  # those that need the mean gradient of the split
 CLASSES_SHOWN = 20  # in the summary and the pictures; with more classes only what concerns all samples is shown
@@ -59,7 +62,8 @@ class Results(NamedTuple):
     """The columns by their names, of all samples; what was asked of the split as a whole.
 
     finite: (N,), whether a sample's gradient is; what is said of the split as a whole leaves out the others.
-    numbers: by a line that says what each is;  class_cosine: (C, C) mean cosines;  eigenvalues: of the Gram matrix.
+    numbers: by a line that says what each is;  class_cosine: (C, C) mean cosines;  eigenvalues: of the Gram matrix;
+    spectra: by the names of `curvature.KINDS`;  kernel: the tangent kernel and its rows;  influence: of all samples.
     """
 
     columns: dict[str, np.ndarray]
@@ -67,6 +71,9 @@ class Results(NamedTuple):
     numbers: dict[str, float]
     class_cosine: np.ndarray | None
     eigenvalues: np.ndarray | None
+    spectra: Mapping[str, Spectrum] = MappingProxyType({})
+    kernel: tuple[np.ndarray, np.ndarray] | None = None
+    influence: Influence | None = None
 
 
 def prepare(source: Path, config: Config, split: str = "train") -> Subject:
@@ -80,14 +87,9 @@ def prepare(source: Path, config: Config, split: str = "train") -> Subject:
         model = problem.model(problem.initial())
     else:
         model = load(source)
-        if model.classes != problem.dataset.classes or not _same_scaling(model, problem):
+        if not problem.trained(model):
             raise UserError(f"{source}: {config.data.name} is not the data that the run was trained on")
     return Subject(source, problem, model, split, problem.on_device(split), *problem.raw(split))
-
-
-def _same_scaling(model: Model, problem: Problem) -> bool:
-    theirs, ours = ((*(of.inputs or ()), *(of.targets or ())) for of in (model, problem))
-    return len(theirs) == len(ours) and all(np.allclose(a, b) for a, b in zip(theirs, ours, strict=True))
 
 
 def measure(subject: Subject, quantities: Sequence[str], chunk: int) -> Results:
@@ -110,7 +112,26 @@ def measure(subject: Subject, quantities: Sequence[str], chunk: int) -> Results:
         class_cosine = _class_cosine(subject, columns["norm"], chunk)
     if "gram" in asked:
         eigenvalues = _spectrum(subject, np.flatnonzero(finite), chunk)
-    return Results(columns, finite, numbers, class_cosine, eigenvalues)
+    found = Results(columns, finite, numbers, class_cosine, eigenvalues)
+    return _with_curvature(subject, found, asked, chunk) if asked & set(curvature.NAMES) else found
+
+
+def _with_curvature(subject: Subject, found: Results, asked: set[str], chunk: int) -> Results:
+    """Curvature was asked for, so the network is an MLP."""
+    net, params, data = cast(MLP, subject.net), cast(Params, subject.model.params), subject.data
+    spectra = {kind: curvature.spectrum_of(net, params, data, kind) for kind in curvature.KINDS if kind in asked}
+    for kind, of in spectra.items():
+        name = f"largest eigenvalue of the {curvature.KINDS[kind]}"
+        found.numbers.update({name: float(of.eigenvalues[0]), f"{name}, residual": float(of.residuals[0])})
+    if "ntk" in asked:
+        found = found._replace(kernel=curvature.kernel(net, params, data, subject.y if subject.classes else None))
+    if "influence" in asked:
+        test = subject.problem.on_device("test")
+        losses = np.asarray(evaluate(net, params, *test).loss)
+        influence = curvature.influence(net, params, data, test, losses, chunk)
+        found.columns["influence"] = influence.on_the_set
+        found = found._replace(influence=influence)
+    return found._replace(spectra=spectra)
 
 
 def _mean(subject: Subject, counted: np.ndarray, chunk: int) -> ParamTree:
@@ -123,15 +144,9 @@ def _mean(subject: Subject, counted: np.ndarray, chunk: int) -> ParamTree:
 def _spectrum(subject: Subject, rows: np.ndarray, chunk: int) -> np.ndarray | None:
     """The eigenvalues of the Gram matrix / n of the rows, or of GRAM_SAMPLES of them; None where it overflows."""
     x, y = subject.data
-    rows = rows[gram_rows(len(rows))]
+    rows = rows[drawn(len(rows), GRAM_SAMPLES)]
     matrix = np.asarray(persample.gram_matrix(subject.net, subject.model.params, x[rows], y[rows], chunk), np.float64)
     return np.linalg.eigvalsh(matrix)[::-1] / max(len(rows), 1) if np.isfinite(matrix).all() else None
-
-
-def gram_rows(samples: int) -> np.ndarray:
-    """The rows of the Gram matrix: all samples, or GRAM_SAMPLES of them drawn without replacement, seed 0."""
-    count = min(samples, GRAM_SAMPLES)
-    return np.sort(np.random.default_rng(0).choice(samples, count, replace=False))
 
 
 @functools.partial(jax.jit, static_argnames=("net", "chunk", "el2n"))

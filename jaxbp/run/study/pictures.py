@@ -6,12 +6,15 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from jaxbp.run.problem import SPLITS
+from jaxbp.run.report import figures
 from jaxbp.run.report.metrics import StepRecord
-from jaxbp.run.study import plots
+from jaxbp.run.study import curvature, plots
+from jaxbp.run.study.curvature import Influence
 from jaxbp.run.study.measure import Results, Subject
 from jaxbp.run.study.table import Columns
 
 IMAGES = 24  # in the pictures of the hardest and the easiest
+HELPFUL, HARMFUL = 4, 3  # training images beside a test image, in a row of eight
 
 
 def drawn(
@@ -33,8 +36,34 @@ def drawn(
         yield "class_cosine", plots.class_cosine(results.class_cosine, classes, what, heading)
     if results.eigenvalues is not None and results.eigenvalues.size:
         yield "gram_spectrum", plots.gram_spectrum(results.eigenvalues, len(subject.x), what, heading)
+    for kind, spectrum in results.spectra.items():
+        name = curvature.KINDS[kind]
+        yield kind, plots.spectrum(spectrum, min(len(subject.x), curvature.SAMPLES), name, what, heading)
+    if results.kernel is not None:
+        matrix, rows = results.kernel
+        yield "ntk", plots.kernel(matrix, subject.y[rows] if classes else None, classes, what, heading)
+    if results.influence is not None:
+        yield from _influence(subject, results.influence, heading)
     if "noise_scale" in quantities and recorded:
         yield "noise_scale", plots.noise_scale(recorded, heading)
+
+
+def _influence(subject: Subject, found: Influence, heading: str) -> Iterator[tuple[str, Figure]]:
+    """For each of some test images the training images that help it most, then those that harm it most."""
+    shape, (x, y) = subject.problem.dataset.image_shape, subject.problem.raw("test")
+    if shape is None or len(shape) > 2 or not subject.classes:
+        return
+    images, captions, red = [], [], []
+    for test, scores in zip(found.tests, found.on_samples.T, strict=True):
+        finite = np.flatnonzero(np.isfinite(scores))
+        order = finite[np.argsort(-scores[finite], kind="stable")]
+        chosen = [*order[:HELPFUL], *order[-HARMFUL:][::-1]]
+        images += [x[test], *subject.x[chosen]]
+        captions += [f"test {test}\n{subject.classes[y[test]]}"]
+        captions += [f"{row}: {subject.classes[subject.y[row]]}\n{scores[row]:+.2g}" for row in chosen]
+        red += [False, *(bool(scores[row] < 0) for row in chosen)]
+    title = "a test image, the training images that help it most, and (red) those that harm it most"
+    yield "influence", figures.gallery(np.reshape(images, (-1, *shape)), captions, red, title, heading)
 
 
 def _images(subject: Subject, columns: Columns, what: str, heading: str) -> Iterator[tuple[str, Figure]]:

@@ -4,13 +4,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from jaxbp.run.report.figures import gallery, laid_out, panels, short
 from jaxbp.run.report.plots import class_matrix, noise_scale
+from jaxbp.run.study.curvature import Spectrum
 
-__all__ = ["class_cosine", "gram_spectrum", "images", "noise_scale", "norms"]
+__all__ = ["class_cosine", "gram_spectrum", "images", "kernel", "noise_scale", "norms", "spectrum"]
 
 BINS = 60
 
@@ -98,4 +100,60 @@ def gram_spectrum(eigenvalues: np.ndarray, samples: int, what: str, heading: str
         axes[1].set_xscale("log")
     for axis in axes:
         axis.grid(alpha=0.3)
+    return figure
+
+
+def spectrum(found: Spectrum, samples: int, name: str, what: str, heading: str) -> Figure:
+    """The density of the eigenvalues with a band of two standard errors; the largest ones and their share by layer."""
+    figure, (axes,) = panels(1, 2, f"{heading}\n{name} of the mean loss of {samples:,} {what}")
+    density, count = found.density, len(found.eigenvalues)
+    low, high = (np.maximum(density.value + sign * 2 * density.error, 1e-12) for sign in (-1, 1))
+    axes[0].fill_between(density.at, low, high, color="tab:blue", alpha=0.3, linewidth=0, label="± 2 standard errors")
+    axes[0].plot(density.at, np.maximum(density.value, 1e-12), color="tab:blue", label="mean over probes")
+    axes[0].set(xlabel="eigenvalue", ylabel="density", yscale="log")
+    axes[0].set_ylim(bottom=max(float(density.value.max()) * 1e-7, 1e-12))
+    axes[0].set_title(f"its spectral density, {len(density.nodes)} probes", fontsize="medium")
+    axes[0].legend(fontsize="small")
+    axes[1].plot(np.arange(1, count + 1), found.eigenvalues, "o", color="black", markersize=4, label="eigenvalue")
+    axes[1].set(xlabel="rank", ylabel="eigenvalue", xticks=range(1, count + 1))
+    axes[1].set_ylim(bottom=min(0, 1.1 * float(found.eigenvalues[-1])))
+    axes[1].set_title("the largest eigenvalues; bars: share of the vector by layer", fontsize="medium")
+    share, foot = axes[1].twinx(), np.zeros(count)
+    for layer, (column, colour) in enumerate(zip(found.shares.T, _shades(found.shares.shape[1]), strict=True), 1):
+        share.bar(np.arange(1, count + 1), column, 0.8, foot, color=colour, alpha=0.5, label=f"layer {layer}")
+        foot = foot + column
+    share.set_ylim(0, 1)
+    share.set_yticks([])
+    axes[1].set_zorder(share.get_zorder() + 1)
+    axes[1].patch.set_visible(False)
+    share.legend(fontsize="x-small", loc="upper right")
+    return figure
+
+
+def _shades(count: int) -> Any:
+    return colormaps["viridis"](np.linspace(0.1, 0.95, count))
+
+
+def kernel(matrix: np.ndarray, labels: np.ndarray | None, classes: Sequence[str], what: str, heading: str) -> Figure:
+    """The tangent kernel, its rows ordered by class if there are labels, and its eigenvalues."""
+    count = len(matrix)
+    figure, (axes,) = panels(1, 2, f"{heading}\ntangent kernel of {count:,} {what}, summed over the outputs")
+    drawn = axes[0].imshow(matrix, cmap="viridis", interpolation="nearest")
+    figure.colorbar(drawn, ax=axes[0], shrink=0.9)
+    axes[0].set_title("Θ(xₙ, xₘ)" + ", by class" * (labels is not None), fontsize="medium")
+    if labels is not None:
+        edges = np.flatnonzero(np.diff(labels, prepend=-1))
+        middles = (edges + np.append(edges[1:], count)) / 2
+        names = [short(classes[labels[edge]]) for edge in edges]
+        axes[0].set_xticks(middles, names, rotation=90, fontsize="small", parse_math=False)
+        axes[0].set_yticks(middles, names, fontsize="small", parse_math=False)
+        for edge in edges[1:]:
+            axes[0].axhline(edge - 0.5, color="white", linewidth=0.4)
+            axes[0].axvline(edge - 0.5, color="white", linewidth=0.4)
+    values = np.linalg.eigvalsh(matrix)[::-1]
+    shown = values[values > values[0] * count * np.finfo(np.float32).eps]
+    axes[1].plot(np.arange(1, len(shown) + 1), shown, color="tab:blue", marker=".", markersize=4)
+    axes[1].set(xlabel="rank", ylabel="eigenvalue", xscale="log", yscale="log")
+    axes[1].set_title("its eigenvalues", fontsize="medium")
+    axes[1].grid(alpha=0.3)
     return figure

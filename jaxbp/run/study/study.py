@@ -27,7 +27,10 @@ from jaxbp.run.study.measure import Results, Subject, measure, prepare
 from jaxbp.run.study.table import Columns, print_summary, table, write_csv, write_parquet
 
 WRITERS = {".csv": write_csv, ".parquet": write_parquet}
-PICTURES = ("norms", "hardest", "easiest", "class_cosine", "noise_scale", "gram_spectrum")
+PICTURES = (
+    *("norms", "hardest", "easiest", "class_cosine", "noise_scale", "gram_spectrum"),
+    *("hessian", "ggn", "ntk", "influence"),
+)
 
 
 class Request(NamedTuple):
@@ -139,7 +142,14 @@ def _fitting(subject: Subject, asked: Sequence[str] | None) -> list[str]:
     if asked and "el2n" in asked and not fits:
         needed = "el2n needs the loss softmax_cross_entropy of the output identity, or of a dense layer"
         raise UserError(f"--quantities: {needed}, here {loss} of {last}")
-    return [name for name in studied() if (name in asked if asked else name != "el2n" or fits)]
+    curved = [name for name in asked or () if QUANTITIES[name].curvature]
+    if curved and not isinstance(subject.net, MLP):
+        raise UserError(f'--quantities: {curved[0]} is curvature, which only model.kind "mlp" has')
+    if "influence" in curved and subject.split != "train":
+        raise UserError("--quantities: influence is that of training samples, --split train")
+    if asked:
+        return [name for name in studied() if name in asked]
+    return [name for name in studied() if not QUANTITIES[name].curvature and (name != "el2n" or fits)]
 
 
 def _last(net: Net) -> str:

@@ -38,7 +38,7 @@ def table(subject: Subject, columns: Columns, asked: set[str]) -> Columns:
     if "squared_norms" in asked:
         table["squared_norm"] = columns["squared_norm"]
         table |= {f"squared_norm_layer_{k}": column for k, column in enumerate(columns["layers"].T, 1)}
-    chosen = {"grand": "norm", "el2n": "el2n", "cosine": "cosine"}
+    chosen = {"grand": "norm", "el2n": "el2n", "cosine": "cosine", "influence": "influence"}
     return table | {
         "cosine_to_mean" if column == "cosine" else column: columns[column]
         for name, column in chosen.items()
