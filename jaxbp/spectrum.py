@@ -82,7 +82,7 @@ class Eigenpairs(NamedTuple):
 
 
 def eigenpairs(operator: Operator, like: Any, k: int, key: Array, steps: int = 50) -> Eigenpairs:
-    """The k largest eigenvalues that differ, by Lanczos from a random start with `steps` products, and k products for the
+    """The k largest eigenvalues that differ, by Lanczos from a random start with `steps` products and k for the
     residuals; NaN beyond the last.
 
     A multiple eigenvalue is found once. Each is within its residual of an eigenvalue of A.
