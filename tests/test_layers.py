@@ -420,9 +420,10 @@ def test_the_checker_sees_a_planted_bug_and_none_in_the_layer(bug: Any) -> None:
     def reference(params: Any, x: Any) -> Any:
         return layer.forward(params, x, jax.random.key(0))[0]
 
-    rules = [as_rule(layer, backward, x) for backward in (right, bug)]
-    reports = [jaxbp.check(rule, (params, x), reference=reference) for rule in rules]
-    assert [report.verdict for report in reports] == ["PASS", "FAIL"], reports[0]
+    report = jaxbp.check(as_rule(layer, right, x), (params, x), reference=reference)
+    assert report.passed, report
+    one = ("float32",)  # the others would say it again
+    assert jaxbp.check(as_rule(layer, bug, x), (params, x), reference=reference, dtypes=one).verdict == "FAIL"
 
 
 @pytest.mark.slow
