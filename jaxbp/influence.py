@@ -19,7 +19,7 @@ from jaxbp import factor, persample, spectrum
 from jaxbp.curvature import Share, checked, linearized, output_factors, root_factors
 from jaxbp.factor import FactorTree
 from jaxbp.kronecker import Eigen, ekfac, with_one
-from jaxbp.mlp import MLP, Array, Params, wide
+from jaxbp.mlp import MLP, Array, Factors, Params, forward, wide
 from jaxbp.network import ParamTree, mean_weights, totals
 from jaxbp.network import factors as batch_factors
 
@@ -86,6 +86,46 @@ def _solver(
     largest = spectrum.eigenpairs(operator, params, 1, jax.random.key(0), steps=20).values[0]
     scale = 1.1 * largest + jnp.asarray(damping, largest.dtype)
     return lambda b: spectrum.lissa(operator, b, scale, damping, steps)[:2]
+
+
+def trak(
+    net: MLP, params: Params, train: tuple[ArrayLike, ArrayLike], test: tuple[ArrayLike, ArrayLike], damping: ArrayLike
+) -> Array:
+    """TRAK of one network without random projection, (N, M): positive where train sample n helps a test sample.
+
+    φ is the gradient of the margin log(p / (1 − p)), p the softmax probability of the label. With the φₙ of the
+    training samples as rows of Φ the scores are (1 − pₙ) ((ΦΦᵀ + λ)⁻¹ Φ φ_test)ₙ. The matrix is (N, N), and no φ is
+    formed.
+
+    Args:
+      train, test: inputs and integer labels, of N and of M samples.
+      damping: λ.
+
+    Example:
+      >>> import jaxbp
+      >>> one = (jaxbp.Affine(jnp.ones((2, 1)), jnp.zeros(2)),)
+      >>> of_four = lambda x, y: trak(MLP((1, 2)), one, (x, y), (x[:4], y[:4]), damping=0.1)
+      >>> jax.eval_shape(of_four, jnp.ones((5, 1)), jnp.zeros(5, int)).shape
+      (5, 4)
+
+    Source:
+      S. M. Park et al., *TRAK: attributing model behavior at scale*, 2023, §3.
+    """
+
+    def margins(x: ArrayLike, y: ArrayLike) -> tuple[Array, Factors]:
+        x, y = checked(net, params, x, y)
+        output = jax.vmap(lambda x: forward(net, params, x).x[-1])(x)
+        label = jax.nn.one_hot(y, net.sizes[-1], dtype=output.dtype)
+        others = jax.nn.softmax(jnp.where(label > 0, -jnp.inf, output))
+        f = output_factors(net, params, x, (label - others)[:, None])
+        p = jnp.sum(label * jax.nn.softmax(output), axis=1)
+        return 1 - p, Factors(f.x, tuple(delta[:, 0] for delta in f.delta))
+
+    (rest, f), (_, g) = margins(*train), margins(*test)
+    kernel, products = persample.gram(f), persample.gram(f, g)
+    damped = kernel + jnp.asarray(damping, kernel.dtype) * jnp.eye(len(kernel), dtype=kernel.dtype)
+    scores: Array = rest.astype(kernel.dtype)[:, None] * jnp.linalg.solve(damped, products)
+    return scores
 
 
 def natural_gradient(

@@ -12,7 +12,7 @@ from oracles import assert_close
 import jaxbp
 from experiments import curvature as study
 from jaxbp import MLP, Affine, kronecker
-from jaxbp.influence import influence_function, log_evidence, natural_gradient, predictive_variance
+from jaxbp.influence import influence_function, log_det, log_evidence, natural_gradient, predictive_variance, trak
 from jaxbp.tangent_kernel import ntk
 
 N, SIZES = 5, (3, 3, 3, 3)
@@ -234,6 +234,27 @@ def test_predictive_variance_is_that_of_the_dense_blocks():
     for block, j in zip(blocks, joined(NET, dense.jacobian), strict=True):
         want = want + j @ np.linalg.inv(N * matrix(block) + 0.3 * np.eye(j.shape[-1])) @ np.swapaxes(j, 1, 2)
     assert_close(jax.jit(predictive_variance, static_argnums=0)(NET, params, x, blocks, N, 0.3), want, 1e-11)
+    det = sum(np.linalg.slogdet(np.eye(12) + N * matrix(block) / 0.3)[1] for block in blocks)
+    assert float(log_det(blocks, N, 0.3)) == pytest.approx(det, rel=1e-12)
+    loss, theta = float(np.sum(jaxbp.factors(NET, params, x, y)[0])), flat(params)
+    want = -loss - 0.15 * theta @ theta - 0.5 * det
+    assert float(log_evidence(NET, params, x, y, 0.3, blocks)) == pytest.approx(want, rel=1e-12)
+
+
+@pytest.mark.slow
+def test_trak_is_that_of_the_gradients_of_the_margins():
+    """log(p / (1 − p)) of the label: by its finite definition in autodiff, and the dense solve."""
+    params, x, y, dense = case()
+
+    def margin(output, y):
+        p = jax.nn.log_softmax(output)
+        return p[y] - jnp.log(-jnp.expm1(p[y]))
+
+    outputs = jax.vmap(lambda x: jaxbp.forward(NET, params, x).x[-1])(x)
+    phi = np.einsum("nc,ncp->np", jax.vmap(jax.grad(margin))(outputs, y), dense.jacobian)
+    p = np.take_along_axis(np.asarray(jax.nn.softmax(outputs)), np.asarray(y)[:, None], 1)
+    want = (1 - p) * np.linalg.solve(phi @ phi.T + 0.2 * np.eye(N), phi @ phi[:3].T)
+    assert_close(jax.jit(trak, static_argnums=0)(NET, params, (x, y), (x[:3], y[:3]), 0.2), want, 1e-11)
 
 
 @functools.cache
