@@ -29,7 +29,7 @@ from jaxbp.run.errors import UserError
 CONFIG = Path(__file__).parent.parent / "configs" / "mnist.toml"
 NET = MLP((196, 32, 10), "tanh", loss="squared_error")
 SAMPLES, EVERY, PRODUCTS = 2000, 50, 40
-RATES = (0.1, 0.2, 0.3)
+RATES = (0.15, 0.2, 0.3)
 
 
 def problem(config: Path) -> tuple[jax.Array, jax.Array]:
@@ -46,7 +46,7 @@ def problem(config: Path) -> tuple[jax.Array, jax.Array]:
 @functools.partial(jax.jit, static_argnames="steps")
 def descent(x: jax.Array, y: jax.Array, rate: jax.Array, steps: int) -> dict[str, jax.Array]:
     """Every EVERY steps the loss, the largest eigenvalue of the Hessian and its residual."""
-    start = jaxbp.init(NET, jax.random.key(0), "glorot")
+    start = jaxbp.init(NET, jax.random.key(0), "lecun")
 
     def step(params: Any, _: None) -> tuple[Any, None]:
         return jaxbp.update(params, jaxbp.value_and_grad(NET, params, x, y)[1], rate), None
