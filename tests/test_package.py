@@ -152,7 +152,7 @@ def test_no_public_function_is_left_out():
     """Types, modules and the checker aside, which looks at values and runs programs of its own."""
     lowered = {name for program in PROGRAMS for name in jax.eval_shape(program, *PROGRAMS[program])}
     modules = {"activations", "checker", "factor", "initializers", "layers", "losses", "memory", "models", "persample"}
-    modules |= {"curvature", "influence", "kronecker", "private", "spectrum", "tangent_kernel"}
+    modules |= {"curvature", "influence", "kronecker", "private", "second_order", "spectrum", "tangent_kernel"}
     types = {"MLP", "Network", "Activation", "Affine", "Factors", "Loss", "Params", "Tape"}
     types |= {"Clipped", "NoiseScale", "Stiffness"}
     assert lowered >= (set(jaxbp.__all__) | set(persample.__all__)) - modules - types - {"check"}
