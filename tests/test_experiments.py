@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from matplotlib import image
 
-from experiments import mislabelled, noise_scale, pruning
+from experiments import autoencoder, edge_of_stability, lds, mislabelled, noise_scale, pruning
 from jaxbp.run import config as configs
 from jaxbp.run import loop
 from jaxbp.run.compute.epoch import evaluate
@@ -209,6 +209,57 @@ def test_pruning(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shares = list(results["pruned_by_class"].values())
     assert len(shares) == 10 and abs(np.mean(shares) - 0.3) < 0.02  # the classes of digits have nearly the same size
     assert "| pruned at random      |   1,006 |" in capsys.readouterr().out
+
+
+def images(samples: int, classes: int = 10) -> tuple[jax.Array, jax.Array]:
+    rng = np.random.default_rng(samples)
+    y = rng.integers(classes, size=samples)
+    x = np.eye(classes)[y] @ rng.uniform(size=(classes, 784)) + 0.1 * rng.normal(size=(samples, 784))
+    return jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.int32)
+
+
+def test_the_edge_of_stability(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sharpness is that of the initial parameters, and gradient descent has begun."""
+    x, y = images(40)
+    x, y = x[:, :196] / 4, jax.nn.one_hot(y, 10, dtype=jnp.float32)
+    monkeypatch.setattr(edge_of_stability, "problem", lambda config: (x, y))
+    edge_of_stability.main(["--steps", "100", "--out", str(tmp_path)])
+    found = json.loads((tmp_path / "edge_of_stability.json").read_text())
+    run = found["runs"]["0.2"]
+    assert len(run["loss"]) == 2 and run["loss"][1] < run["loss"][0]
+    assert found["summary"]["0.2"]["start"] == pytest.approx(0.1 * run["sharpness"][0])
+    assert run["residual"][0] < 1e-3 * run["sharpness"][0] and (tmp_path / "edge_of_stability.png").exists()
+
+
+def test_the_linear_datamodeling_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """1 for the losses themselves, with the sign that a sample which helps lowers a loss; one of the methods sees it."""
+    halves = np.random.default_rng(0).permuted(np.tile([0.0, 1.0], (30, 10)), axis=1)
+    score = np.random.default_rng(1).normal(size=(20, 3))
+    assert lds.lds(score, halves, -(halves @ score)) == pytest.approx(1)
+    assert lds.lds(-score, halves, -(halves @ score)) == pytest.approx(-1)
+    for name, value in {"TRAIN": 128, "EPOCHS": 3, "problem": lambda config: (images(128), images(8))}.items():
+        monkeypatch.setattr(lds, name, value)
+    lds.main(["--halves", "12", "--out", str(tmp_path)])
+    found = json.loads((tmp_path / "lds.json").read_text())["lds"]
+    assert len(found) == 6 and all(-1 <= value <= 1 for value in found.values()) and max(found.values()) > 0.3
+
+
+def test_an_autoencoder_is_tuned_and_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def written(config: Path, samples: int, to: Path) -> None:
+        x = np.random.default_rng(0).uniform(size=(samples, 12)).astype(np.float32)
+        np.savez(to, x=x, y=x, x_test=x[:9], y_test=x[:9])
+
+    small = {"images": written, "SIZES": [12, 4, 12], "BATCH": 20}
+    small["GRIDS"] = {name: values[2:4] for name, values in autoencoder.GRIDS.items()}
+    for name, value in small.items():
+        monkeypatch.setattr(autoencoder, name, value)
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):  # as Optax has it
+        autoencoder.main(["--epochs", "2", "--samples", "60", "--out", str(tmp_path)])
+    found = json.loads((tmp_path / "autoencoder.json").read_text())["optimizers"]
+    for name, run in found.items():
+        best = min((loss, i) for i, loss in enumerate(run["grid"]) if loss is not None)
+        assert run["values"] == autoencoder.GRIDS[name][best[1]]
+        assert len(run["epochs"]) == 2 and run["epochs"][0]["train_loss"] == pytest.approx(best[0])
 
 
 @pytest.mark.parametrize(
