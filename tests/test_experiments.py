@@ -232,7 +232,7 @@ def test_the_edge_of_stability(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_linear_datamodeling_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """1 for the losses themselves, with the sign that a sample which helps lowers a loss; one of the methods sees it."""
+    """1 for the losses themselves, for a sample that helps lowers a loss; one of the methods sees it."""
     halves = np.random.default_rng(0).permuted(np.tile([0.0, 1.0], (30, 10)), axis=1)
     score = np.random.default_rng(1).normal(size=(20, 3))
     assert lds.lds(score, halves, -(halves @ score)) == pytest.approx(1)
