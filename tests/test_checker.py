@@ -318,7 +318,7 @@ def test_the_errors_of_each_layer() -> None:
     [
         ({"level": "slow"}, "level is 'slow', allowed: fast, full"),
         ({"kinks": "up"}, "kinks is 'up', allowed: reference, left, right, subgradient"),
-        ({"order": 3}, "order is 3, allowed: 1, 2"),
+        ({"order": 4}, "order is 4, allowed: 1, 2, 3"),
         ({"dtypes": ("float8",)}, "dtypes is 'float8', allowed: float64, float32, bfloat16, float16"),
         ({"wrt": 4}, r"wrt has 4, but the arguments with floating-point leaves are \[0\]"),
         ({"gradient": jnp.cos, "value_and_grad": jnp.cos}, "give one of gradient, value_and_grad and vjp"),

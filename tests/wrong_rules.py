@@ -920,6 +920,14 @@ both(
         {"level": "full"},
     ),
 )
+def _cut_twice(bad: bool) -> Subject:
+    """sin, whose slope is a rule of its own with the right slope −sin, which is cut off."""
+    keep = lax.stop_gradient if bad else lambda x: x
+    slope = ruled(jnp.cos, lambda r, g: (-g * r,), lambda x: (jnp.cos(x), keep(jnp.sin(x))))
+    return Subject(ruled(jnp.sin, lambda r, g: (g * slope(r[0]),)), "f32[4]", {"level": "full"})
+
+
+both("second order", "cut off, in the third derivative", None, _cut_twice)
 both(
     "second order",
     "the cotangent cut off",

@@ -75,7 +75,7 @@ def _values(trial: Trial, regime: str, points: Leaves, got: Leaves) -> list[Row]
         return []
     unit = 1e3 * float(trial.info(trial.strict).eps) + trial.accuracy
     rows = []
-    for n, (value, want) in enumerate(zip(got, trial.line(points, points), strict=False)):
+    for n, (value, want) in enumerate(zip(got, trial.line(points), strict=False)):
         bound = unit * np.max(np.abs(want), initial=0.0) + unit
         text = "the rule returns another value than the function"
         rows.append(compared(NUMERICS, f"output[{n}]", trial.strict, regime, value, want, bound, text))
@@ -85,7 +85,7 @@ def _values(trial: Trial, regime: str, points: Leaves, got: Leaves) -> list[Row]
 def _defined(trial: Trial, points: Leaves) -> bool:
     """Whether the reference takes these points and is finite there."""
     try:
-        return all(np.all(np.isfinite(a)) for a in trial.line(points, points))
+        return all(np.all(np.isfinite(a)) for a in trial.line(points))
     except Exception:  # a NumPy function may refuse points outside its domain
         return False
 
@@ -122,7 +122,7 @@ def _rows(
         return []
 
     def line(t: float) -> list[np.ndarray]:
-        return trial.line([p + t * v if m == position else p for m, p in enumerate(place.points)], place.points)
+        return trial.line([p + t * v if m == position else p for m, p in enumerate(place.points)])
 
     got = float(np.vdot(v, pulled))
     largest = float(np.max(np.abs(x[v != 0]), initial=0.0))

@@ -23,7 +23,6 @@ from jaxbp.checker.jaxpr import (
     OPAQUE,
     Walk,
     closed_call,
-    equations,
     evaluate,
     lift,
     lifted,
@@ -181,47 +180,10 @@ def _fixed(equation: Any, inputs: Sequence[Any]) -> list[Any]:
     return lifted(equation, inputs)
 
 
-def frozen(closed: Any) -> Callable[[Any, Any], Any]:
-    """(leaves, others) ↦ outputs in float64, with the value of each stop_gradient taken from the other leaves.
-
-    But for a linear solve of JAX: it cuts off what it solves with and differentiates the solution.
-
-    Raises:
-      NotImplementedError: a stop_gradient inside a loop or branch.
-    """
-    solves = "custom_linear_solve" in primitives(closed.jaxpr)
-    outside = sum(equation.primitive.name == "stop_gradient" for equation in _flat(closed.jaxpr))
-    if sum(equation.primitive.name == "stop_gradient" for equation in equations(closed.jaxpr)) > outside:
-        raise NotImplementedError("a stop_gradient inside a loop or branch")
-
-    def run(leaves: Any, others: Any) -> Any:
-        kept: dict[int, Any] = {}
-
-        def keep(equation: Any, inputs: Sequence[Any]) -> list[Any]:
-            outputs = _fixed(equation, inputs)
-            if equation.primitive.name == "stop_gradient":
-                kept[id(equation)] = outputs
-            return outputs
-
-        def use(equation: Any, inputs: Sequence[Any]) -> list[Any]:
-            return kept[id(equation)] if id(equation) in kept else _fixed(equation, inputs)
-
-        consts = [lift(const) for const in closed.consts]
-        if outside and not solves:
-            evaluate(closed.jaxpr, consts, [lift(leaf) for leaf in others], Walk(keep, closed_call, opaque=UNENTERED))
-        return evaluate(closed.jaxpr, consts, [lift(leaf) for leaf in leaves], Walk(use, closed_call, opaque=UNENTERED))
-
-    return run
-
-
-def _flat(jaxpr: Any) -> Iterator[Any]:
-    """The equations outside loops and branches."""
-    for equation in jaxpr.eqns:
-        inner = closed_call(equation)
-        if inner is None:
-            yield equation
-        else:
-            yield from _flat(inner.jaxpr)
+def exact(closed: Any) -> Callable[[Any], Any]:
+    """leaves ↦ outputs, in float64."""
+    walk = Walk(_fixed, closed_call, opaque=UNENTERED)
+    return lambda leaves: evaluate(closed.jaxpr, [*map(lift, closed.consts)], [*map(lift, leaves)], walk)
 
 
 def noise_of(seed: int) -> np.ndarray:
