@@ -24,8 +24,6 @@ from jaxbp.checker.numerics import difference
 from jaxbp.checker.report import CheckFailed, Report, Row
 from jaxbp.cli import main
 
-ROOT = Path(__file__).parent.parent
-
 
 def custom(fun: Callable[..., Any], forward: Callable[..., Any], backward: Callable[..., Any]) -> Any:
     ruled = jax.custom_vjp(lambda *args: fun(*args))
@@ -205,7 +203,11 @@ def test_second_order() -> None:
     assert jaxbp.check(cut, "f32[4]").passed
     report = jaxbp.check(cut, "f32[4]", order=2)
     assert {row.subject for row in report.failures} == {"second derivative"}
-    assert jaxbp.check(CUBE, "f32[4]", order=2).passed
+    assert jaxbp.check(CUBE, "f32[4]", order=3).passed
+    cosine = custom(jnp.cos, lambda x: (jnp.cos(x), jax.lax.stop_gradient(jnp.sin(x))), lambda sine, u: (-sine * u,))
+    cut_later = custom(jnp.sin, lambda x: (jnp.sin(x), x), lambda x, u: (u * cosine(x),))
+    report = jaxbp.check(cut_later, "f32[4]", order=3)
+    assert {row.subject for row in report.failures} == {"third derivative"}
 
 
 @pytest.mark.slow
@@ -264,6 +266,16 @@ def test_what_a_rule_raises_becomes_a_row() -> None:
     report = jaxbp.check(cube_with(broken), "f32[4]")
     assert (report.verdict, report.failures[0].check) == ("FAIL", "contract")
     assert "KeyError: 'lost'" in report.failures[0].diagnosis
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("broken", ["rounding.with_spread", "jaxpr.bound"])
+def test_a_fault_of_the_checker_is_none_of_the_function(broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(f"jaxbp.checker.{broken}", lambda *args: 1 / 0)
+    report = jaxbp.check(CUBE, "f32[4]")
+    assert report.verdict == "INCONCLUSIVE"
+    assert "the checker cannot evaluate" in report.failures[0].diagnosis
+    assert not any("JAX cannot differentiate" in note for note in report.not_covered)
 
 
 @pytest.mark.slow
@@ -359,7 +371,9 @@ def test_wrong_inputs(text: str, message: str) -> None:
 
 @pytest.mark.slow
 def test_the_network_of_a_config(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert main(["check", str(ROOT / "configs/digits.toml"), "--json", str(tmp_path / "report.json")]) == 0
+    config = tmp_path / "iris.toml"
+    config.write_text('data.name = "iris"\nmodel.sizes = [4, 5, 3]\n[optimizer]\nlearning_rate = 0.1\n')
+    assert main(["check", str(config), "--json", str(tmp_path / "report.json")]) == 0
     out = capsys.readouterr().out
     assert "∂ℓ/∂w" in out
     assert "PASS" in out

@@ -128,11 +128,13 @@ def _at_kink(
     if trial.kinks in ("left", "right"):
         want, bound = np.where(kink, side, want), np.where(kink, bound + rounded, bound)
     elif fits:
-        between = (got >= low - rounded - bound) & (got <= high + rounded + bound) & kink
+        slack = bound + rounded * kink  # beside large numbers a kink is too small to be visible
+        between = (got >= low - slack) & (got <= high + slack)
         want = np.where(between, got, want)
     bound = np.where(np.isinf(wanted.bound), np.inf, bound)
     ratio = error_over_bound(got, want, bound)
-    if not np.any(ratio > 1) or not np.all(kink[ratio > 1]):
+    explained = kink & (np.abs(got - want) < 100 * (high - low))
+    if not np.any(ratio > 1) or not np.all(explained[ratio > 1]):
         return Wanted(want, bound)
     at = np.unravel_index(np.argmax(ratio), ratio.shape)
     note = f"differs only at a kink, whose sides are {low[at]:.6g} and {high[at]:.6g} (kinks={trial.kinks!r})"

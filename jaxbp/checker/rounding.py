@@ -111,8 +111,8 @@ def _is_real(aval: Any) -> bool:
 
 
 def with_spread(found: Traced) -> Callable[..., Any]:
-    """(consts, leaves, literals, units, unit of the arguments, what a 0 among these counts as, noise) ↦ (outputs, the
-    least and the greatest that rounding made of each element), in float64.
+    """(consts, leaves, literals, units, unit of the arguments, what a 0 counts as, noise) ↦ (outputs, the least and the
+    greatest that rounding made of each element), in float64.
     """
     jaxpr = found.closed.jaxpr
     places = {id(equation): n for n, equation in enumerate(_rounded(jaxpr))}
@@ -126,11 +126,8 @@ def with_spread(found: Traced) -> Callable[..., Any]:
         exact = evaluate(jaxpr, consts, leaves, fixed)
 
         def draw(noise: Array) -> list[Any]:
-            perturb = _Rounding(units, noise, places)
-            sizes = [jnp.where(leaf == 0, zero, leaf) if _is_real(leaf) else leaf for leaf in leaves]
-            moved = [
-                perturb.moved(leaf, unit, size, n) for n, (leaf, size) in enumerate(zip(leaves, sizes, strict=True))
-            ]
+            perturb = _Rounding(units, zero, noise, places)
+            moved = [perturb.moved(leaf, unit, leaf, n) for n, leaf in enumerate(leaves)]
             return evaluate(jaxpr, consts, moved, fixed._replace(apply=perturb))
 
         drawn = lax.map(draw, noise)
@@ -142,8 +139,8 @@ def with_spread(found: Traced) -> Callable[..., Any]:
 class _Rounding:
     """Applies an equation in float64 and moves every result by up to 4 u of its size, differently at each place."""
 
-    def __init__(self, units: Array, noise: Array, places: dict[int, int]):
-        self.units, self.noise, self.places = units, noise, places
+    def __init__(self, units: Array, zero: Array, noise: Array, places: dict[int, int]):
+        self.units, self.zero, self.noise, self.places = units, zero, noise, places
 
     def __call__(self, equation: Any, inputs: Sequence[Any]) -> list[Any]:
         outputs = _fixed(equation, inputs)
@@ -161,7 +158,8 @@ class _Rounding:
         if jnp.issubdtype(a.dtype, jnp.complexfloating):
             parts = (self.moved(part, u, jnp.abs(size), place + n) for n, part in enumerate((a.real, a.imag)))
             return lax.complex(*parts)
-        finite = jnp.where(jnp.isfinite(size), jnp.abs(size), 0)  # an infinity, such as that of a mask, is not rounded
+        size = jnp.where(size == 0, self.zero, jnp.abs(size))
+        finite = jnp.where(jnp.isfinite(size), size, 0)  # an infinity, such as that of a mask, is not rounded
         return a + (AMPLITUDE * u * self._uniform(a.shape, place) * finite).astype(a.dtype)
 
     def _uniform(self, shape: tuple[int, ...], place: int) -> Array:

@@ -198,7 +198,7 @@ class Trial:
         _, counts, dtypes = self._traced(dtype)
         least = min if dtype == MIXED else max  # what is given in float32 beside bfloat16 is not rounded to that
         unit = 0.0 if dtype == "float64" else least(float(jnp.finfo(d).eps) / 2 for d in dtypes)
-        exact, low, high = self._evaluated(points, us, dtype, unit)
+        exact, low, high = self._evaluated(points, us, dtype, unit, self._traced(dtype)[0].units)
         with np.errstate(all="ignore"):
             spread = [f64(np.maximum(e - a, b - e)) for e, a, b in zip(exact, low, high, strict=True)]
         bounds = [self._bound(str(d), v, s) for d, v, s in zip(dtypes, exact, spread, strict=True)]
@@ -211,16 +211,16 @@ class Trial:
         return Truth(exact[:first], cotangents, bounds[:first], bounds[value:], exact[own:value], bounds[own:value])
 
     def _evaluated(
-        self, points: Leaves, us: Leaves, dtype: str, unit: float, rounds: bool = True, zero: float = 0.0
+        self, points: Leaves, us: Leaves, dtype: str, unit: float, units: np.ndarray, zero: float = 0.0
     ) -> tuple[Leaves, Leaves, Leaves]:
-        """Outputs and cotangents in float64; the least and the greatest where every number is moved by rounding,
-        the arguments by 4 × the unit, a 0 among these as if it were another number.
+        """Outputs and cotangents in float64; the least and the greatest where the arguments are moved by 4 × the unit,
+        the result of every operation by 4 × its own, a 0 as if it were another number.
         """
         found = self._traced(dtype)[0]
         run = self._once(("truth", found.text), lambda: jax.jit(rounding.with_spread(found), **QUICK))
         leaves = [f64(a) if is_float(a) else a for a in (*points, *us)]
         with precise():
-            outputs = run(found.consts, leaves, found.literals, found.units * rounds, unit, zero, self._noise)
+            outputs = run(found.consts, leaves, found.literals, units, unit, zero, self._noise)
         exact, low, high = map(arrays, outputs)
         return exact, low, high
 
@@ -230,17 +230,23 @@ class Trial:
         for position, shift in zip(self.subject.arguments.wrt, shifts, strict=True):
             a = points[position]
             points[position] = a + NEAR * np.where(a == 0, 1, np.abs(a)) * shift
-        return self._cotangents_near(points, self.rounded(us, dtype), 0.0)[0]
+        return self._cotangents_near(points, self.rounded(us, dtype), 0.0, 0.0)[0]
 
     def around(self, leaves: Sequence[Any], us: Leaves, dtype: str) -> list[tuple[np.ndarray, np.ndarray]]:
-        """The least and the greatest cotangents of the reference at random points so near; no tangent spaces."""
-        unit = 0.0 if self.subject.project else NEAR / rounding.AMPLITUDE
-        _, low, high = self._cotangents_near(self.cast(leaves, dtype), self.rounded(us, dtype), unit)
-        return list(zip(low, high, strict=True))
+        """The least and the greatest cotangents of the reference at random so near, with the arguments moved, and with
+        the result of each operation: rows of a network are at their kinks independently. No tangent spaces.
+        """
+        points, us, unit = self.cast(leaves, dtype), self.rounded(us, dtype), 0.0 if self.subject.project else NEAR / 4
+        _, low, high = self._cotangents_near(points, us, unit, 0.0)
+        _, least, most = self._cotangents_near(points, us, 0.0, unit)
+        return [*zip(map(np.minimum, low, least), map(np.maximum, high, most), strict=True)]
 
-    def _cotangents_near(self, points: Leaves, us: Leaves, unit: float) -> list[Leaves]:
-        """Those of the reference at the points, and the least and the greatest with these moved by 4 × the unit."""
-        found = self._evaluated(points, us, self.oracle, unit, rounds=False, zero=1.0)
+    def _cotangents_near(self, points: Leaves, us: Leaves, unit: float, moved: float) -> list[Leaves]:
+        """Those of the reference at the points; the least and the greatest with these moved by 4 × the unit, and the
+        results of operations by 4 × another.
+        """
+        units = np.full_like(self._traced(self.oracle)[0].units, moved)
+        found = self._evaluated(points, us, self.oracle, unit, units, zero=1.0)
         return [self.projected(points, part[sum(self._traced(self.oracle)[1]) :]) for part in found]
 
     def _traced(self, dtype: str) -> Any:
