@@ -232,14 +232,16 @@ class Trial:
             points[position] = a + NEAR * np.where(a == 0, 1, np.abs(a)) * shift
         return self._cotangents_near(points, self.rounded(us, dtype), 0.0, 0.0)[0]
 
-    def around(self, leaves: Sequence[Any], us: Leaves, dtype: str) -> list[tuple[np.ndarray, np.ndarray]]:
-        """The least and the greatest cotangents of the reference at random so near, with the arguments moved, and with
-        the result of each operation: rows of a network are at their kinks independently. No tangent spaces.
+    def around(
+        self, leaves: Sequence[Any], us: Leaves, dtype: str, results: bool = False
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The least and the greatest cotangents of the reference at random points so near; or with the results of its
+        operations moved, so that the rows of a network are at their kinks independently. No tangent spaces.
         """
-        points, us, unit = self.cast(leaves, dtype), self.rounded(us, dtype), 0.0 if self.subject.project else NEAR / 4
-        _, low, high = self._cotangents_near(points, us, unit, 0.0)
-        _, least, most = self._cotangents_near(points, us, 0.0, unit)
-        return [*zip(map(np.minimum, low, least), map(np.maximum, high, most), strict=True)]
+        unit = 0.0 if self.subject.project else NEAR / 4
+        units = (0.0, unit) if results else (unit, 0.0)
+        _, low, high = self._cotangents_near(self.cast(leaves, dtype), self.rounded(us, dtype), *units)
+        return [*zip(low, high, strict=True)]
 
     def _cotangents_near(self, points: Leaves, us: Leaves, unit: float, moved: float) -> list[Leaves]:
         """Those of the reference at the points; the least and the greatest with these moved by 4 × the unit, and the
