@@ -35,10 +35,6 @@ def at_kinks(
         np.any(_visible(np.minimum(a, b), np.maximum(a, b))) for a, b in zip(*around, strict=True)
     ):
         return wanted
-    ranks = {len(shape) for shape in shapes}  # biases alone, too: with weights they do not reach the left of every row
-    apart = [(rank, s) for rank in ranks if len(ranks) > 1 for s in (-1.0, 1.0)]
-    for rank, s in apart:
-        around.append(trial.near(points, us, dtype, [np.full(shape, s * (len(shape) == rank)) for shape in shapes]))
     drawn = [(low, high, *sides) for (low, high), *sides in zip(trial.around(points, us, dtype), *around, strict=True)]
     spread = [(np.array(np.min(leaf, axis=0)), np.array(np.max(leaf, axis=0))) for leaf in drawn]
     kinks = [_visible(low, high) for low, high in spread]
