@@ -240,6 +240,15 @@ def test_the_convention_at_a_kink(side: str) -> None:
     assert "only at a kink" in other.failures[0].diagnosis
 
 
+@pytest.mark.slow
+def test_a_kink_is_not_blamed_for_an_error_far_larger_than_it() -> None:
+    """Numbers so large that sin is rough at the distance at which the sides of a kink are looked at."""
+    wrong = custom(jnp.sin, lambda x: (jnp.sin(x), x), lambda x, u: (u * jnp.cos(x) * (1 + (x > 1e6).astype(x.dtype)),))
+    report = jaxbp.check(wrong, "f32[4]")
+    assert report.verdict == "FAIL"
+    assert not any("kink" in row.diagnosis for row in report.failures), report
+
+
 def test_the_domain() -> None:
     root = custom(jnp.sqrt, lambda x: (jnp.sqrt(x),) * 2, lambda y, u: (u / (2 * y),))
     assert jaxbp.check(root, (jnp.asarray([1.0, 2.0], jnp.float32),), domain=(0.1, 5.0)).passed

@@ -920,6 +920,8 @@ both(
         {"level": "full"},
     ),
 )
+
+
 def _cut_twice(bad: bool) -> Subject:
     """sin, whose slope is a rule of its own with the right slope −sin, which is cut off."""
     keep = lax.stop_gradient if bad else lambda x: x

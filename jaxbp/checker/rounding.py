@@ -159,7 +159,7 @@ class _Rounding:
             parts = (self.moved(part, u, jnp.abs(size), place + n) for n, part in enumerate((a.real, a.imag)))
             return lax.complex(*parts)
         size = jnp.where(size == 0, self.zero, jnp.abs(size))
-        finite = jnp.where(jnp.isfinite(size), size, 0)  # an infinity, such as that of a mask, is not rounded
+        finite = jnp.where(size < np.inf, size, 0)  # an infinity, such as that of a mask, is not rounded
         return a + (AMPLITUDE * u * self._uniform(a.shape, place) * finite).astype(a.dtype)
 
     def _uniform(self, shape: tuple[int, ...], place: int) -> Array:
@@ -168,7 +168,8 @@ class _Rounding:
         start = (place + 1) * 7919 % max(1, NOISE - size)
         if size > NOISE:
             return jnp.tile(self.noise, -(-size // NOISE))[:size].reshape(shape)
-        return self.noise[start : start + size].reshape(shape)
+        # self.noise[start : …] would take ten times as long to trace
+        return lax.slice(self.noise, (start,), (start + size,)).reshape(shape)
 
 
 def _fixed(equation: Any, inputs: Sequence[Any]) -> list[Any]:

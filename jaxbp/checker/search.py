@@ -210,4 +210,3 @@ def numbers_of(jaxprs: Iterable[Any]) -> Numbers:
 
 def _is_whole(value: Any) -> bool:
     return np.shape(value) == () and np.issubdtype(np.asarray(value).dtype, np.integer)
-

@@ -417,11 +417,12 @@ def _differentiate(trial: Trial) -> None:
             if str(error).startswith("reference returns"):
                 raise
     subject, points = trial.subject, trial.cast(trial.given, trial.main)
+    plain = lambda p: split(subject.reference(*subject.arguments.call(p)))[0]  # noqa: E731
     apart = lambda p: subject.reference_of(p)(subject.arguments.differentiated(p))  # noqa: E731
-    for said, run in (("", lambda p: subject.reference(*subject.arguments.call(p))), (FAULT, apart)):
+    for said, run in (("", plain), (FAULT, apart)):
         try:
             with trial.setting(trial.main), lenient():
-                jax.eval_shape(lambda p: split(run(p))[0], points)
+                jax.eval_shape(run, points)
         except Exception as error:  # NumPy code at the first of the two
             trial.why_not = f"{said}: {first_line(error)}" if said else trial.why_not
             return
