@@ -1343,7 +1343,7 @@ signature(
     lambda k: Subject(
         lambda p: jnp.sum(p["w"] ** 2) * p["step"],
         ({"w": n(0, 3), "step": jnp.int32(2)},),
-        {"gradient": lambda p: {"w": 4 * k * p["w"], "step": None}},
+        {"gradient": lambda p: {"w": 2 * k * p["w"] * p["step"], "step": None}},
     ),
 )
 signature(

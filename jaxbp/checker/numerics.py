@@ -36,7 +36,7 @@ def numerics(trial: Trial, regimes: Mapping[str, Sequence[Any]], us: Leaves, pro
     places: list[_Place] = []
     rows: list[Row] = []
     for regime, leaves in regimes.items():
-        points = trial.cast(leaves, "float64")
+        points = trial.cast(trial.cast(leaves, trial.strict), "float64")  # those that the rule is given
         if not _defined(trial, points):
             continue
         try:

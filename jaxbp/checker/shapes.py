@@ -45,9 +45,12 @@ def other_shapes(trial: Trial, domain: list[Any], level: str) -> list[Row]:
             continue
         try:
             with trial.setting(trial.strict):
-                jax.eval_shape(trial.subject.pullback, case.leaves, case.us)
+                got = jax.eval_shape(trial.subject.pullback, case.leaves, case.us).cotangents
         except Exception as error:
             trial.notes.append(f"{_text(case.leaves)}: the rule raised {type(error).__name__}")
+            continue
+        if [*map(np.shape, got)] != [*map(np.shape, trial.subject.arguments.differentiated(case.leaves))]:
+            trial.notes.append(f"{_text(case.leaves)}: the rule gives other shapes")  # made for those of the example
             continue
         taken.append(case)
     rows: list[Row] = []
