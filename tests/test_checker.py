@@ -52,7 +52,7 @@ def test_planted_bug(bug: planted.Bug) -> None:
         assert any(re.search(bug.diagnosis, row.diagnosis) for row in report.failures), report
 
 
-@pytest.mark.parametrize("case", one_in(40, real_world.CASES[2::4]), ids=lambda case: case.name)
+@pytest.mark.parametrize("case", one_in(40, real_world.CASES[2::8]), ids=lambda case: case.name)
 def test_rule_in_use(case: real_world.Case) -> None:
     report = jaxbp.check(case.fun, case.args, **case.options)
     assert report.verdict == case.expected, report
@@ -62,15 +62,6 @@ def test_rule_in_use(case: real_world.Case) -> None:
 def test_right_rule(number: int) -> None:
     subject = generated.custom_vjp(number, seed=1)
     report = jaxbp.check(subject.fun, subject.args, **subject.options)
-    assert report.passed, f"{subject.name}: {report}"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [0])
-def test_right_network(number: int) -> None:
-    subject = generated.network(number, seed=1)
-    with jax.numpy_dtype_promotion("standard"):  # targets in float32 beside bfloat16 parameters are cast to one dtype
-        report = jaxbp.check(subject.fun, subject.args, **subject.options)
     assert report.passed, f"{subject.name}: {report}"
 
 
