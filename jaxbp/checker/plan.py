@@ -58,6 +58,7 @@ def searched(trial: Trial, leaves: Leaves, settings: Settings) -> list[Row]:
         lost = "float64 oracle, adjoint identity, production dtype, edges and vacuity"
         trial.notes.append(f"{lost}: {trial.why_not}")
         rows += [Row(checks.ORACLE, "INCONCLUSIVE", diagnosis=trial.why_not)] * trial.why_not.startswith(FAULT)
+    rows += guarded(trial, checks.ALGEBRA, checks.not_swallowed, trial, trial.given, us["dense"], main)
     rows += _by_differences(trial, regimes, us["dense"], settings, rows)
     if settings.order > 1:
         smooth = {name: regimes[name] for name in ("ordinary", "tiny") if name in regimes}
@@ -98,6 +99,7 @@ def _both_modes(trial: Trial, leaves: Leaves, settings: Settings) -> list[Row]:
     rows = guarded(forward, checks.ALGEBRA, checks.algebra, forward, trial.given, us["dense"], main)
     regimes = points(trial.subject.arguments, leaves, settings.level, settings.seed, settings.domain, _numbers(forward))
     rows += _oracles(forward, regimes, us, settings.dtypes or (main,), settings)[0]
+    rows += guarded(forward, checks.ALGEBRA, checks.not_swallowed, forward, trial.given, us["dense"], main)
     rows += _transformed(forward, regimes, us["dense"], main, settings.level)
     trial.notes += forward.notes
     trial.failing = forward.failing
