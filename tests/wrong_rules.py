@@ -922,14 +922,6 @@ both(
 )
 
 
-def _cut_twice(bad: bool) -> Subject:
-    """sin, whose slope is a rule of its own with the right slope −sin, which is cut off."""
-    keep = lax.stop_gradient if bad else lambda x: x
-    slope = ruled(jnp.cos, lambda r, g: (-g * r,), lambda x: (jnp.cos(x), keep(jnp.sin(x))))
-    return Subject(ruled(jnp.sin, lambda r, g: (g * slope(r[0]),)), "f32[4]", {"level": "full"})
-
-
-both("second order", "cut off, in the third derivative", None, _cut_twice)
 both(
     "second order",
     "the cotangent cut off",
@@ -1521,3 +1513,13 @@ vjp(
     lambda r, g: (g[0] * jnp.cos(r[0]) + 2 * r[0] * g[1],),
     lambda r, g: (g[0] * jnp.cos(r[0]),),
 )
+
+
+def _cut_twice(bad: bool) -> Subject:
+    """sin, whose slope is a rule of its own with the right slope −sin, which is cut off."""
+    keep = lax.stop_gradient if bad else lambda x: x
+    slope = ruled(jnp.cos, lambda r, g: (-g * r,), lambda x: (jnp.cos(x), keep(jnp.sin(x))))
+    return Subject(ruled(jnp.sin, lambda r, g: (g * slope(r[0]),)), "f32[4]", {"level": "full"})
+
+
+both("second order", "cut off, in the third derivative", None, _cut_twice)
