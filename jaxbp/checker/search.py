@@ -151,6 +151,7 @@ class _Integers:
 
     def __init__(self, leaf: Any, numbers: "Numbers"):
         self.leaf, self.low, self.high = leaf, 0, 1
+        self.compared = bool(numbers.whole)  # a rule may be made for the one number that is given
         self.marks: list[int] = []
         if isinstance(leaf, Spec):
             self.low, self.high = leaf.low, leaf.high
@@ -166,7 +167,7 @@ class _Integers:
         concrete = not isinstance(self.leaf, Spec)
         if concrete and not shape and dtype.kind != "b":  # a step, a start, a choice of branch
             value = int(self.leaf)
-            return np.asarray((value, 0, value + 1, value + 4)[k % 4]).astype(dtype)
+            return np.asarray((value, 0, value + 1, value + 4)[k % 4 if self.compared else 0]).astype(dtype)
         if concrete and dtype.kind != "b":
             flat = np.sort(np.ravel(self.leaf))
             if np.array_equal(flat, np.arange(flat.size)):
