@@ -120,6 +120,38 @@ def registry_of_wrong_rules() -> Iterable[str]:
         yield table_row(kind, *counts, ", ".join(bad), f"{np.median(seconds):.1f} (median), {max(seconds):.1f} (most)")
 
 
+def others() -> Iterable[str]:
+    """By kind: wrong rules at which other checkers raise, and right twins at which they do, of those that they take:
+    floating-point arrays, and functions of JAX.
+    """
+    peers = {name: caught for name, caught in CHECKERS.items() if name != "jaxbp.check"}
+    yield table_head("kind", "taken", *(f"{name}: {rule} rule" for name in peers for rule in ("wrong", "right")))
+    for kind in dict.fromkeys(case.kind for case in wrong_rules.CASES):
+        cases = [case for case in wrong_rules.CASES if case.kind == kind]
+        taken = [case for case in cases if takes(case.right())]
+        builds = [case.wrong for case in taken], [case.right for case in taken]
+        counts = [sum(caught(as_planted(build())) for build in part) for caught in peers.values() for part in builds]
+        yield table_row(kind, f"{len(taken)} of {len(cases)}", *counts)
+
+
+def takes(subject: wrong_rules.Subject) -> bool:
+    """Whether a checker of flat functions can call the function."""
+    try:
+        fun, leaves = planted.differentiable(as_planted(subject))
+        jax.vjp(fun, *leaves)
+    except Exception as error:  # whatever a function says to other arguments, or a rule in NumPy to JAX
+        logging.debug("%s", error)
+        return False
+    return True
+
+
+def as_planted(subject: wrong_rules.Subject) -> planted.Subject:
+    """With its arguments drawn, and no options but its rule."""
+    args = jaxbp.checker.inputs(subject.args) if isinstance(subject.args, str) else subject.args
+    rule = {name: subject.options[name] for name in ("gradient", "value_and_grad", "vjp") if name in subject.options}
+    return planted.Subject(subject.fun, args, rule)
+
+
 def registry_of_right_rules() -> Iterable[str]:
     """By kind: right rules that pass at both levels, and which do not."""
     yield table_head("kind", "pass, fast", "pass, full", "accused")
@@ -149,6 +181,7 @@ TABLES = {
     "false-alarms": false_alarms,
     "real-world": real,
     "wrong-rules": registry_of_wrong_rules,
+    "wrong-rules-others": others,
     "right-rules": registry_of_right_rules,
 }
 

@@ -877,7 +877,7 @@ _STANDARDIZE = rule(lambda x: _standardized(x)[0], _standardize_backward)
 
 def _softmax_backward(args: Any, g: Array) -> Any:
     p = jax.nn.softmax(args[0])
-    return (p * (g - jnp.sum(p * g, 1, keepdims=True)),)
+    return (p * (g - jnp.sum(p * g, -1, keepdims=True)),)
 
 
 _SOFTMAX = rule(lambda x: jax.nn.softmax(x), _softmax_backward)

@@ -24,8 +24,6 @@ from jaxbp.checker.numerics import difference
 from jaxbp.checker.report import CheckFailed, Report, Row
 from jaxbp.cli import main
 
-ROOT = Path(__file__).parent.parent
-
 
 def custom(fun: Callable[..., Any], forward: Callable[..., Any], backward: Callable[..., Any]) -> Any:
     ruled = jax.custom_vjp(lambda *args: fun(*args))
@@ -54,7 +52,7 @@ def test_planted_bug(bug: planted.Bug) -> None:
         assert any(re.search(bug.diagnosis, row.diagnosis) for row in report.failures), report
 
 
-@pytest.mark.parametrize("case", one_in(40, real_world.CASES[2::4]), ids=lambda case: case.name)
+@pytest.mark.parametrize("case", one_in(40, real_world.CASES[2::8]), ids=lambda case: case.name)
 def test_rule_in_use(case: real_world.Case) -> None:
     report = jaxbp.check(case.fun, case.args, **case.options)
     assert report.verdict == case.expected, report
@@ -64,15 +62,6 @@ def test_rule_in_use(case: real_world.Case) -> None:
 def test_right_rule(number: int) -> None:
     subject = generated.custom_vjp(number, seed=1)
     report = jaxbp.check(subject.fun, subject.args, **subject.options)
-    assert report.passed, f"{subject.name}: {report}"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [0])
-def test_right_network(number: int) -> None:
-    subject = generated.network(number, seed=1)
-    with jax.numpy_dtype_promotion("standard"):  # targets in float32 beside bfloat16 parameters are cast to one dtype
-        report = jaxbp.check(subject.fun, subject.args, **subject.options)
     assert report.passed, f"{subject.name}: {report}"
 
 
@@ -205,7 +194,11 @@ def test_second_order() -> None:
     assert jaxbp.check(cut, "f32[4]").passed
     report = jaxbp.check(cut, "f32[4]", order=2)
     assert {row.subject for row in report.failures} == {"second derivative"}
-    assert jaxbp.check(CUBE, "f32[4]", order=2).passed
+    assert jaxbp.check(CUBE, "f32[4]", order=3).passed
+    cosine = custom(jnp.cos, lambda x: (jnp.cos(x), jax.lax.stop_gradient(jnp.sin(x))), lambda sine, u: (-sine * u,))
+    cut_later = custom(jnp.sin, lambda x: (jnp.sin(x), x), lambda x, u: (u * cosine(x),))
+    report = jaxbp.check(cut_later, "f32[4]", order=3)
+    assert {row.subject for row in report.failures} == {"third derivative"}
 
 
 @pytest.mark.slow
@@ -238,6 +231,15 @@ def test_the_convention_at_a_kink(side: str) -> None:
     assert "only at a kink" in other.failures[0].diagnosis
 
 
+@pytest.mark.slow
+def test_a_kink_is_not_blamed_for_an_error_far_larger_than_it() -> None:
+    """Numbers so large that sin is rough at the distance at which the sides of a kink are looked at."""
+    wrong = custom(jnp.sin, lambda x: (jnp.sin(x), x), lambda x, u: (u * jnp.cos(x) * (1 + (x > 1e6).astype(x.dtype)),))
+    report = jaxbp.check(wrong, "f32[4]")
+    assert report.verdict == "FAIL"
+    assert not any("kink" in row.diagnosis for row in report.failures), report
+
+
 def test_the_domain() -> None:
     root = custom(jnp.sqrt, lambda x: (jnp.sqrt(x),) * 2, lambda y, u: (u / (2 * y),))
     assert jaxbp.check(root, (jnp.asarray([1.0, 2.0], jnp.float32),), domain=(0.1, 5.0)).passed
@@ -264,6 +266,16 @@ def test_what_a_rule_raises_becomes_a_row() -> None:
     report = jaxbp.check(cube_with(broken), "f32[4]")
     assert (report.verdict, report.failures[0].check) == ("FAIL", "contract")
     assert "KeyError: 'lost'" in report.failures[0].diagnosis
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("broken", ["rounding.with_spread", "jaxpr.bound"])
+def test_a_fault_of_the_checker_is_none_of_the_function(broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(f"jaxbp.checker.{broken}", lambda *args: 1 / 0)
+    report = jaxbp.check(CUBE, "f32[4]")
+    assert report.verdict == "INCONCLUSIVE"
+    assert "the checker cannot evaluate" in report.failures[0].diagnosis
+    assert not any("JAX cannot differentiate" in note for note in report.not_covered)
 
 
 @pytest.mark.slow
@@ -318,7 +330,7 @@ def test_the_errors_of_each_layer() -> None:
     [
         ({"level": "slow"}, "level is 'slow', allowed: fast, full"),
         ({"kinks": "up"}, "kinks is 'up', allowed: reference, left, right, subgradient"),
-        ({"order": 3}, "order is 3, allowed: 1, 2"),
+        ({"order": 4}, "order is 4, allowed: 1, 2, 3"),
         ({"dtypes": ("float8",)}, "dtypes is 'float8', allowed: float64, float32, bfloat16, float16"),
         ({"wrt": 4}, r"wrt has 4, but the arguments with floating-point leaves are \[0\]"),
         ({"gradient": jnp.cos, "value_and_grad": jnp.cos}, "give one of gradient, value_and_grad and vjp"),
@@ -359,7 +371,9 @@ def test_wrong_inputs(text: str, message: str) -> None:
 
 @pytest.mark.slow
 def test_the_network_of_a_config(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert main(["check", str(ROOT / "configs/digits.toml"), "--json", str(tmp_path / "report.json")]) == 0
+    config = tmp_path / "iris.toml"
+    config.write_text('data.name = "iris"\nmodel.sizes = [4, 5, 3]\n[optimizer]\nlearning_rate = 0.1\n')
+    assert main(["check", str(config), "--json", str(tmp_path / "report.json")]) == 0
     out = capsys.readouterr().out
     assert "∂ℓ/∂w" in out
     assert "PASS" in out

@@ -920,6 +920,8 @@ both(
         {"level": "full"},
     ),
 )
+
+
 both(
     "second order",
     "the cotangent cut off",
@@ -1333,7 +1335,7 @@ signature(
     lambda k: Subject(
         lambda p: jnp.sum(p["w"] ** 2) * p["step"],
         ({"w": n(0, 3), "step": jnp.int32(2)},),
-        {"gradient": lambda p: {"w": 4 * k * p["w"], "step": None}},
+        {"gradient": lambda p: {"w": 2 * k * p["w"] * p["step"], "step": None}},
     ),
 )
 signature(
@@ -1511,3 +1513,13 @@ vjp(
     lambda r, g: (g[0] * jnp.cos(r[0]) + 2 * r[0] * g[1],),
     lambda r, g: (g[0] * jnp.cos(r[0]),),
 )
+
+
+def _cut_twice(bad: bool) -> Subject:
+    """sin, whose slope is a rule of its own with the right slope −sin, which is cut off."""
+    keep = lax.stop_gradient if bad else lambda x: x
+    slope = ruled(jnp.cos, lambda r, g: (-g * r,), lambda x: (jnp.cos(x), keep(jnp.sin(x))))
+    return Subject(ruled(jnp.sin, lambda r, g: (g * slope(r[0]),)), "f32[4]", {"level": "full"})
+
+
+both("second order", "cut off, in the third derivative", None, _cut_twice)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbp.checker.check import check
-from jaxbp.checker.data import NAMES, SPEC, Spec, parse, text_of
+from jaxbp.checker.data import NAMES, SPEC, Spec, drawn, parse, text_of
 from jaxbp.checker.finder import Rule
 from jaxbp.checker.subject import is_float
 
@@ -226,18 +226,14 @@ def _domain(fun: Any, args: Sequence[Any]) -> tuple[float, float] | None:
     """Where the function is finite, as far as a few draws show; None if everywhere, or nowhere."""
     rng = np.random.default_rng(0)
     for bounds in DOMAINS:
-        draws = [[_drawn(a, bounds, rng) if isinstance(a, Spec) else a for a in args] for _ in range(DRAWS)]
+        draws = [
+            [jnp.asarray(drawn(a, bounds, "ordinary", rng)) if isinstance(a, Spec) else a for a in args]
+            for _ in range(DRAWS)
+        ]
         try:
-            values = [_floats(fun(*drawn)) for drawn in draws]
+            values = [_floats(fun(*draw)) for draw in draws]
         except Exception:  # what the function raises, `check` meets again and reports
             return None
         if all(np.all(np.isfinite(leaf)) for value in values for leaf in value):
             return bounds
     return None
-
-
-def _drawn(spec: Spec, bounds: tuple[float, float] | None, rng: np.random.Generator) -> jax.Array:
-    if not is_float(spec):
-        return jnp.asarray(rng.integers(spec.low, spec.high, spec.shape, endpoint=True), spec.dtype)
-    drawn = 3 * rng.standard_normal(spec.shape) if bounds is None else rng.uniform(*bounds, spec.shape)
-    return jnp.asarray(drawn, spec.dtype)

@@ -27,7 +27,7 @@ KNOWN = "float64", "float32", "bfloat16", "float16"
 ALLOWED = {
     "level": PROBES,
     "kinks": ("reference", "left", "right", "subgradient"),
-    "order": (1, 2, None),
+    "order": (1, 2, 3, None),
 }
 
 
@@ -51,7 +51,7 @@ def check(
     project: Mapping[int, Callable[..., Any]] | None = None,
     allow_zero: bool | Sequence[int | str] = False,
     accuracy: float | None = None,
-    order: Literal[1, 2] | None = None,
+    order: Literal[1, 2, 3] | None = None,
 ) -> Report:
     """Checks a hand-written backward pass against the function that it belongs to.
 
@@ -82,7 +82,7 @@ def check(
       kwargs: keyword arguments of fun, of its gradient and of the reference; they are not differentiated.
       dtypes: the production dtypes, such as ("float32", jnp.bfloat16). Default: those of args, float32, and the shorter
         ones that the rule takes.
-      level: "fast" or "full": more points, shapes, dtypes and probes, and the second derivative.
+      level: "fast" or "full": more points, shapes, dtypes and probes, and higher derivatives.
       seed: of everything drawn.
       probes: directions for each leaf in the adjoint identity and the differences; default 2 (fast), 5 (full).
       kinks: at a kink of the reference the rule must give what autodiff of the reference gives ("reference"; where the
@@ -95,7 +95,7 @@ def check(
       allow_zero: arguments, or paths of leaves, whose true gradient may be 0 everywhere; True for all.
       accuracy: how well fun solves what it solves, relative to the largest element: for solvers, iterations,
         quantised rules. Default 0, or 1e-4 where fun has a while_loop.
-      order: 2 checks the derivative of the backward pass as well; default 2 at level "full".
+      order: 2 checks the derivative of the backward pass as well, 3 that one's derivative; default 3 at level "full".
 
     Returns:
       A `Report`; only if every row is a PASS has it ``passed``.
@@ -155,7 +155,7 @@ def _prepared(fun: Any, args: Sequence[Any] | str, given: Mapping[str, Any]) -> 
         given["allow_zero"],
         _names(given["dtypes"]),
         domains(given["domain"], subject.arguments),
-        given["order"] or (2 if level == "full" else 1),
+        given["order"] or (3 if level == "full" else 1),
     )
     rng = np.random.default_rng(seed)
     first = [

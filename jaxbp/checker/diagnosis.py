@@ -75,7 +75,7 @@ def _found(
         yield "matches after a flip"
     error = want - got
     if live > 3 and explains(got + np.mean(error)) and np.std(error) < 1e-3 * abs(np.mean(error)):
-        yield f"differs by the same number everywhere, {np.mean(error):.6g}: a sum over this leaf is missing"
+        yield f"differs by the same number everywhere, {np.mean(error):.6g}: a term is missing"
 
 
 def _scaled(got: Array, want: Array, lengths: Sequence[int], explains: Explains, live: int) -> Iterator[str]:

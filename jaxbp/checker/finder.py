@@ -17,6 +17,8 @@ from typing import Any
 
 import jax
 
+from jaxbp.checker.trial import first_line
+
 NOT_WALKED = re.compile("__main__|conftest|tests?|test_.*|.*_test")
 DEPTH = 6  # of wrappers around a rule: a class, a static method, a jit, a partial, a closure
 
@@ -52,7 +54,7 @@ def modules(package: str) -> tuple[list[types.ModuleType], list[str]]:
                 warnings.simplefilter("ignore")
                 found.append(importlib.import_module(name))
         except (Exception, SystemExit) as error:  # a module may need anything: a GPU, another package
-            failed.append(f"{name}: {said(error)}")
+            failed.append(f"{name}: {first_line(error)}")
     return found, failed
 
 
@@ -177,8 +179,3 @@ def place(fun: Any) -> tuple[str, int]:
     """The file and the line where a function, or the function of a rule, is written; ("", 0) if it is not Python."""
     code = getattr(inspect.unwrap(fun), "__code__", None)
     return (code.co_filename, code.co_firstlineno) if code else ("", 0)
-
-
-def said(error: BaseException) -> str:
-    """An exception in one line."""
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"

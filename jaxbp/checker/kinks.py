@@ -35,16 +35,13 @@ def at_kinks(
         np.any(_visible(np.minimum(a, b), np.maximum(a, b))) for a, b in zip(*around, strict=True)
     ):
         return wanted
-    ranks = {len(shape) for shape in shapes}  # biases alone, too: with weights they do not reach the left of every row
-    apart = [(rank, s) for rank in ranks if len(ranks) > 1 for s in (-1.0, 1.0)]
-    for rank, s in apart:
-        around.append(trial.near(points, us, dtype, [np.full(shape, s * (len(shape) == rank)) for shape in shapes]))
     drawn = [(low, high, *sides) for (low, high), *sides in zip(trial.around(points, us, dtype), *around, strict=True)]
     spread = [(np.array(np.min(leaf, axis=0)), np.array(np.max(leaf, axis=0))) for leaf in drawn]
     kinks = [_visible(low, high) for low, high in spread]
     fits = trial.kinks == "subgradient" or (trial.kinks == "reference" and trial.splits_ties)
     fits = fits and any(map(np.any, kinks))
     fits = fits and (trial.subject.forward or _in_sum(trial, points, us, dtype, got, truth))
+    inside = trial.around(points, us, dtype, results=True) if fits else []
     found = []
     for n, (g, w) in enumerate(zip(got, wanted, strict=True)):
         if np.shape(g) != w.cotangent.shape or not w.cotangent.size:
@@ -57,7 +54,8 @@ def at_kinks(
             for s in (-1.0, 1.0):
                 at = trial.near(points, us, dtype, _at(shapes, n, index, s))[n][index]
                 low[index], high[index] = min(low[index], at), max(high[index], at)
-        found.append(_at_kink(trial, f64(g), w, (low, high, side[n]), dtype, fits))
+        more = inside[n] if fits else (low, high)
+        found.append(_at_kink(trial, f64(g), w, (low, high, side[n], *more), dtype, fits))
     return found
 
 
@@ -118,7 +116,7 @@ def _at_kink(
     Where the sides agree with each other and not with autodiff at the point itself, autodiff split a tie inside a
     smooth function (logaddexp(0, 0) by a max and a where): the derivative is the limit.
     """
-    (want, bound, _), (low, high, side) = wanted, sides
+    (want, bound, _), (low, high, side, least, most) = wanted, sides
     size = np.maximum(np.abs(low), np.abs(high))
     kink, middle = _visible(low, high), (low + high) / 2
     visible = 1e-6 * size + 1e-13 * np.max(size, initial=0.0)
@@ -128,11 +126,13 @@ def _at_kink(
     if trial.kinks in ("left", "right"):
         want, bound = np.where(kink, side, want), np.where(kink, bound + rounded, bound)
     elif fits:
-        between = (got >= low - rounded - bound) & (got <= high + rounded + bound) & kink
+        slack = bound + rounded * kink  # beside large numbers a kink is too small to be visible
+        between = (got >= np.minimum(low, least) - slack) & (got <= np.maximum(high, most) + slack)
         want = np.where(between, got, want)
     bound = np.where(np.isinf(wanted.bound), np.inf, bound)
     ratio = error_over_bound(got, want, bound)
-    if not np.any(ratio > 1) or not np.all(kink[ratio > 1]):
+    explained = kink & (np.abs(got - want) < 100 * (high - low))
+    if not np.any(ratio > 1) or not np.all(explained[ratio > 1]):
         return Wanted(want, bound)
     at = np.unravel_index(np.argmax(ratio), ratio.shape)
     note = f"differs only at a kink, whose sides are {low[at]:.6g} and {high[at]:.6g} (kinks={trial.kinks!r})"

@@ -13,9 +13,8 @@ from jaxbp.checker.trial import Trial, first_line
 
 NUMERICS = "independent numerics"
 STEPS = tuple(10.0**-k for k in range(2, 9))
-LONG = 1e-1, 1.0, 1e2, 1e4  # for what is linear and large; a bounded function is flat that far away
 FINE = tuple(10.0**-k for k in range(1, 12))
-LARGE = 1e3
+LARGE = 2e3
 Line = Callable[[float], list[np.ndarray]]
 """t ↦ f(x + t v)."""
 
@@ -37,7 +36,7 @@ def numerics(trial: Trial, regimes: Mapping[str, Sequence[Any]], us: Leaves, pro
     places: list[_Place] = []
     rows: list[Row] = []
     for regime, leaves in regimes.items():
-        points = trial.cast(leaves, "float64")
+        points = trial.cast(trial.cast(leaves, trial.strict), "float64")  # those that the rule is given
         if not _defined(trial, points):
             continue
         try:
@@ -52,7 +51,7 @@ def numerics(trial: Trial, regimes: Mapping[str, Sequence[Any]], us: Leaves, pro
             tried: list[Row] = []
             for place in places:
                 rng = np.random.default_rng([trial.seed, n, probe])
-                tried += _rows(trial, us, place, n, path, rng, large=bool(probe % 2))
+                tried += _rows(trial, us, place, n, path, rng)
                 if trial.oracle and tried and tried[-1].verdict != "INCONCLUSIVE":
                     break
             decided = [row for row in tried if row.verdict != "INCONCLUSIVE"]
@@ -75,7 +74,7 @@ def _values(trial: Trial, regime: str, points: Leaves, got: Leaves) -> list[Row]
         return []
     unit = 1e3 * float(trial.info(trial.strict).eps) + trial.accuracy
     rows = []
-    for n, (value, want) in enumerate(zip(got, trial.line(points, points), strict=False)):
+    for n, (value, want) in enumerate(zip(got, trial.line(points), strict=False)):
         bound = unit * np.max(np.abs(want), initial=0.0) + unit
         text = "the rule returns another value than the function"
         rows.append(compared(NUMERICS, f"output[{n}]", trial.strict, regime, value, want, bound, text))
@@ -85,44 +84,39 @@ def _values(trial: Trial, regime: str, points: Leaves, got: Leaves) -> list[Row]
 def _defined(trial: Trial, points: Leaves) -> bool:
     """Whether the reference takes these points and is finite there."""
     try:
-        return all(np.all(np.isfinite(a)) for a in trial.line(points, points))
+        return all(np.all(np.isfinite(a)) for a in trial.line(points))
     except Exception:  # a NumPy function may refuse points outside its domain
         return False
 
 
-def _direction(trial: Trial, points: Leaves, n: int, rng: np.random.Generator, large: bool) -> np.ndarray:
-    """A unit vector on the nth differentiated leaf: on its large numbers, or on the others, which these would drown.
+def _direction(trial: Trial, points: Leaves, n: int, rng: np.random.Generator) -> np.ndarray:
+    """A unit vector on the nth differentiated leaf; 0 if nothing is left of it.
 
-    Kinks and jumps are at exact zeros: they stay, and so does what is too large for a step. 0 if nothing is left.
+    Kinks and jumps are at exact zeros: they stay, and so does what is too large for a step.
     """
     wrt = trial.subject.arguments.wrt
     x = f64(points[wrt[n]])
-    far = min(1e9, 1e-4 / float(trial.info(trial.differenced).eps))
-    v = rng.standard_normal(x.shape) * ((x != 0) if np.any(x) else 1) * (np.abs(x) < far)
-    long = np.abs(x) > LARGE
-    if np.any(v[long]) and np.any(v[~long]):
-        v = v * (long if large else ~long)
+    small = np.abs(x) < min(LARGE, 1e-4 / float(trial.info(trial.differenced).eps))
+    v = rng.standard_normal(x.shape) * ((x != 0) if np.any(x) else 1) * small
     v = trial.projected(points, [v if m == n else 0 * points[p] for m, p in enumerate(wrt)])[n]
     return np.asarray(v / (np.linalg.norm(v) or 1))
 
 
-def _rows(
-    trial: Trial, us: Leaves, place: _Place, n: int, path: str, rng: np.random.Generator, large: bool
-) -> list[Row]:
+def _rows(trial: Trial, us: Leaves, place: _Place, n: int, path: str, rng: np.random.Generator) -> list[Row]:
     position, pulled = trial.subject.arguments.wrt[n], f64(place.pulled[n])
     x = f64(place.points[position])
     if pulled.shape != x.shape:
         text = f"shape {pulled.shape}, want {x.shape}"
         return [Row(NUMERICS, "FAIL", path, "float64", place.regime, diagnosis=text)]
     undefined = np.isnan(pulled)
-    v = _direction(trial, place.points, n, rng, large)
+    v = _direction(trial, place.points, n, rng)
     if np.any(undefined):
         v = np.eye(1, x.size, int(np.argmax(undefined))).reshape(x.shape)
     if not np.any(v) or np.any(np.isinf(pulled)):
         return []
 
     def line(t: float) -> list[np.ndarray]:
-        return trial.line([p + t * v if m == position else p for m, p in enumerate(place.points)], place.points)
+        return trial.line([p + t * v if m == position else p for m, p in enumerate(place.points)])
 
     got = float(np.vdot(v, pulled))
     largest = float(np.max(np.abs(x[v != 0]), initial=0.0))
@@ -136,7 +130,7 @@ def _rows(
     eps = float(trial.info(trial.differenced).eps)
     with np.errstate(all="ignore"):
         scale = float(np.linalg.norm(pulled * (v != 0)) / np.sqrt(v.size))
-        want, bar, step = difference(line, us, reach, noise, 1e-11 * scale, 1e-3 * scale, eps)
+        want, bar, step = difference(line, us, reach, noise, 1e-11 * scale, eps)
     scale = scale + abs(want) if np.isfinite(scale) else abs(want)
     row = Row(NUMERICS, "INCONCLUSIVE", path, "float64", place.regime, (), got, want)
     if not np.isfinite(want + bar) or bar > 1e-3 * scale > 0:
@@ -169,7 +163,7 @@ def _refuted(
         text = f"at a kink, whose slopes are {min(sides):.7g} and {max(sides):.7g}"
         return replace(row, verdict="FAIL", diagnosis=text)
     slope = _slope(line, us, got)
-    text = f"the remainder has slope {slope:.2f} in the step: a right gradient has 2, a wrong one 1"
+    text = f"the remainder has slope {slope:.2f} in the step: a right gradient has 2, a wrong one 1" * (slope < 1.5)
     return compared(NUMERICS, row.path, row.dtype, row.regime, got, f64(want), bound, text)
 
 
@@ -188,14 +182,13 @@ def difference(
     reach: float,
     noise: float = 0.0,
     enough: float = 0.0,
-    wide: float = np.inf,
     eps: float = 2.2e-16,
 ) -> Difference:
     """d/dt ⟨u, f(x + t v)⟩ at 0 by Richardson extrapolation of central differences.
 
     Of several step sizes the one with the smallest bar is taken; the bar is what the last extrapolation changed, what
     rounding of the function does (noise), and the distance to the next best step size. Steps are tried until two bars
-    are below `enough`, none below √eps of what the function computes in; long ones only if every bar is above `wide`.
+    are below `enough`, none below √eps of what the function computes in.
 
     Source: C. Ridders, "Accurate computation of F′(x) and F′(x)F″(x)", Adv. Eng. Softw. 4, 1982.
     """
@@ -208,9 +201,7 @@ def difference(
 
     found: list[tuple[float, float, float]] = []
     with np.errstate(all="ignore"):
-        for h in (step * reach for step in (*STEPS, *LONG) if step > eps**0.5):
-            if h > reach / 50 and min(bar for bar, *_ in found) < wide:
-                break
+        for h in (step * reach for step in STEPS if step > eps**0.5):
             (d1, _), (d2, _), (d3, rounded) = central(h), central(h / 2), central(h / 4)
             once, twice = (4 * d2 - d1) / 3, (4 * d3 - d2) / 3
             best = (16 * twice - once) / 15

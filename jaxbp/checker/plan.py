@@ -10,13 +10,13 @@ from jaxbp.checker import checks
 from jaxbp.checker.contract import CONTRACT, PROVENANCE, contract, provenance
 from jaxbp.checker.jaxpr import primitives
 from jaxbp.checker.numerics import NUMERICS, numerics
-from jaxbp.checker.order import second_order
+from jaxbp.checker.order import higher_orders
 from jaxbp.checker.report import Row, Verdict
-from jaxbp.checker.search import Numbers, numbers_in_code, numbers_of, points
+from jaxbp.checker.search import Numbers, numbers_of, points
 from jaxbp.checker.shapes import other_shapes
 from jaxbp.checker.subject import Leaves
 from jaxbp.checker.transformations import TRANSFORMATIONS, transformations
-from jaxbp.checker.trial import MIXED, Trial, Truth, first_line, trial_of
+from jaxbp.checker.trial import FAULT, MIXED, Trial, Truth, first_line, trial_of
 
 SMOOTH = "ordinary", "large", "wide"  # regimes without ties on purpose
 USUAL = "given", "ordinary", "zeros"  # those in a dtype that nobody asked for: its range is not the rule's business
@@ -56,13 +56,15 @@ def searched(trial: Trial, leaves: Leaves, settings: Settings) -> list[Row]:
         rows += _by_autodiff(trial, regimes, us, dtypes, settings)
     else:
         lost = "float64 oracle, adjoint identity, production dtype, edges and vacuity"
-        trial.notes.append(f"{lost}: JAX cannot differentiate the reference ({trial.why_not})")
+        trial.notes.append(f"{lost}: {trial.why_not}")
+        rows += [Row(checks.ORACLE, "INCONCLUSIVE", diagnosis=trial.why_not)] * trial.why_not.startswith(FAULT)
+    rows += guarded(trial, checks.ALGEBRA, checks.not_swallowed, trial, trial.given, us["dense"], main)
     rows += _by_differences(trial, regimes, us["dense"], settings, rows)
-    if settings.order == 2:
+    if settings.order > 1:
         smooth = {name: regimes[name] for name in ("ordinary", "tiny") if name in regimes}
-        rows += guarded(trial, checks.ORACLE, second_order, trial, smooth, us["dense"])
+        rows += guarded(trial, checks.ORACLE, higher_orders, trial, smooth, us["dense"], settings.order)
     else:
-        trial.notes.append("second derivative: order=2 or level='full'")
+        trial.notes.append("higher derivatives: order=2 or level='full'")
     if trial.oracle and trial.traceable and trial.failing is None:
         rows += guarded(trial, checks.ORACLE, other_shapes, trial, settings.domain, settings.level)
     return [*rows, *_transformed(trial, regimes, us["dense"], main, settings.level)]
@@ -97,6 +99,7 @@ def _both_modes(trial: Trial, leaves: Leaves, settings: Settings) -> list[Row]:
     rows = guarded(forward, checks.ALGEBRA, checks.algebra, forward, trial.given, us["dense"], main)
     regimes = points(trial.subject.arguments, leaves, settings.level, settings.seed, settings.domain, _numbers(forward))
     rows += _oracles(forward, regimes, us, settings.dtypes or (main,), settings)[0]
+    rows += guarded(forward, checks.ALGEBRA, checks.not_swallowed, forward, trial.given, us["dense"], main)
     rows += _transformed(forward, regimes, us["dense"], main, settings.level)
     trial.notes += forward.notes
     trial.failing = forward.failing
@@ -143,8 +146,7 @@ def _contract_in(trial: Trial, dtype: str) -> list[Row]:
 
 def _extra(trial: Trial) -> tuple[str, ...]:
     """Dtypes beside those of the example; loops that wait for convergence may not end in shorter ones."""
-    loops = trial.oracle and "while" in primitives(trial.formula.jaxpr)
-    if trial.main == MIXED or not trial.traceable or not trial.oracle or loops:
+    if trial.main == MIXED or not trial.traceable or not trial.oracle or trial.waits:
         return ()
     shorter = () if trial.subject.arguments.has_complex else ("bfloat16", "float16")
     return tuple(dtype for dtype in ("float32", *shorter) if dtype != trial.main)
@@ -157,13 +159,9 @@ def _numbers(trial: Trial) -> Numbers:
     for jaxpr in jaxprs:
         try:
             found.append(jaxpr())
-        except Exception:  # no jaxpr: the numbers in its code are read
+        except Exception:  # NumPy code has no jaxpr
             continue
-    numbers = numbers_of(found)
-    if len(found) == 2:
-        return numbers
-    written = numbers_in_code([trial.subject.function, trial.subject.rule])
-    return numbers._replace(floats=[*numbers.floats, *written])
+    return numbers_of(found)
 
 
 def _by_autodiff(
@@ -188,18 +186,22 @@ def _smooth(trial: Trial, regimes: Regimes, us: Leaves) -> Leaves:
 
 
 def _by_differences(trial: Trial, regimes: Regimes, us: Leaves, settings: Settings, rows: list[Row]) -> list[Row]:
-    """Check 6. Where autodiff agrees with the rule, differences alone do not make it wrong."""
+    """Check 6. Where autodiff agrees with the rule, differences alone do not make it wrong, and they say nothing where
+    they go through a stop_gradient.
+    """
     usual = ("ordinary", next(iter(regimes)), "tiny")
     tried = regimes if not trial.oracle else {name: regimes[name] for name in usual if name in regimes}
     found = guarded(trial, NUMERICS, numerics, trial, tried, us, settings.probes)
     agreed = trial.oracle and not any(row.verdict == "FAIL" for row in rows)
     if not agreed:
         return found
-    undecided = [row for row in found if row.verdict == "INCONCLUSIVE" and row.got is not None]
+    if "stop_gradient" in primitives(trial.formula.jaxpr) and any(row.verdict != "PASS" for row in found):
+        trial.notes.append(f"{NUMERICS}: they go through a stop_gradient of the function")
+        return [row for row in found if row.verdict == "PASS"]
     return [
         dataclasses.replace(row, verdict="INCONCLUSIVE") if row.verdict == "FAIL" else row
         for row in found
-        if row not in undecided
+        if row.verdict != "INCONCLUSIVE" or row.got is None
     ]
 
 

@@ -1,4 +1,4 @@
-"""What the checks found: rows, a verdict, a table for a person and JSON for a machine."""
+"""What the checks found: rows, a verdict, text for a person and JSON for a machine."""
 
 import dataclasses
 import json
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from rich.console import Group
+    from rich.text import Text
 
 Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE", "UNEXERCISED"]
 CHECKS = (
@@ -139,39 +139,14 @@ class Report:
         return [*lines, *(["reproduce:", *again] if again else [])]
 
     def _repr_html_(self) -> str:
-        """A table, a row a check, then the rows that did not pass."""
         from html import escape
 
-        cells = [
-            f"<tr><td>{check}</td><td>{passed}</td><td>{bad}</td><td>{worst:.2g}</td></tr>"
-            for check, passed, bad, worst in self._overview()
-        ]
-        head = "<tr><th>check</th><th>passed</th><th>not passed</th><th>worst error ÷ bound</th></tr>"
-        below = escape("\n".join([*self._problems(), *self._notes()]))
-        title = escape(f"{self.name}: {self.verdict} ({self.seconds:.1f} s)")
-        return f"<b>{title}</b><table>{head}{''.join(cells)}</table><pre>{below}</pre>"
+        return f"<pre>{escape(str(self))}</pre>"
 
-    def __rich__(self) -> "Group":
-        """An overview, a line a check, then the rows that did not pass."""
-        from rich.console import Group
-        from rich.table import Table
+    def __rich__(self) -> "Text":
         from rich.text import Text
 
-        overview = Table(title=f"{self.name}: {self.verdict} ({self.seconds:.1f} s)", title_justify="left")
-        for column in ("check", "passed", "not passed", "worst error ÷ bound"):
-            overview.add_column(column, justify="left" if column == "check" else "right")
-        for check, passed, bad, worst in self._overview():
-            overview.add_row(check, str(passed), str(bad), f"{worst:.2g}", style="red" if bad else None)
-        return Group(overview, *(Text(line) for line in [*self._problems(), *self._notes()]))
-
-    def _overview(self) -> list[tuple[str, int, int, float]]:
-        """For each check with rows: how many passed, how many did not, the worst error ÷ bound."""
-        found = []
-        for check in CHECKS:
-            rows = [row for row in self.rows if row.check == check]
-            bad = sum(row.verdict != "PASS" for row in rows)
-            found += [(check, len(rows) - bad, bad, max(row.ratio for row in rows))] if rows else []
-        return found
+        return Text(str(self))
 
     def _counts(self) -> str:
         counts = Counter(row.verdict for row in self.rows)

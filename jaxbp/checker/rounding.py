@@ -23,7 +23,6 @@ from jaxbp.checker.jaxpr import (
     OPAQUE,
     Walk,
     closed_call,
-    equations,
     evaluate,
     lift,
     lifted,
@@ -112,8 +111,8 @@ def _is_real(aval: Any) -> bool:
 
 
 def with_spread(found: Traced) -> Callable[..., Any]:
-    """(consts, leaves, literals, units, unit of the arguments, what a 0 among these counts as, noise) ↦ (outputs, the
-    least and the greatest that rounding made of each element), in float64.
+    """(consts, leaves, literals, units, unit of the arguments, what a 0 counts as, noise) ↦ (outputs, the least and the
+    greatest that rounding made of each element), in float64.
     """
     jaxpr = found.closed.jaxpr
     places = {id(equation): n for n, equation in enumerate(_rounded(jaxpr))}
@@ -127,11 +126,8 @@ def with_spread(found: Traced) -> Callable[..., Any]:
         exact = evaluate(jaxpr, consts, leaves, fixed)
 
         def draw(noise: Array) -> list[Any]:
-            perturb = _Rounding(units, noise, places)
-            sizes = [jnp.where(leaf == 0, zero, leaf) if _is_real(leaf) else leaf for leaf in leaves]
-            moved = [
-                perturb.moved(leaf, unit, size, n) for n, (leaf, size) in enumerate(zip(leaves, sizes, strict=True))
-            ]
+            perturb = _Rounding(units, zero, noise, places)
+            moved = [perturb.moved(leaf, unit, leaf, n) for n, leaf in enumerate(leaves)]
             return evaluate(jaxpr, consts, moved, fixed._replace(apply=perturb))
 
         drawn = lax.map(draw, noise)
@@ -143,8 +139,8 @@ def with_spread(found: Traced) -> Callable[..., Any]:
 class _Rounding:
     """Applies an equation in float64 and moves every result by up to 4 u of its size, differently at each place."""
 
-    def __init__(self, units: Array, noise: Array, places: dict[int, int]):
-        self.units, self.noise, self.places = units, noise, places
+    def __init__(self, units: Array, zero: Array, noise: Array, places: dict[int, int]):
+        self.units, self.zero, self.noise, self.places = units, zero, noise, places
 
     def __call__(self, equation: Any, inputs: Sequence[Any]) -> list[Any]:
         outputs = _fixed(equation, inputs)
@@ -162,7 +158,8 @@ class _Rounding:
         if jnp.issubdtype(a.dtype, jnp.complexfloating):
             parts = (self.moved(part, u, jnp.abs(size), place + n) for n, part in enumerate((a.real, a.imag)))
             return lax.complex(*parts)
-        finite = jnp.where(jnp.isfinite(size), jnp.abs(size), 0)  # an infinity, such as that of a mask, is not rounded
+        size = jnp.where(size == 0, self.zero, jnp.abs(size))
+        finite = jnp.where(size < np.inf, size, 0)  # an infinity, such as that of a mask, is not rounded
         return a + (AMPLITUDE * u * self._uniform(a.shape, place) * finite).astype(a.dtype)
 
     def _uniform(self, shape: tuple[int, ...], place: int) -> Array:
@@ -171,7 +168,8 @@ class _Rounding:
         start = (place + 1) * 7919 % max(1, NOISE - size)
         if size > NOISE:
             return jnp.tile(self.noise, -(-size // NOISE))[:size].reshape(shape)
-        return self.noise[start : start + size].reshape(shape)
+        # self.noise[start : …] would take ten times as long to trace
+        return lax.slice(self.noise, (start,), (start + size,)).reshape(shape)
 
 
 def _fixed(equation: Any, inputs: Sequence[Any]) -> list[Any]:
@@ -181,47 +179,10 @@ def _fixed(equation: Any, inputs: Sequence[Any]) -> list[Any]:
     return lifted(equation, inputs)
 
 
-def frozen(closed: Any) -> Callable[[Any, Any], Any]:
-    """(leaves, others) ↦ outputs in float64, with the value of each stop_gradient taken from the other leaves.
-
-    But for a linear solve of JAX: it cuts off what it solves with and differentiates the solution.
-
-    Raises:
-      NotImplementedError: a stop_gradient inside a loop or branch.
-    """
-    solves = "custom_linear_solve" in primitives(closed.jaxpr)
-    outside = sum(equation.primitive.name == "stop_gradient" for equation in _flat(closed.jaxpr))
-    if sum(equation.primitive.name == "stop_gradient" for equation in equations(closed.jaxpr)) > outside:
-        raise NotImplementedError("a stop_gradient inside a loop or branch")
-
-    def run(leaves: Any, others: Any) -> Any:
-        kept: dict[int, Any] = {}
-
-        def keep(equation: Any, inputs: Sequence[Any]) -> list[Any]:
-            outputs = _fixed(equation, inputs)
-            if equation.primitive.name == "stop_gradient":
-                kept[id(equation)] = outputs
-            return outputs
-
-        def use(equation: Any, inputs: Sequence[Any]) -> list[Any]:
-            return kept[id(equation)] if id(equation) in kept else _fixed(equation, inputs)
-
-        consts = [lift(const) for const in closed.consts]
-        if outside and not solves:
-            evaluate(closed.jaxpr, consts, [lift(leaf) for leaf in others], Walk(keep, closed_call, opaque=UNENTERED))
-        return evaluate(closed.jaxpr, consts, [lift(leaf) for leaf in leaves], Walk(use, closed_call, opaque=UNENTERED))
-
-    return run
-
-
-def _flat(jaxpr: Any) -> Iterator[Any]:
-    """The equations outside loops and branches."""
-    for equation in jaxpr.eqns:
-        inner = closed_call(equation)
-        if inner is None:
-            yield equation
-        else:
-            yield from _flat(inner.jaxpr)
+def exact(closed: Any) -> Callable[[Any], Any]:
+    """leaves ↦ outputs, in float64."""
+    walk = Walk(_fixed, closed_call, opaque=UNENTERED)
+    return lambda leaves: evaluate(closed.jaxpr, [*map(lift, closed.consts)], [*map(lift, leaves)], walk)
 
 
 def noise_of(seed: int) -> np.ndarray:

@@ -2,11 +2,9 @@
 
 A rule that agrees with its function at points of N(0, 1) may differ at ties, at whole numbers, in constant rows, for
 empty masks and clamped indices, at both sides of a number that either of them compares with. These are tried in turn;
-numbers to compare with are read from the jaxprs of function and rule, or from the code where there is no jaxpr.
+numbers to compare with are read from the jaxprs of function and rule.
 """
 
-import contextlib
-import inspect
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import pairwise
@@ -21,7 +19,7 @@ from jaxbp.checker.subject import Arguments, is_float
 Points = dict[str, list[np.ndarray]]
 USUAL = 1.0, -1.0, 0.5, 2.0, -2.0, 3.0, 1e-6, -1e-6, 1e-13, 1e3, -1e3, 1e5, 1e7, -1e7
 COUNTS = {"fast": {"boundary": 8, "magnitudes": 3}, "full": {"boundary": 24, "magnitudes": 9}}
-LARGE = 2**15  # elements: with more, fewer points
+LARGE = 2**12  # elements: with more, fewer points
 
 
 def points(
@@ -153,6 +151,7 @@ class _Integers:
 
     def __init__(self, leaf: Any, numbers: "Numbers"):
         self.leaf, self.low, self.high = leaf, 0, 1
+        self.compared = bool(numbers.whole)  # a rule may be made for the one number that is given
         self.marks: list[int] = []
         if isinstance(leaf, Spec):
             self.low, self.high = leaf.low, leaf.high
@@ -168,7 +167,7 @@ class _Integers:
         concrete = not isinstance(self.leaf, Spec)
         if concrete and not shape and dtype.kind != "b":  # a step, a start, a choice of branch
             value = int(self.leaf)
-            return np.asarray((value, 0, value + 1, value + 4)[k % 4]).astype(dtype)
+            return np.asarray((value, 0, value + 1, value + 4)[k % 4 if self.compared else 0]).astype(dtype)
         if concrete and dtype.kind != "b":
             flat = np.sort(np.ravel(self.leaf))
             if np.array_equal(flat, np.arange(flat.size)):
@@ -212,18 +211,3 @@ def numbers_of(jaxprs: Iterable[Any]) -> Numbers:
 
 def _is_whole(value: Any) -> bool:
     return np.shape(value) == () and np.issubdtype(np.asarray(value).dtype, np.integer)
-
-
-def numbers_in_code(functions: Iterable[Any], depth: int = 3) -> list[float]:
-    """The numbers written in Python functions and in those that they refer to."""
-    found: list[float] = []
-    for function in functions:
-        code = getattr(function, "__code__", None)
-        if code is None:
-            continue
-        found += [float(c) for c in code.co_consts if type(c) in (int, float) and abs(c) < 1e30]
-        with contextlib.suppress(TypeError, ValueError):  # no Python function; a variable without a value
-            scope = inspect.getclosurevars(function)
-            inner = [value for value in (*scope.nonlocals.values(), *scope.globals.values()) if callable(value)]
-            found += numbers_in_code(inner, depth - 1) if depth else []
-    return list(dict.fromkeys(found))

@@ -10,6 +10,7 @@ import numpy as np
 from jaxbp.checker.checks import oracle
 from jaxbp.checker.compare import f64
 from jaxbp.checker.data import Spec, drawn
+from jaxbp.checker.jaxpr import equations
 from jaxbp.checker.report import Row
 from jaxbp.checker.subject import Leaves, is_float
 from jaxbp.checker.trial import QUICK, Trial, lenient, trial_of
@@ -33,7 +34,7 @@ def other_shapes(trial: Trial, domain: list[Any], level: str) -> list[Row]:
     What the function itself does not take is left out; where the rule raises, the report says so. All shapes are one
     program; where a rule differs there from autodiff, the shape is tried again with all that bounds rounding.
     """
-    count = min(COUNT[level], max(2, EQUATIONS // (len(trial.formula.jaxpr.eqns) + 1)))
+    count = min(COUNT[level], max(2, EQUATIONS // (len([*equations(trial.formula.jaxpr)]) + 1)))
     taken: list[_Case] = []
     for shapes in _candidates(trial):
         if len(taken) == count:
@@ -44,9 +45,12 @@ def other_shapes(trial: Trial, domain: list[Any], level: str) -> list[Row]:
             continue
         try:
             with trial.setting(trial.strict):
-                jax.eval_shape(trial.subject.pullback, case.leaves, case.us)
+                got = jax.eval_shape(trial.subject.pullback, case.leaves, case.us).cotangents
         except Exception as error:
             trial.notes.append(f"{_text(case.leaves)}: the rule raised {type(error).__name__}")
+            continue
+        if [*map(np.shape, got)] != [*map(np.shape, trial.subject.arguments.differentiated(case.leaves))]:
+            trial.notes.append(f"{_text(case.leaves)}: the rule gives other shapes")  # made for those of the example
             continue
         taken.append(case)
     rows: list[Row] = []

@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 from jaxbp.checker.arguments import found_out, told
 from jaxbp.checker.check import check
-from jaxbp.checker.finder import Rule, said
+from jaxbp.checker.finder import Rule
 from jaxbp.checker.report import SEVERITY, Report
+from jaxbp.checker.trial import first_line
 
 Level = Literal["fast", "full"]
 NOT_EXERCISED, SKIPPED = "not exercised", "skipped"  # the arguments are not known; the TOML says so
@@ -94,13 +95,13 @@ def examined(rule: Rule, table: Mapping[str, Any] | None, level: Level = "fast",
     try:
         call = told(rule, table) if table else found_out(rule)
     except (ValueError, ImportError, AttributeError) as error:
-        return Entry(rule, NOT_EXERCISED, reason=f"its arguments: {said(error)}")
+        return Entry(rule, NOT_EXERCISED, reason=f"its arguments: {first_line(error)}")
     if call is None:
         return Entry(rule, NOT_EXERCISED, reason="its arguments could not be found out")
     try:
         report = check(call.fun, call.args, level=level, seed=seed, **call.options)
     except Exception as error:  # of the rule, which is anyone's code; the others are checked all the same
-        return Entry(rule, NOT_EXERCISED, call.text, reason=f"raised {said(error)}")
+        return Entry(rule, NOT_EXERCISED, call.text, reason=f"raised {first_line(error)}")
     return Entry(rule, report.verdict, call.text, report)
 
 

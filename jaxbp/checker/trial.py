@@ -77,20 +77,17 @@ class Trial:
     traceable: bool = True  # the rule
     host: bool = False  # the caller's arrays are NumPy's: the rule is run on such as it is, too
     oracle: str = ""  # the dtype in which autodiff of the reference is the most precise; "" where there is none
-    why_not: str = ""  # what JAX said where there is none
+    why_not: str = ""  # there is none
     strict: str = "float64"  # the most precise dtype in which the rule itself computes
     differenced: str = "float64"  # what the reference computes in when differences are taken of it
     scales: Leaves | None = None  # the largest cotangent of each leaf at the first points
     failing: tuple[str, Leaves, Leaves, str] | None = None  # the first regime, points, cotangents, dtype that failed
     notes: list[str] = dataclasses.field(default_factory=list)  # what was not checked, and why
+    _programs: dict[Any, Any] = dataclasses.field(default_factory=dict)
 
     @cached_property
     def _noise(self) -> np.ndarray:
         return rounding.noise_of(self.seed)
-
-    @cached_property
-    def _programs(self) -> dict[Any, Any]:
-        return {}
 
     def _once(self, key: Any, make: Callable[[], Any]) -> Any:
         if key not in self._programs:
@@ -201,7 +198,7 @@ class Trial:
         _, counts, dtypes = self._traced(dtype)
         least = min if dtype == MIXED else max  # what is given in float32 beside bfloat16 is not rounded to that
         unit = 0.0 if dtype == "float64" else least(float(jnp.finfo(d).eps) / 2 for d in dtypes)
-        exact, low, high = self._evaluated(points, us, dtype, unit)
+        exact, low, high = self._evaluated(points, us, dtype, unit, self._traced(dtype)[0].units)
         with np.errstate(all="ignore"):
             spread = [f64(np.maximum(e - a, b - e)) for e, a, b in zip(exact, low, high, strict=True)]
         bounds = [self._bound(str(d), v, s) for d, v, s in zip(dtypes, exact, spread, strict=True)]
@@ -210,22 +207,36 @@ class Trial:
             self.scales = [np.max(np.abs(c), initial=0.0, where=np.isfinite(c)) for c in exact[value:]]
         lost = self.accuracy + 2.2e-16 * (dtype == "float64")  # of two numbers that differ by 1e-22 the difference is 0
         bounds[value:] = [b + lost * scale for b, scale in zip(bounds[value:], self.scales, strict=True)]
+        if self.oracle and dtype in ("float64", "float32"):  # p (u − Σ p u) loses ε |u| where p is about 1
+            sums = zip(bounds[value:], self.scales, self.coupled, strict=True)
+            bounds[value:] = [b + 16 * float(jnp.finfo(dtype).eps) * scale * several for b, scale, several in sums]
         first, cotangents = own or value, self.projected([f64(a) for a in points], exact[value:])
         return Truth(exact[:first], cotangents, bounds[:first], bounds[value:], exact[own:value], bounds[own:value])
 
     def _evaluated(
-        self, points: Leaves, us: Leaves, dtype: str, unit: float, rounds: bool = True, zero: float = 0.0
+        self, points: Leaves, us: Leaves, dtype: str, unit: float, units: np.ndarray, zero: float = 0.0
     ) -> tuple[Leaves, Leaves, Leaves]:
-        """Outputs and cotangents in float64; the least and the greatest where every number is moved by rounding,
-        the arguments by 4 × the unit, a 0 among these as if it were another number.
+        """Outputs and cotangents in float64; the least and the greatest where the arguments are moved by 4 × the unit,
+        the result of every operation by 4 × its own, a 0 as if it were another number.
         """
         found = self._traced(dtype)[0]
         run = self._once(("truth", found.text), lambda: jax.jit(rounding.with_spread(found), **QUICK))
         leaves = [f64(a) if is_float(a) else a for a in (*points, *us)]
         with precise():
-            outputs = run(found.consts, leaves, found.literals, found.units * rounds, unit, zero, self._noise)
+            outputs = run(found.consts, leaves, found.literals, units, unit, zero, self._noise)
         exact, low, high = map(arrays, outputs)
         return exact, low, high
+
+    @cached_property
+    def coupled(self) -> list[bool]:
+        """Of each leaf, whether one of several outputs depends on more than one of its numbers."""
+        hot = [np.zeros(v.shape) for v in self.inputs]
+        largest = max(hot, key=np.size)
+        if largest.size < 2:
+            return [False] * len(self.paths)
+        largest.flat[0] = 1.0
+        points, us = self.cast(self.given, self.oracle), self.rounded(hot, self.oracle)
+        return [np.count_nonzero(c) > 1 for c in self._cotangents_near(points, us, 0.0, 0.0)[0]]
 
     def near(self, leaves: Sequence[Any], us: Leaves, dtype: str, shifts: Leaves) -> list[np.ndarray]:
         """The cotangents of the reference next to the points, each wrt leaf shifted by 10⁻¹⁰ × its size × a shift."""
@@ -233,15 +244,26 @@ class Trial:
         for position, shift in zip(self.subject.arguments.wrt, shifts, strict=True):
             a = points[position]
             points[position] = a + NEAR * np.where(a == 0, 1, np.abs(a)) * shift
-        exact = self._evaluated(points, self.rounded(us, dtype), self.oracle, 0.0, rounds=False)[0]
-        return self.projected(points, exact[sum(self._traced(self.oracle)[1]) :])
+        return self._cotangents_near(points, self.rounded(us, dtype), 0.0, 0.0)[0]
 
-    def around(self, leaves: Sequence[Any], us: Leaves, dtype: str) -> list[tuple[np.ndarray, np.ndarray]]:
-        """The least and the greatest cotangents of the reference at random points so near; no tangent spaces."""
-        points, unit = self.cast(leaves, dtype), 0.0 if self.subject.project else NEAR / rounding.AMPLITUDE
-        found = self._evaluated(points, self.rounded(us, dtype), self.oracle, unit, rounds=False, zero=1.0)
-        _, low, high = (self.projected(points, part[sum(self._traced(self.oracle)[1]) :]) for part in found)
-        return list(zip(low, high, strict=True))
+    def around(
+        self, leaves: Sequence[Any], us: Leaves, dtype: str, results: bool = False
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The least and the greatest cotangents of the reference at random points so near; or with the results of its
+        operations moved, so that the rows of a network are at their kinks independently. No tangent spaces.
+        """
+        unit = 0.0 if self.subject.project else NEAR / 4
+        units = (0.0, unit) if results else (unit, 0.0)
+        _, low, high = self._cotangents_near(self.cast(leaves, dtype), self.rounded(us, dtype), *units)
+        return [*zip(low, high, strict=True)]
+
+    def _cotangents_near(self, points: Leaves, us: Leaves, unit: float, moved: float) -> list[Leaves]:
+        """Those of the reference at the points; the least and the greatest with these moved by 4 × the unit, and the
+        results of operations by 4 × another.
+        """
+        units = np.full_like(self._traced(self.oracle)[0].units, moved)
+        found = self._evaluated(points, us, self.oracle, unit, units, zero=1.0)
+        return [self.projected(points, part[sum(self._traced(self.oracle)[1]) :]) for part in found]
 
     def _traced(self, dtype: str) -> Any:
         return self._once(("traced", dtype), lambda: self._trace(dtype))
@@ -264,21 +286,13 @@ class Trial:
         """Whether it calls the host, on a thread that does not know that float64 is allowed here."""
         return bool({"pure_callback", "io_callback"} & primitives(jaxpr)) and not jax.config.read("jax_enable_x64")
 
-    def others(self, leaves: Sequence[Any], dtype: str) -> list[np.ndarray]:
-        """The outputs of the function itself that are no floating-point numbers: whole ones, booleans."""
+    def own(self, leaves: Sequence[Any], dtype: str) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """The outputs of the function itself: floating-point numbers, and the others."""
         subject = self.subject
-        run = self._once("others", lambda: jax.jit(lambda p: subject.values(subject.function, p)[1], **QUICK))
+        run = self._once("own", lambda: jax.jit(lambda p: subject.values(subject.function, p), **QUICK))
         with self.setting(dtype), lenient():
-            return [np.asarray(a) for a in run(self.cast(leaves, dtype))]
-
-    def own(self, leaves: Sequence[Any], dtype: str) -> list[np.ndarray]:
-        """The other outputs of the function itself, compiled as the rule is."""
-        subject, options = self.subject, {} if dtype == self.main else QUICK
-        run = self._once(
-            ("own", bool(options)), lambda: jax.jit(lambda p: subject.values(subject.function, p)[0], **options)
-        )
-        with self.setting(dtype), lenient():
-            return [np.asarray(a) for a in run(self.cast(leaves, dtype))]
+            values, others = run(self.cast(leaves, dtype))
+        return [*map(np.asarray, values)], [*map(np.asarray, others)]
 
     def autodiff(self, leaves: Sequence[Any], us: Leaves, dtype: str) -> tuple[Leaves, Leaves]:
         """The function's value, and cotangents by autodiff of the reference, in the dtype itself."""
@@ -321,6 +335,14 @@ class Trial:
         return splits_ties(self.formula.jaxpr)
 
     @cached_property
+    def waits(self) -> bool:
+        """Function or reference have a loop that ends when something has converged."""
+        found = primitives(self.formula.jaxpr)
+        with contextlib.suppress(Exception):  # what the function raises is the contract's to say
+            found |= primitives(self.rule_of_function.jaxpr)
+        return "while" in found
+
+    @cached_property
     def formula(self) -> Any:
         """The closed jaxpr of the reference, without the rule, as a function of all leaves."""
         dtype = self.oracle or self.main
@@ -336,26 +358,25 @@ class Trial:
             return jax.make_jaxpr(run)(self.cast(self.given, self.main))
 
     @cached_property
-    def line(self) -> Callable[[Leaves, Leaves], list[np.ndarray]]:
-        """(points, others) ↦ the reference's value in float64, what it does not differentiate taken from the others."""
+    def line(self) -> Callable[[Leaves], list[np.ndarray]]:
+        """points ↦ the reference's value in float64."""
         if not self.oracle:
             function = self.subject.function if self.subject.own_reference else self.subject.reference
-            run = lambda p, _: split(function(*self.subject.arguments.call(p)))[0]  # noqa: E731
-            return self._in_main(run)
-        compiled = jax.jit(rounding.frozen(self.formula), **QUICK)
+            return self._in_main(lambda p: split(function(*self.subject.arguments.call(p)))[0])
+        compiled = jax.jit(rounding.exact(self.formula), **QUICK)
 
-        def value(points: Leaves, others: Leaves) -> list[np.ndarray]:
+        def value(points: Leaves) -> list[np.ndarray]:
             with precise():
-                return arrays(compiled(points, others))
+                return arrays(compiled(points))
 
         return value
 
-    def _in_main(self, run: Callable[[Leaves, Leaves], Leaves]) -> Callable[[Leaves, Leaves], list[np.ndarray]]:
+    def _in_main(self, run: Callable[[Leaves], Leaves]) -> Callable[[Leaves], list[np.ndarray]]:
         """As it is, in float64 if it takes that."""
-        compiled: Callable[[Leaves, Leaves], Leaves] = run
+        compiled = run
         self.differenced = self.main
         try:
-            hosts = self.narrow_hosts(jax.make_jaxpr(run)(*[self.cast(self.given, self.main)] * 2).jaxpr)
+            hosts = self.narrow_hosts(jax.make_jaxpr(run)(self.cast(self.given, self.main)).jaxpr)
         except Exception:  # NumPy code
             hosts = False
         dtypes = [self.main] if hosts else ["float64", self.main]
@@ -363,15 +384,15 @@ class Trial:
             points = self.cast(self.given, dtype)
             try:
                 with self.setting(dtype), lenient():
-                    arrays(candidate(points, points))
+                    arrays(candidate(points))
             except Exception:  # float32 only, NumPy code under jit: the next one is tried
                 continue
             compiled, self.differenced = candidate, dtype
             break
 
-        def value(points: Leaves, others: Leaves) -> list[np.ndarray]:
+        def value(points: Leaves) -> list[np.ndarray]:
             with self.setting(self.differenced), lenient():
-                return arrays(compiled(self.cast(points, self.differenced), []))
+                return arrays(compiled(self.cast(points, self.differenced)))
 
         return value
 
@@ -390,23 +411,46 @@ def trial_of(subject: Subject, leaves: Leaves, kinks: Kinks, seed: int, accuracy
     """Finds out what of the subject JAX can trace and differentiate."""
     trial = Trial(subject, leaves, kinks, seed, accuracy or 0.0)
     _ = trial.outputs  # a function that does not take its own arguments is the caller's to see
-    for dtype, compares in ((d, c) for d in dict.fromkeys(("float64", trial.main)) for c in (True, False)):
-        trial.subject = dataclasses.replace(subject, compares=compares)
-        trial._programs.clear()
-        try:
-            trial.truth(leaves, trial.dense(), dtype)
-            trial.oracle = dtype
-            break
-        except Exception as error:  # anything may come out of a user's function when it is given tracers or float64
-            trial.why_not = first_line(error)
-            if str(error).startswith("reference returns"):
-                raise
+    _differentiate(trial)
     trial.traceable = _traceable(trial)
     longer = ("float64", "float32")[: {"float64": 0, "float32": 1}.get(trial.main, 2)]
     trial.strict = next((dtype for dtype in longer if _keeps(trial, dtype)), trial.main)
-    if accuracy is None and trial.oracle and "while" in primitives(trial.formula.jaxpr):
+    if accuracy is None and trial.oracle and trial.waits:
         trial.accuracy = SOLVED
     return trial
+
+
+def _differentiate(trial: Trial) -> None:
+    """Finds the dtype of the oracle, or says why there is none: JAX has no derivative of the reference, or the checker
+    fails at what JAX can do.
+    """
+    for dtype, compares in ((d, c) for d in dict.fromkeys(("float64", trial.main)) for c in (True, False)):
+        trial.subject = dataclasses.replace(trial.subject, compares=compares)
+        trial._programs.clear()
+        said = "JAX cannot differentiate the reference"
+        try:
+            trial._traced(dtype)
+            said = FAULT
+            trial.truth(trial.given, trial.dense(), dtype)
+            trial.oracle, trial.why_not = dtype, ""
+            return
+        except Exception as error:  # anything may come out of a user's function when it is given tracers or float64
+            trial.why_not = f"{said}: {first_line(error)}"
+            if str(error).startswith("reference returns"):
+                raise
+    subject, points = trial.subject, trial.cast(trial.given, trial.main)
+    plain = lambda p: split(subject.reference(*subject.arguments.call(p)))[0]  # noqa: E731
+    apart = lambda p: subject.reference_of(p)(subject.arguments.differentiated(p))  # noqa: E731
+    for said, run in (("", plain), (FAULT, apart)):
+        try:
+            with trial.setting(trial.main), lenient():
+                jax.eval_shape(run, points)
+        except Exception as error:  # NumPy code at the first of the two
+            trial.why_not = f"{said}: {first_line(error)}" if said else trial.why_not
+            return
+
+
+FAULT = "the checker cannot evaluate the reference equation by equation"
 
 
 def _keeps(trial: Trial, dtype: str) -> bool:
@@ -428,7 +472,7 @@ def _keeps(trial: Trial, dtype: str) -> bool:
 SOLVED = 1e-4  # how well a while_loop is taken to solve what it solves, if nothing is said
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """The kind of an exception and the first line of what it says."""
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:160]}"
 

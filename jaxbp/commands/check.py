@@ -54,7 +54,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--dtypes", metavar="D,E", help="the production dtypes: float32,bfloat16")
     parser.add_argument("--kinks", choices=("reference", "left", "right", "subgradient"), help="what a kink may give")
-    parser.add_argument("--order", type=int, choices=(1, 2), help="2: the derivative of the backward pass too")
+    parser.add_argument("--order", type=int, choices=(1, 2, 3), help="2: the derivative of the backward pass too; or 3")
     parser.add_argument("--allow-zero", metavar="I,J", help="arguments whose gradient may be 0 everywhere, or all")
     parser.add_argument("--accuracy", type=float, metavar="A", help="how well the function solves what it solves: 1e-6")
     parser.add_argument("--level", choices=("fast", "full"), default="fast", help="how many points and probes")

@@ -97,7 +97,8 @@ def _rules(target: str) -> "tuple[str, list[Rule], list[str]]":
     Raises:
       UserError: no such file or package, or what its import raises.
     """
-    from jaxbp.checker.finder import module_of, modules, rules, said
+    from jaxbp.checker.finder import module_of, modules, rules
+    from jaxbp.checker.trial import first_line
 
     file = Path(target)
     failed: list[str] = []
@@ -112,7 +113,7 @@ def _rules(target: str) -> "tuple[str, list[Rule], list[str]]":
         raise UserError(f"check: {error.filename}, line {error.lineno}: {error.msg}") from None
     except (Exception, SystemExit) as error:
         what = f"can't run {target}" if file.suffix == ".py" else f"can't import {target}"
-        raise UserError(f"check: {what}: {error if isinstance(error, ImportError) else said(error)}") from None
+        raise UserError(f"check: {what}: {error if isinstance(error, ImportError) else first_line(error)}") from None
     return found[0].__name__, rules(found), failed
 
 
