@@ -63,7 +63,7 @@ def parts(subject: Net | Activation | Loss, seed: int) -> list[Part]:
         return [_rules([], subject, (CLASSES,), seed)]
     loss, outputs = losses.get(subject.loss), network.shapes(subject)[1]
     params, x, y = example(subject, seed)
-    layers = _layers(subject, params, x[0], seed) if isinstance(subject, Network) else ()
+    layers = [_layers(subject, params, x[0], seed)] if isinstance(subject, Network) else []
     sigmas = [*dict.fromkeys(subject.activations)] if isinstance(subject, MLP) else []
 
     def output(params: ParamTree, x: Array) -> Array:
@@ -82,32 +82,38 @@ def parts(subject: Net | Activation | Loss, seed: int) -> list[Part]:
     ]
 
 
-def _layers(net: Network, params: ParamTree, x: Array, seed: int) -> Iterator[Part]:
-    """Each layer of a chain, once if it is there again, at what the layers before it make of one sample."""
+def _layers(net: Network, params: ParamTree, x: Array, seed: int) -> Part:
+    """The layers of a chain as one function, for one sample, each at what the layers before it make of x.
+
+    A layer that comes again is there once. Dropout draws from one key.
+    """
     layers, own_params = (net.layer.layers, params) if isinstance(net.layer, Chain) else ((net.layer,), (params,))
-    key, seen = jax.random.key(seed), set()
-    for number, (layer, own) in enumerate(zip(layers, own_params, strict=True), 1):
-        if (layer, x.shape) not in seen and any(map(_is_float, jax.tree.leaves((own, x)))):
-            yield _layer(f"layer {number}, {type(layer).__name__}", layer, own, x, key)
+    key, chosen, own, inputs, seen = jax.random.key(seed), {}, {}, {}, set()
+    for number, (layer, params) in enumerate(zip(layers, own_params, strict=True), 1):
+        name = f"layer {number}, {type(layer).__name__}"
+        if (layer, x.shape) not in seen and any(map(_is_float, jax.tree.leaves((params, x)))):
+            chosen[name], own[name], inputs[name] = layer, params, x
         seen.add((layer, x.shape))
-        x = layer.forward(own, x, key)[0]
+        x = layer.forward(params, x, key)[0]
 
+    def passed(own: ParamTree, inputs: dict[str, Array]) -> dict[str, tuple[Array, Any]]:
+        return {name: layer.forward(own[name], inputs[name], key) for name, layer in chosen.items()}
 
-def _layer(name: str, layer: Any, params: ParamTree, x: Array, key: Array) -> Part:
-    """The two passes of a layer as the rule of a function of its parameters and its input; dropout draws by the key."""
+    def values(own: ParamTree, inputs: dict[str, Array]) -> dict[str, Array]:
+        return {name: y for name, (y, _) in passed(own, inputs).items()}
 
-    def forward_rule(params: ParamTree, x: Array) -> tuple[Array, Any]:
-        y, tape = layer.forward(params, x, key)
-        return y, (params, tape, jnp.zeros(0, x.dtype))
+    def forward_rule(own: ParamTree, inputs: dict[str, Array]) -> tuple[Any, Any]:
+        found = passed(own, inputs)
+        return {name: y for name, (y, _) in found.items()}, (own, {name: tape for name, (_, tape) in found.items()})
 
-    def backward_rule(residuals: Any, dl_dy: Array) -> tuple[ParamTree, Array | None]:
-        params, tape, like_x = residuals
-        dl_dx, factors = layer.backward(params, tape, dl_dy)
-        gradient = network.totals(jax.tree.map(lambda a: a[None], factors))
-        return gradient, dl_dx if _is_float(like_x) else None
+    def backward_rule(residuals: Any, dl_dy: dict[str, Array]) -> tuple[ParamTree, ParamTree]:
+        own, tapes = residuals
+        pulled = {name: layer.backward(own[name], tapes[name], dl_dy[name]) for name, layer in chosen.items()}
+        batches = {name: jax.tree.map(lambda a: a[None], factors) for name, (_, factors) in pulled.items()}
+        dl_dx = {name: dl_dx if _is_float(inputs[name]) else None for name, (dl_dx, _) in pulled.items()}
+        return {name: network.totals(batch) for name, batch in batches.items()}, dl_dx
 
-    rule = {"vjp": (forward_rule, backward_rule)}
-    return Part(name, lambda params, x: layer.forward(params, x, key)[0], (params, x), rule)
+    return Part("layers", values, (own, inputs), {"vjp": (forward_rule, backward_rule)})
 
 
 def _is_float(a: Array) -> bool:
