@@ -178,6 +178,9 @@ def test_what_a_step_records_is_that_of_formed_gradients(words: Path) -> None:
     found = rows[0].quantities
     np.testing.assert_allclose(found["squared_norms"]["mean"], np.mean(np.sum(flat**2, axis=1)), rtol=1e-9)
     np.testing.assert_allclose(found["noise_scale"]["trace"], np.sum(np.var(flat, axis=0, ddof=1)), rtol=1e-8)
+    for name in ("trace", "squared_gradient"):
+        total = sum(found["noise_scale"][f"{name}_by_layer"])
+        np.testing.assert_allclose(total, found["noise_scale"][name], rtol=1e-8)
     head = np.concatenate([np.asarray(leaf).reshape(len(x), -1) for leaf in jax.tree.leaves(g[-1])], axis=1)
     np.testing.assert_allclose(found["variance"][-1], np.mean(np.var(head, axis=0, ddof=1)), rtol=1e-8)
 
