@@ -22,15 +22,12 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 
-import jaxbp
 from experiments import report
 from experiments.bench import timing
-from jaxbp import factor
 from jaxbp.run import config as configs
 from jaxbp.run import loop
 from jaxbp.run.config import Config
 from jaxbp.run.errors import UserError
-from jaxbp.run.loop import Setup
 from jaxbp.run.report.metrics import StepRecord
 
 CONFIG = Path(__file__).parent / "configs" / "gpt_noise_scale.toml"
@@ -38,15 +35,13 @@ RECORDED = ("--study.quantities", "noise_scale", "--study.every", "1")
 COLOURS = {"normalisation": "tab:orange", "attention": "tab:blue", "perceptron": "tab:green", "tables and head": "0.5"}
 
 
-def kinds_of(setup: Setup) -> list[str]:
-    """What each part of the parameters belongs to, in the order of the factors: normalisation, attention …"""
-    problem = setup.problem
-    x, y = (a[:1] for a in problem.raw("train"))
-    _, found = jax.eval_shape(lambda params: jaxbp.factors(problem.net, params, x, y), jax.eval_shape(problem.initial))
+def kinds_of(net: Any) -> list[str]:
+    """What each part of the parameters belongs to, in the order of the records: normalisation, attention …"""
+    parts = jax.tree.leaves_with_path(net.parameters, is_leaf=lambda node: hasattr(node, "b") or hasattr(node, "gamma"))
     kinds = []
-    for path, _ in jax.tree.leaves_with_path(found, is_leaf=lambda node: isinstance(node, factor.Kind)):
-        part, name = factor.parts(found)[len(kinds)], jax.tree_util.keystr(path)
-        if hasattr(getattr(part, "gradient", None), "gamma"):
+    for path, part in parts:
+        name = jax.tree_util.keystr(path)
+        if hasattr(part, "gamma"):
             kinds.append("normalisation")
         elif re.search(r"\.(qkv|out)$", name):
             kinds.append("attention")
@@ -102,7 +97,7 @@ def prediction(total: Sequence[float], of_norms: Sequence[float]) -> dict[str, f
 def measure(config: Config, window: int) -> dict[str, Any]:
     """Trains with records, and compares."""
     setup = loop.prepare(configs.override(config, RECORDED))
-    kinds = kinds_of(setup)
+    kinds = kinds_of(setup.problem.net)
     recorded, scores = [], []
     for epoch in loop.epochs(setup):
         recorded += [row for row in epoch.rows if isinstance(row, StepRecord)]
