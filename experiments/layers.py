@@ -1,8 +1,9 @@
 """What do layers beside the MLP cost? Gradients and per-sample quantities, beside autodiff of the same network.
 
-Each network is one of `jaxbp.models` or a chain of layers; autodiff differentiates its forward pass. Five programs are
-compiled and called in turn in one process: jax.value_and_grad, jaxbp.value_and_grad, all per-sample norms, the clipped
-mean, and the norms by vmap(jax.grad), which is left out for the largest network. Forward and backward pass are in each.
+Each network is one of `jaxbp.models` or a chain of layers; autodiff differentiates its forward pass. Six programs are
+compiled and called in turn in one process: jax.value_and_grad, jaxbp.value_and_grad, the same with √L checkpoints, all
+per-sample norms, the clipped mean, and the norms by vmap(jax.grad), which is left out for the largest network. Forward
+and backward pass are in each.
 A ratio is the median over the rounds of the ratio within a round. Scratch is XLA's temporary bytes, FLOP are its count.
 
 Command: python -m experiments.layers [--rounds 15] [--only NAME] [--out FOLDER]
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 import jaxbp
 from experiments import report
 from experiments.bench import timing
-from jaxbp import Network, losses, models, persample
+from jaxbp import Network, losses, memory, models, persample
 from jaxbp.layers import (
     Chain,
     Conv2d,
@@ -32,8 +33,8 @@ from jaxbp.layers import (
     SelfAttention,
 )
 
-AUTODIFF, OURS, NORMS, CLIPPED, VMAP = (
-    *("jax.value_and_grad", "jaxbp.value_and_grad", "norms", "clipped mean"),
+AUTODIFF, OURS, CHECKPOINTS, NORMS, CLIPPED, VMAP = (
+    *("jax.value_and_grad", "jaxbp.value_and_grad", "jaxbp.memory.value_and_grad", "norms", "clipped mean"),
     "norms by vmap(jax.grad)",
 )
 
@@ -93,9 +94,11 @@ def programs_of(net: Network, small: bool) -> dict[str, timing.Program]:
         return sum(jnp.sum(a.reshape(len(a), -1) ** 2, axis=1) for a in jax.tree.leaves(g))
 
     factors = lambda *arguments: jaxbp.factors(net, *arguments)[1]  # noqa: E731
+    schedule = memory.segments(len(net.parameters))
     programs = {
         AUTODIFF: jax.value_and_grad(mean),
         OURS: lambda *arguments: jaxbp.value_and_grad(net, *arguments),
+        CHECKPOINTS: lambda *arguments: memory.value_and_grad(net, *arguments, schedule),
         NORMS: lambda *arguments: persample.squared_norms(factors(*arguments)),
         CLIPPED: lambda *arguments: persample.clipped_mean(factors(*arguments), 1.0).mean,
     }

@@ -126,6 +126,13 @@ def parts(factors: FactorTree) -> list[Any]:
     return found
 
 
+def layers(factors: FactorTree) -> list[FactorTree]:
+    """The factors of each layer of an MLP, or of a chain."""
+    if not isinstance(factors, Factors):
+        return list(factors)
+    return [Factors((x,), (delta,)) for x, delta in zip(factors.x, factors.delta, strict=True)]
+
+
 def like(factors: FactorTree, results: list[Any]) -> Any:
     """A result for each of `parts`, nested as the factors (and the parameters) are."""
     rest = iter(results)
@@ -241,6 +248,11 @@ def squared_norm(f: Any) -> Any:
             same = f.ids[:, :, None] == f.ids[:, None]
             products = jnp.einsum("ntd,nsd->nts", f.delta, f.delta)
             return jnp.sum(jnp.where(same, products, 0), axis=(1, 2))  # Σ_ts [id_t = id_s] δ_t · δ_s
+        case Sum((Gather() as read, Shared() as out)) if pairs_are_cheaper(out.x.shape[1], out.x.shape[2], read.rows):
+            products = jnp.einsum("ntd,nsd->nts", read.delta, out.x)
+            met = jnp.take_along_axis(jnp.swapaxes(out.delta, 1, 2), read.ids[:, :, None], axis=1)
+            crossed = jnp.sum(products * met, axis=(1, 2))  # Σ_ts (δ_t · x_s) δ′_s[id_t]: both uses meet in row id_t
+            return squared_norm(read) + 2 * crossed + squared_norm(out)
         case _:
             return _total([jnp.sum(_rows(g) ** 2, axis=1) for g in jax.tree.leaves(gradients(f))])
 

@@ -1,14 +1,15 @@
 """The lecture's "without tricks, we have to keep in memory all the activations", and the trick: compute them again.
 
-Here a *run* is some consecutive layers. It is itself a network: its input is some x⁽ˡ⁾, and the ∂ℓ/∂x at its end comes
-from the layers above. So a pass with checkpoints is `forward` and `backward` on runs. A `Schedule` says which:
+Here a *run* is some consecutive layers of an `MLP`, or of a `Chain`. It is itself a layer: its input is some x⁽ˡ⁾, and
+the ∂ℓ/∂x at its end comes from the layers above. So a pass with checkpoints is `forward` and `backward` on runs. A
+`Schedule` says which:
 
 - A number n is a run of n layers that is stored whole: forward with a tape, then backward.
 - A tuple is a longer run that consists of shorter ones. The forward pass keeps x⁽ˡ⁾ where each of them begins, its
   checkpoint, and forgets the rest. The backward pass takes the last one first, and computes each again from there.
 
-``100`` stores all of a hundred layers. ``(10,) * 10`` has a checkpoint every ten. The x⁽ˡ⁻¹⁾ and δ⁽ˡ⁾ of all layers
-never exist at the same time, so gradients are formed run by run, as δ⁽ˡ⁾ appears.
+``100`` stores all of a hundred layers. ``(10,) * 10`` has a checkpoint every ten. The factors of all layers never exist
+at the same time, so gradients are formed run by run, as δ⁽ˡ⁾ appears.
 
 XLA would undo this: it sees that x⁽ˡ⁾ is computed twice, and keeps the first one. `jax.checkpoint` puts an
 `optimization_barrier` between the two; on CPUs, in JAX 0.10, XLA removes the barrier too early, and nothing is saved.
@@ -24,24 +25,46 @@ import functools
 import itertools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jaxbp.mlp import MLP, Array, Factors, Params, backward, forward, outer_sums, weighted, wide
-from jaxbp.network import checked_batch, mean_weights, scaled_factors
+from jaxbp import losses
+from jaxbp.factor import FactorTree
+from jaxbp.layers import Chain
+from jaxbp.mlp import MLP, Array, weighted, wide
+from jaxbp.network import (
+    Net,
+    Network,
+    ParamTree,
+    checked_batch,
+    dtype_of,
+    keys_of,
+    mean_weights,
+    passed,
+    totals,
+)
 
 Schedule = int | tuple[Any, ...]
 """A run of n layers stored whole, or the schedules, first to last, of the runs that a longer one consists of."""
 
-Quantity = Callable[[Factors], tuple[Any, ...]]
+Quantity = Callable[[FactorTree], tuple[Any, ...]]
 """What is wanted of the factors of consecutive layers: a result a layer."""
 
-Above = Callable[[MLP, Params, Array], tuple[Any, Factors]]
-"""A run's factors from its input, by what lies above: the loss, with its values ℓₙ, or the ∂ℓ/∂x at the run's end."""
+
+class Run(NamedTuple):
+    """Consecutive layers as one, an MLP or a Chain; their parameters; a key for each sample, or None."""
+
+    layer: Any
+    params: ParamTree
+    keys: Array | None
+
+
+Above = Callable[[Run, Array], tuple[Any, Array, FactorTree]]
+"""The ∂ℓ/∂x of a run's input, and its factors, by what lies above: the loss, whose ℓₙ come first, or a ∂ℓ/∂x."""
 
 
 # The schedules --------------------------------------------------------------------------------------------------------
@@ -132,8 +155,9 @@ def evaluations(schedule: Schedule) -> int:
 def inputs_held(schedule: Schedule) -> int:
     """The largest number of layer inputs x⁽ˡ⁻¹⁾ that are kept at the same time, x⁽⁰⁾ included.
 
-    Each is (N, n₍ₗ₋₁₎). In a run that is stored whole, an activation whose σ′ needs s⁽ˡ⁾ keeps that too. For each level
-    of the schedule the program holds about two arrays more: ∂ℓ/∂x and δ at the end of the run at work.
+    Each is (N, n₍ₗ₋₁₎). In a run that is stored whole, an activation whose σ′ needs s⁽ˡ⁾ keeps that too, and a layer of
+    a chain all that its backward pass needs, which of attention is many arrays. For each level of the schedule the
+    program holds about two arrays more: ∂ℓ/∂x and δ at the end of the run at work.
 
     Example:
       >>> inputs_held(10), inputs_held((4, 4, 2)), inputs_held(revolve(10, slots=2))
@@ -183,14 +207,15 @@ def _check_positive(name: str, value: int) -> None:
 
 
 def value_and_grad(
-    net: MLP,
-    params: Params,
+    net: Net,
+    params: ParamTree,
     x: ArrayLike,
     y: ArrayLike,
     schedule: Schedule,
     weights: ArrayLike | None = None,
     normalize_by: ArrayLike | None = None,
-) -> tuple[Array, Params]:
+    key: Array | None = None,
+) -> tuple[Array, ParamTree]:
     """`jaxbp.value_and_grad` in less memory: Σₙ weightsₙ ℓₙ / N over a batch and its hand-derived gradient.
 
     It multiplies the same numbers as storing all, and gives the same bits with two exceptions. In large batches XLA
@@ -199,15 +224,16 @@ def value_and_grad(
     by an ulp, which is passed on from there.
 
     Args:
-      net, params, x, y, weights, normalize_by: as for `jaxbp.value_and_grad`.
+      net, params, x, y, weights, normalize_by, key: as for `jaxbp.value_and_grad`; the net is an `MLP` or a `Network`
+        whose layer is a `Chain`.
       schedule: of L layers, by `segments` or `revolve` or any other. `evaluations` says what it costs in time,
         `inputs_held` what it takes in memory.
 
     Returns:
-      The loss, a scalar in float32 at least, and the gradient, L of `Affine` in the parameters' dtype.
+      The loss, a scalar in float32 at least, and the gradient, like the parameters.
 
     Raises:
-      ValueError, TypeError: as `jaxbp.value_and_grad`; a schedule of another number of layers.
+      ValueError, TypeError: as `jaxbp.value_and_grad`; a schedule of another number of layers; another net.
 
     Example:
       >>> import jaxbp
@@ -217,30 +243,37 @@ def value_and_grad(
       >>> jax.tree.structure(grads) == jax.tree.structure(params)
       True
     """
-    _check_mlp(net)
-    x, y = checked_batch(net, params, x, y)
-    scale = mean_weights(weights, len(x), normalize_by, wide(x.dtype))
-    x = x if weights is None else weighted((scale != 0).astype(x.dtype), x)
-    losses, grads = _each_layer(outer_sums, net, params, x, y, scale, schedule)
-    return jnp.sum(weighted(scale, losses)), grads
+    layer, (x, y) = _layers_of(net), checked_batch(net, params, x, y)
+    scale = mean_weights(weights, len(x), normalize_by, wide(dtype_of(params)))
+    if weights is not None and jnp.issubdtype(x.dtype, jnp.floating):
+        x = weighted((scale != 0).astype(x.dtype), x)
+    above = functools.partial(_top, losses.get(net.loss), y, scale)
+    values, grads = _each_layer(totals, Run(layer, params, keys_of(key, len(x))), x, above, schedule)
+    return jnp.sum(weighted(scale, values)), grads
 
 
 def each_layer(
-    quantity: Quantity, net: MLP, params: Params, x: ArrayLike, y: ArrayLike, schedule: Schedule
+    quantity: Quantity,
+    net: Net,
+    params: ParamTree,
+    x: ArrayLike,
+    y: ArrayLike,
+    schedule: Schedule,
+    key: Array | None = None,
 ) -> tuple[Array, tuple[Any, ...]]:
     """The losses of a batch and a quantity of each layer's factors, which are forgotten as soon as it is formed.
 
     Args:
-      quantity: `Factors` of some consecutive layers, x and δ as `jaxbp.factors` gives them ↦ a tuple of a pytree a
-        layer. `jaxbp.gradient` is one, and so is any of `jaxbp.persample` with ``per_layer=True``.
-      net, params, x, y: as for `jaxbp.factors`.
-      schedule: as for `value_and_grad`.
+      quantity: the factors of some consecutive layers, as `jaxbp.factors` gives them ↦ a tuple of a pytree a layer.
+        `jaxbp.gradient` is one; of an MLP so is any of `jaxbp.persample` with ``per_layer=True``.
+      net, params, x, y, key: as for `jaxbp.factors`.
+      schedule: as for `value_and_grad`, and so are the nets.
 
     Returns:
       ℓₙ, (N,), and the results of the L layers, first to last.
 
     Raises:
-      ValueError, TypeError: as `jaxbp.factors`; a schedule of another number of layers.
+      ValueError, TypeError: as `jaxbp.factors`; a schedule of another number of layers; another net.
 
     Example:
       >>> import jaxbp
@@ -250,89 +283,92 @@ def each_layer(
       >>> [norm.shape for norm in each_layer(norms, net, params, x, y, schedule=(2, 1))[1]]
       [(5,), (5,), (5,)]
     """
-    _check_mlp(net)
-    x, y = checked_batch(net, params, x, y)
-    return _each_layer(quantity, net, params, x, y, jnp.ones(len(x), wide(x.dtype)), schedule)
+    layer, (x, y) = _layers_of(net), checked_batch(net, params, x, y)
+    above = functools.partial(_top, losses.get(net.loss), y, jnp.ones(len(x), wide(dtype_of(params))))
+    return _each_layer(quantity, Run(layer, params, keys_of(key, len(x))), x, above, schedule)
 
 
-def _check_mlp(net: Any) -> None:
-    if not isinstance(net, MLP):
-        raise TypeError(f"net is a {type(net).__name__}, schedules are for the layers of an MLP")
+def _layers_of(net: Any) -> MLP | Chain:
+    layer = net.layer if isinstance(net, Network) else net
+    if isinstance(layer, MLP | Chain):
+        return layer
+    raise TypeError(f"net is of one {type(layer).__name__}, schedules are for the layers of an MLP or a Chain")
 
 
 def _each_layer(
-    quantity: Quantity, net: MLP, params: Params, x: Array, y: Array, scale: Array, schedule: Schedule
+    quantity: Quantity, run: Run, x: Array, above: Above, schedule: Schedule
 ) -> tuple[Array, tuple[Any, ...]]:
-    """Of scaleₙ ℓₙ; scale is (N,)."""
     if (shortest := _shortest(schedule)) < 1:
         raise ValueError(f"schedule {schedule} has a run of {shortest} layers, each needs 1 or more")
-    if length(schedule) != len(params):
-        raise ValueError(f"schedule {schedule} has {length(schedule)} layers, the network has {len(params)}")
-    above = functools.partial(_top, y, scale)
-    losses, results, _ = _backward(quantity, net, params, x, above, schedule)
-    return losses, results
+    if length(schedule) != len(run.params):
+        raise ValueError(f"schedule {schedule} has {length(schedule)} layers, the network has {len(run.params)}")
+    values, _, results = _backward(quantity, run, x, above, schedule)
+    return values, results
 
 
 def _backward(
-    quantity: Quantity, net: MLP, params: Params, x: Array, above: Above, schedule: Schedule
-) -> tuple[Any, tuple[Any, ...], Array]:
-    """The losses where the run ends with the output, the results of its layers, and δ of its first layer."""
+    quantity: Quantity, run: Run, x: Array, above: Above, schedule: Schedule
+) -> tuple[Any, Array, tuple[Any, ...]]:
+    """The losses where the run ends with the output, ∂ℓ/∂x of its input, and the results of its layers."""
     if isinstance(schedule, int):
-        losses, factors = above(net, params, x)
-        return losses, quantity(factors), factors.delta[0]
-    runs = _runs(net, params, schedule)
+        values, dl_dx, factors = above(run, x)
+        return values, dl_dx, quantity(factors)
+    runs = _runs(run, schedule)
     checkpoints = [x]
-    for run, run_params in runs[:-1]:
-        checkpoints.append(_output(run, run_params, checkpoints[-1]))
-    losses, results, delta = _backward(quantity, *runs[-1], checkpoints[-1], above, schedule[-1])
-    (w, _), *_ = runs[-1][1]
-    for (run, run_params), checkpoint, inner in reversed(list(zip(runs, checkpoints, schedule, strict=True))[:-1]):
-        dl_dx = jax.vmap(lambda delta, w=w: w.T @ delta)(delta)  # ∂ℓ/∂x⁽ˡ⁻¹⁾ = (w⁽ˡ⁾)ᵀ ∂ℓ/∂s⁽ˡ⁾
-        found, delta = _again(quantity, run, run_params, checkpoint, dl_dx, inner)
+    for part in runs[:-1]:
+        checkpoints.append(_output(part, checkpoints[-1]))
+    values, dl_dx, results = _backward(quantity, runs[-1], checkpoints[-1], above, schedule[-1])
+    for part, checkpoint, inner in reversed(list(zip(runs, checkpoints, schedule, strict=True))[:-1]):
+        dl_dx, found = _again(quantity, part, checkpoint, dl_dx, inner)
         results = found + results
-        w = run_params[0].w
-    return losses, results, delta
+    return values, dl_dx, results
 
 
-def _again(
-    quantity: Quantity, net: MLP, params: Params, x: Array, dl_dx: Array, schedule: Schedule
-) -> tuple[tuple[Any, ...], Array]:
+def _again(quantity: Quantity, run: Run, x: Array, dl_dx: Array, schedule: Schedule) -> tuple[Array, tuple[Any, ...]]:
     """A run forward a second time and backward, where XLA can't merge it with the first: inside a conditional."""
 
     @jax.jit  # so that it is traced once, not for each branch: nested runs would be traced 2, 4, 8 times
-    def run(params: Params, x: Array, dl_dx: Array) -> tuple[tuple[Any, ...], Array]:
-        _, results, delta = _backward(quantity, net, params, x, functools.partial(_below, dl_dx), schedule)
-        return results, delta
+    def again(params: ParamTree, keys: Array | None, x: Array, dl_dx: Array) -> tuple[Array, tuple[Any, ...]]:
+        below = functools.partial(_below, dl_dx)
+        _, dl_dx_below, results = _backward(quantity, Run(run.layer, params, keys), x, below, schedule)
+        return dl_dx_below, results
 
     def never(*arguments: Any) -> Any:
-        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(run, *arguments))
+        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(again, *arguments))
 
     always = ~(jnp.sum(dl_dx[:1]) < -jnp.inf)  # of NaN and of an empty batch too
-    results, delta = jax.lax.cond(always, run, never, params, x, dl_dx)
-    return results, delta
+    found: tuple[Array, tuple[Any, ...]] = jax.lax.cond(always, again, never, run.params, run.keys, x, dl_dx)
+    return found
 
 
-def _top(y: Array, scale: Array, net: MLP, params: Params, x: Array) -> tuple[Array, Factors]:
-    return scaled_factors(net, params, x, y, scale)
+def _top(loss: losses.Loss, y: Array, scale: Array, run: Run, x: Array) -> tuple[Array, Array, FactorTree]:
+    """Of scaleₙ ℓₙ; scale is (N,)."""
+    return passed(run.layer, loss, run.params, x, y, scale, run.keys)
 
 
-def _below(dl_dx: Array, net: MLP, params: Params, x: Array) -> tuple[None, Factors]:
-    def sample(x: Array, dl_dx: Array) -> Factors:
-        tape = forward(net, params, x)
-        return Factors(tape.x[:-1], backward(net, params, tape, dl_dx))
+def _below(dl_dx: Array, run: Run, x: Array) -> tuple[None, Array, FactorTree]:
+    def sample(x: Array, key: Array | None, dl_dx: Array) -> tuple[Array, FactorTree]:
+        _, tape = run.layer.forward(run.params, x, key)
+        below: tuple[Array, FactorTree] = run.layer.backward(run.params, tape, dl_dx)
+        return below
 
-    return None, jax.vmap(sample)(x, dl_dx)
-
-
-def _output(net: MLP, params: Params, x: Array) -> Array:
-    return jax.vmap(lambda x: forward(net, params, x).x[-1])(x)
+    return None, *jax.vmap(sample)(x, run.keys, dl_dx)
 
 
-def _runs(net: MLP, params: Params, schedule: tuple[Schedule, ...]) -> list[tuple[MLP, Params]]:
-    """The runs of layers as networks of their own."""
-    sigmas = net.activations
+def _output(run: Run, x: Array) -> Array:
+    output: Array = jax.vmap(lambda x, key: run.layer.forward(run.params, x, key)[0])(x, run.keys)
+    return output
+
+
+def _runs(run: Run, schedule: tuple[Schedule, ...]) -> list[Run]:
+    """The shorter runs that a schedule has."""
     ends = itertools.accumulate(map(length, schedule), initial=0)
-    return [
-        (MLP(net.sizes[a : b + 1], sigmas[a : b - 1], sigmas[b - 1], net.loss), params[a:b])
-        for a, b in itertools.pairwise(ends)
-    ]
+    return [Run(_cut(run.layer, a, b), run.params[a:b], run.keys) for a, b in itertools.pairwise(ends)]
+
+
+def _cut(layer: Any, a: int, b: int) -> MLP | Chain:
+    """The layers from a on, up to b, as one."""
+    if isinstance(layer, Chain):
+        return Chain(*layer.layers[a:b], first=layer.first + a)
+    sigmas = layer.activations
+    return MLP(layer.sizes[a : b + 1], sigmas[a : b - 1], sigmas[b - 1], layer.loss)

@@ -280,16 +280,22 @@ def check_tokens(net: Net, x: Array | np.ndarray) -> None:
 
     Inside jit there is no value to look at; there a token out of range makes output, loss and gradient NaN.
     """
+    count = tokens_of(net)
+    if count and not isinstance(x, jax.core.Tracer) and x.dtype.kind in "iu":
+        tokens = np.asarray(x)
+        bad = np.argwhere((tokens < 0) | (tokens >= count))
+        if len(bad):
+            place = ", ".join(map(str, bad[0]))
+            raise ValueError(f"x[{place}] is {tokens[tuple(bad[0])]}, expected a token in 0 … {count - 1}")
+
+
+def tokens_of(net: Net) -> int:
+    """How many tokens there are, where inputs are tokens, because an embedding is the first layer; otherwise 0."""
     layer = layer_of(net)
     while isinstance(layer, Chain) and layer.layers:
         layer = layer.layers[0]
     table = layer.embedding if isinstance(layer, Tied) else layer
-    if isinstance(table, Embedding) and not isinstance(x, jax.core.Tracer) and x.dtype.kind in "iu":
-        tokens = np.asarray(x)
-        bad = np.argwhere((tokens < 0) | (tokens >= table.tokens))
-        if len(bad):
-            place = ", ".join(map(str, bad[0]))
-            raise ValueError(f"x[{place}] is {tokens[tuple(bad[0])]}, expected a token in 0 … {table.tokens - 1}")
+    return table.tokens if isinstance(table, Embedding) else 0
 
 
 def dtype_of(params: ParamTree) -> DTypeLike:
@@ -302,17 +308,26 @@ def scaled_factors(
     net: Net, params: ParamTree, x: Array, y: Array, scale: Array, key: Array | None = None
 ) -> tuple[Array, FactorTree]:
     """ℓₙ and the factors of scaleₙ ℓₙ; scale is (N,)."""
-    loss = losses.get(net.loss)
-    layer, dtype = layer_of(net), dtype_of(params)
+    values, _, factors = passed(layer_of(net), losses.get(net.loss), params, x, y, scale, keys_of(key, len(x)))
+    return values, factors
 
-    def sample(x: Array, y: Array, scale: Array, key: Array | None) -> tuple[Array, FactorTree]:
-        output, tape = layer.forward(params, x, key)
-        output = output.astype(wide(dtype))
-        dl_dx = weighted(scale, loss.dl_dx(output, y)).astype(dtype)  # ∂ℓ/∂x⁽ᴸ⁾, from the definition of ℓ
-        _, factors = layer.backward(params, tape, dl_dx)
-        return loss.ell(output, y), factors
 
-    keys = None if key is None else jax.random.split(key, len(x))
+def keys_of(key: Array | None, batch: int) -> Array | None:
+    """A key for each sample, if there is one."""
+    return None if key is None else jax.random.split(key, batch)
+
+
+def passed(
+    layer: Any, loss: Loss, params: ParamTree, x: Array, y: Array, scale: Array, keys: Array | None
+) -> tuple[Array, Array, FactorTree]:
+    """ℓₙ, and of scaleₙ ℓₙ ∂ℓ/∂x⁽⁰⁾ and the factors."""
+
+    def sample(x: Array, y: Array, scale: Array, key: Array | None) -> tuple[Array, Array, FactorTree]:
+        x, tape = layer.forward(params, x, key)
+        output = x.astype(wide(x.dtype))
+        dl_dx = weighted(scale, loss.dl_dx(output, y)).astype(x.dtype)  # ∂ℓ/∂x⁽ᴸ⁾, from the definition of ℓ
+        return loss.ell(output, y), *layer.backward(params, tape, dl_dx)
+
     return jax.vmap(sample)(x, y, scale, keys)
 
 

@@ -62,7 +62,10 @@ def _scaled(f: Any, each: Callable[[Array, float], tuple[Array, Array]]) -> Scal
             flat, root = each(jnp.concatenate(leaves, axis=1), 0.0)
             return Scaled(Whole(_like(f.gradient, flat)), root)
         case Sum():
-            return _scaled(Whole(factor.gradients(f)), each)
+            uses = [_scaled(use, each) for use in f.uses]
+            root = functools.reduce(jnp.maximum, [use.root for use in uses])
+            shares = [jnp.broadcast_to((use.root / root) ** 2, (factor.batch(f),)) for use in uses]
+            return Scaled(Sum(tuple(factor.times(use.f, p) for use, p in zip(uses, shares, strict=True))), root)
         case Gather():
             delta, root = each(f.delta, 0.0)
             return Scaled(replace(f, delta=delta), root)

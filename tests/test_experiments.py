@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from matplotlib import image
 
-from experiments import autoencoder, edge_of_stability, lds, mislabelled, noise_scale, pruning
+from experiments import autoencoder, edge_of_stability, gpt_noise_scale, lds, mislabelled, noise_scale, pruning
 from jaxbp.run import config as configs
 from jaxbp.run import loop
 from jaxbp.run.compute.epoch import evaluate
@@ -131,6 +131,42 @@ def test_a_window_averages_before_it_divides() -> None:
     found = noise_scale.averaged([record(1, 2.0, 1.0), record(4, 4.0, -0.5), record(16, 6.0, 2.5)])
     assert found == pytest.approx({"step": 4, "loss": 7, "noise_scale": 4})  # 12 / 3; the ratios are 2, −8 and 2.4
     assert noise_scale.averaged([record(1, 2.0, -1.0), record(2, 2.0, 0.5)])["noise_scale"] is None
+
+
+GPT = """
+[data]
+name = "words.txt"
+block = 8
+[model]
+kind = "gpt"
+arguments = { layers = 1, heads = 2, width = 4 }
+[optimizer]
+learning_rate = 0.1
+[train]
+epochs = 1
+batch_size = 12
+"""
+
+
+def test_the_noise_scale_of_some_layers_is_the_ratio_of_their_sums() -> None:
+    recorded = [
+        StepRecord(1, step, 0.0, {"noise_scale": {"trace_by_layer": t, "squared_gradient_by_layer": g}})
+        for step, (t, g) in enumerate([([2.0, 6.0], [1.0, 2.0]), ([4.0, 6.0], [2.0, 1.0]), ([1.0, 1.0], [0.5, -2.0])])
+    ]
+    found = gpt_noise_scale.windows(recorded, ["normalisation", "attention"], 2)
+    assert [found[kind][0] for kind in ("all", "normalisation", "attention")] == [3.0, 2.0, 4.0]
+    assert np.isnan(gpt_noise_scale.windows(recorded, ["attention"] * 2, 1)["all"]).tolist() == [False, False, True]
+
+
+def test_the_study_of_a_gpt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("words.txt").write_text("the noise of a gradient is what its samples do not agree on. " * 20)
+    (tmp_path / "gpt.toml").write_text(GPT)
+    results = run(gpt_noise_scale.main, "gpt_noise_scale", tmp_path / "gpt.toml", "--window", "2", "--rounds", "1")
+    kinds = ["tables and head"] * 2 + ["normalisation", *["attention"] * 2, "normalisation", *["perceptron"] * 2]
+    assert results["kinds"] == [*kinds, "normalisation", "tables and head"]
+    assert len(results["noise_scale"]["all"]) == len(results["step"]) > 3
+    assert results["slowdown"]["value"] > 0
 
 
 # --- pruning ----------------------------------------------------------------------------------------------------------

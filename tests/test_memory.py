@@ -16,6 +16,7 @@ from tiers import one_in
 
 import jaxbp
 from jaxbp import MLP, memory
+from jaxbp.layers import Chain, Dense, Dropout, Elementwise, Embedding, LayerNorm, Residual, SelfAttention
 
 checkpointed = jax.jit(memory.value_and_grad, static_argnames=("net", "schedule"))
 stored = jax.jit(jaxbp.value_and_grad, static_argnames="net")
@@ -110,6 +111,22 @@ def test_a_quantity_of_each_layer_is_that_of_all_factors():
     assert_close(got, jax.jit(norms)(f), 1e-14)
 
 
+def test_the_layers_of_a_chain_are_passed_in_runs():
+    """Tokens, attention and dropout: the gradient is that of storing all, and so is what is of each layer."""
+    block = Residual(Chain(LayerNorm(), SelfAttention(2, causal=True), Dropout(0.5)))
+    chain = Chain(Embedding(7, 4), block, Elementwise("tanh"), Dropout(0.5), block, Dense(7))
+    net = jaxbp.Network(chain, jaxbp.losses.over_positions("softmax_cross_entropy"), (3,))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda a: jax.device_put(rng.standard_normal(a.shape)), net.parameters)
+    x, y = jax.device_put(rng.integers(0, 7, (2, 2, 3)))
+    weights, key = jnp.array([0.5, 2.0]), jax.random.key(0)
+    want = jax.jit(lambda p: jaxbp.value_and_grad(net, p, x, y, weights, key=key))(params)
+    schedule = (1, (2, 1), 2)
+    got = jax.jit(lambda p: memory.value_and_grad(net, p, x, y, schedule, weights, key=key))(params)
+    assert jax.tree.structure(got) == jax.tree.structure(want)
+    assert_close(got, want, 1e-13)
+
+
 @pytest.mark.parametrize(
     ("call", "said"),
     [
@@ -150,6 +167,19 @@ def test_the_compiled_program_holds_what_the_schedule_says(schedule):
     """XLA has not merged the second forward pass with the first. x⁽⁰⁾ is an argument; δ and ∂ℓ/∂x are held as well."""
     held = memory.inputs_held(schedule)
     assert held - 1 <= layer_inputs(schedule) <= held + 2 * depth(schedule) + 1 <= layer_inputs(40) / 1.5
+
+
+@pytest.mark.production
+def test_a_deep_chain_takes_less_memory():
+    """Sixteen blocks of attention: between two checkpoints of four there is a quarter of what they keep."""
+    block = Residual(Chain(LayerNorm(), SelfAttention(2)))
+    net = jaxbp.Network(Chain(*[block] * 16), jaxbp.losses.over_positions("squared_error"), (16, 8))
+    x = jnp.ones((8, 16, 8), jnp.float32)
+    scratch = [
+        checkpointed.lower(net, net.parameters, x, x, schedule=schedule).compile().memory_analysis().temp_size_in_bytes
+        for schedule in (16, (4,) * 4)
+    ]
+    assert scratch[1] < scratch[0] / 2.5
 
 
 # The schedules --------------------------------------------------------------------------------------------------------

@@ -133,6 +133,23 @@ def test_parts_of_a_batch_and_several_devices_change_nothing() -> None:
 
 
 @pytest.mark.slow
+def test_on_a_mesh_and_with_checkpoints_dropout_draws_the_same() -> None:
+    """Losses and parameters are those of one device that stores all; and of both in a private run."""
+    layers = [*CHAIN["layers"][:3], {"kind": "dropout", "rate": 0.3}, *CHAIN["layers"][3:]]
+    model, tables = {**CHAIN, "layers": layers}, {"data": {"name": "digits", "standardize": "none"}}
+    for extra in ({}, {"privacy": {"max_norm": 0.1, "noise_multiplier": 1.0, "seed": 1, "delta": 1e-4}}):
+        asked = [
+            config(tables["data"], model, train={"batch_size": 400, **train}, **extra, **mesh)
+            for train, mesh in (({}, {}), ({"memory": {"slots": 2}}, {}), ({}, {"mesh": {"data": 2}}))
+        ]
+        (plain, [row]), *others = (trained(one) for one in asked)
+        for other, [its] in others:
+            for a, b in zip(*(jax.tree.leaves(p.program.params) for p in (plain, other)), strict=True):
+                np.testing.assert_allclose(b, a, rtol=1e-9, atol=1e-12)
+            np.testing.assert_allclose(its.test.loss, row.test.loss, rtol=1e-9)
+
+
+@pytest.mark.slow
 def test_dropout_is_drawn_for_each_step_and_not_when_it_is_evaluated(words: Path) -> None:
     """Another seed of the order gives other masks; a network with dropout predicts what one without it does."""
     data, drop = {"name": str(words), "block": 8}, {**GPT, "arguments": {**GPT["arguments"], "dropout": 0.5}}
@@ -161,6 +178,9 @@ def test_what_a_step_records_is_that_of_formed_gradients(words: Path) -> None:
     found = rows[0].quantities
     np.testing.assert_allclose(found["squared_norms"]["mean"], np.mean(np.sum(flat**2, axis=1)), rtol=1e-9)
     np.testing.assert_allclose(found["noise_scale"]["trace"], np.sum(np.var(flat, axis=0, ddof=1)), rtol=1e-8)
+    for name in ("trace", "squared_gradient"):
+        total = sum(found["noise_scale"][f"{name}_by_layer"])
+        np.testing.assert_allclose(total, found["noise_scale"][name], rtol=1e-8)
     head = np.concatenate([np.asarray(leaf).reshape(len(x), -1) for leaf in jax.tree.leaves(g[-1])], axis=1)
     np.testing.assert_allclose(found["variance"][-1], np.mean(np.var(head, axis=0, ddof=1)), rtol=1e-8)
 
@@ -195,6 +215,8 @@ def test_a_chain_from_a_config_to_a_study(tmp_path: Path, capsys: pytest.Capture
     right = np.mean([row["label"] == row["prediction"] for row in table])
     assert right == metrics[-1]["test_accuracy"] > 0.5
     np.testing.assert_allclose(np.mean([float(row["loss"]) for row in table]), metrics[-1]["test_loss"], rtol=1e-5)
+    assert main(["check", path]) == 0
+    assert "4.1" in (printed := capsys.readouterr().out) and "PASS" in printed
     assert main(["trace", str(run), "--sample", "0"]) == 2
     assert 'its model.kind is "chain"' in capsys.readouterr().err
 
@@ -329,7 +351,6 @@ def test_what_does_not_fit_is_one_line(data: dict[str, Any], model: dict[str, An
         ({}, {}, {}, '"mlp" gives one output'),
         ({"block": 2000}, GPT, {}, "data.block: 2000 and the next one, but"),
         ({"standardize_targets": True}, GPT, {}, "a text has classes"),
-        ({}, GPT, {"train": {"memory": "sqrt"}}, "train.memory: checkpoints are for the layers of an MLP"),
         ({}, GPT, {"mesh": {"data": 2}}, "mesh: a text is trained on one device"),
         ({}, {**GPT, "arguments": {"heads": 3, "width": 8}}, {}, "heads"),
     ],

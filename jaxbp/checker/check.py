@@ -12,7 +12,7 @@ import numpy as np
 from jaxbp.activations import Activation
 from jaxbp.checker.contract import CONTRACT
 from jaxbp.checker.data import Domain, Spec, domains, drawn, parse
-from jaxbp.checker.network import parts
+from jaxbp.checker.network import name_of, parts
 from jaxbp.checker.plan import Settings, guarded, searched
 from jaxbp.checker.report import SEVERITY, Report, Row, ordered
 from jaxbp.checker.reproduce import expression, reproducer, smallest
@@ -20,7 +20,7 @@ from jaxbp.checker.subject import Rules, subject_of
 from jaxbp.checker.trial import Kinks, Trial, first_use, trial_of
 from jaxbp.losses import Loss
 from jaxbp.mlp import MLP
-from jaxbp.network import Network
+from jaxbp.network import Net, Network
 
 PROBES = {"fast": 2, "full": 5}
 KNOWN = "float64", "float32", "bfloat16", "float16"
@@ -62,7 +62,7 @@ def check(
       `jax.grad` and `jax.value_and_grad` would (also with has_aux), with the same wrt;
     * a function and a forward/backward pair as `jax.custom_vjp.defvjp` takes them: ``check(f, args, vjp=(fwd, bwd))``,
       or a rule as `jax.custom_jvp.defjvp` takes it: ``check(f, args, jvp=rule)``;
-    * a `jaxbp.MLP`, `jaxbp.Activation` or `jaxbp.Loss`: ``check(net)``.
+    * a `jaxbp.MLP`, `jaxbp.Network`, `jaxbp.Activation` or `jaxbp.Loss`: ``check(net)``.
 
     Nine checks: contract, provenance of the rule, algebra of the cotangent, elementwise float64 autodiff oracle,
     adjoint identity, independent numerics, production dtype, transformations, edges and vacuity. Bounds are
@@ -119,9 +119,7 @@ def check(
     start = time.perf_counter()
     for name, allowed in ALLOWED.items():
         _known(name, given[name], allowed)
-    if isinstance(fun, Network):
-        raise TypeError("fun is a Network: check lambda params, x: jaxbp.apply(net, params, x) at (params, x)")
-    if isinstance(fun, MLP | Activation | Loss):
+    if isinstance(fun, MLP | Network | Activation | Loss):
         _refuse(fun, {"args": args, **given})
         return _network(fun, start, level=level, seed=seed, probes=probes, dtypes=dtypes)
     with np.errstate(all="ignore"):  # points are there to overflow
@@ -179,14 +177,14 @@ def _chosen(given: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in given.items() if not left(name, value)}
 
 
-def _refuse(net: MLP | Activation | Loss, given: Mapping[str, Any]) -> None:
+def _refuse(net: Net | Activation | Loss, given: Mapping[str, Any]) -> None:
     """A network has its own arguments and rules."""
     for name in _chosen(given):
         if name not in ("level", "seed", "probes", "dtypes"):
             raise ValueError(f"{name} is given, but {type(net).__name__} has its own: leave it out")
 
 
-def _network(subject: MLP | Activation | Loss, start: float, **settings: Any) -> Report:
+def _network(subject: Net | Activation | Loss, start: float, **settings: Any) -> Report:
     """One report of all parts of a network: the rule that a wrong gradient would come from is checked before it."""
     found = parts(subject, settings["seed"])
     reports = {part.name: check(part.fun, part.args, **part.options, **settings) for part in found}
@@ -194,11 +192,12 @@ def _network(subject: MLP | Activation | Loss, start: float, **settings: Any) ->
     notes = [note for report in reports.values() for note in report.not_covered]
     failed = [row for row in rows if row.verdict != "PASS"]
     again = f"jaxbp.check(net, level={settings['level']!r}, seed={settings['seed']}).raise_if_failed()"
+    net = "# net is what you called check with" if isinstance(subject, Network) else f"net = {expression(subject)}"
     return Report(
-        name=getattr(subject, "name", f"MLP{getattr(subject, 'sizes', '')}"),
+        name=name_of(subject),
         rows=(*failed, *(row for row in rows if row.verdict == "PASS")),
         not_covered=tuple(dict.fromkeys(notes)),
-        reproducer="\n".join(("import jaxbp", f"net = {expression(subject)}", again)) if failed else "",
+        reproducer="\n".join(("import jaxbp", net, again)) if failed else "",
         seconds=time.perf_counter() - start,
         seed=settings["seed"],
         level=settings["level"],

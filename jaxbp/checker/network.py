@@ -1,6 +1,6 @@
 """The checker pointed at jaxbp's own parts: an activation, a loss, a whole network, and its errors layer by layer."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,8 +13,10 @@ from jaxbp.checker.compare import f64
 from jaxbp.checker.data import cast
 from jaxbp.checker.trial import precise
 from jaxbp.interop import apply
+from jaxbp.layers import Chain
 from jaxbp.losses import Loss
-from jaxbp.mlp import MLP, Affine, Array, Params, forward
+from jaxbp.mlp import MLP, Array, Params, forward
+from jaxbp.network import Net, Network, ParamTree
 
 BATCH = 5
 CLASSES = 4
@@ -32,53 +34,113 @@ class Part(NamedTuple):
 
 
 class LayerError(NamedTuple):
-    """The largest error of one layer's quantity, in units in the last place of its largest element; l counts from 1."""
+    """The largest error of one layer's quantity, in units in the last place of its largest element.
 
-    layer: int
+    layer: counted from 1; 4.2 is the second one within the fourth.
+    """
+
+    layer: str
     quantity: str
     float64: float
     float32: float
 
 
-def parts(subject: MLP | Activation | Loss, seed: int) -> list[Part]:
-    """What there is to check in a network: σ′ and ∂ℓ/∂x, the backward pass behind `apply`, and the mean gradient."""
+def name_of(subject: Net | Activation | Loss) -> str:
+    """Of a report."""
+    if isinstance(subject, Network):
+        return f"Network {subject.shape} → {subject.outputs}"
+    return f"MLP{subject.sizes}" if isinstance(subject, MLP) else subject.name
+
+
+def parts(subject: Net | Activation | Loss, seed: int) -> list[Part]:
+    """What there is to check in a network: σ′ and ∂ℓ/∂x, the backward pass behind `apply`, and the mean gradient.
+
+    In place of σ′ a `Network` has the backward pass of each of its layers.
+    """
     if isinstance(subject, Activation):
         return [_rules([subject])]
     if isinstance(subject, Loss):
-        return [_rules([], subject, CLASSES, seed)]
-    loss = losses.get(subject.loss)
+        return [_rules([], subject, (CLASSES,), seed)]
+    loss, outputs = losses.get(subject.loss), network.shapes(subject)[1]
     params, x, y = example(subject, seed)
+    layers = [_layers(subject, params, x[0], seed)] if isinstance(subject, Network) else []
+    sigmas = [*dict.fromkeys(subject.activations)] if isinstance(subject, MLP) else []
 
-    def output(params: Params, x: Array) -> Array:
-        return jax.vmap(lambda x: forward(subject, params, x).x[-1])(x)
+    def output(params: ParamTree, x: Array) -> Array:
+        outputs: Array = jax.vmap(lambda x: network.layer_of(subject).forward(params, x)[0])(x)
+        return outputs
 
-    def mean_loss(params: Params, x: Array, y: Array) -> Array:
+    def mean_loss(params: ParamTree, x: Array, y: Array) -> Array:
         return jnp.mean(jax.vmap(loss.ell)(output(params, x), y))
 
     gradient = {"value_and_grad": lambda params, x, y: network.value_and_grad(subject, params, x, y)}
     return [
-        _rules([*dict.fromkeys(subject.activations)], loss, subject.sizes[-1], seed),
+        *layers,
+        _rules(sigmas, loss, outputs, seed),
         Part("apply", lambda params, x: apply(subject, params, x), (params, x), {"reference": output}),
         Part("value_and_grad", mean_loss, (params, x, y), gradient),
     ]
 
 
-def example(net: MLP, seed: int) -> tuple[Params, Array, Array]:
-    """Parameters with random biases, N(0, 1) inputs and targets of the kind that the loss takes; N = 5."""
+def _layers(net: Network, params: ParamTree, x: Array, seed: int) -> Part:
+    """The layers of a chain as one function, for one sample, each at what the layers before it make of x.
+
+    A layer that comes again is there once. Dropout draws from one key.
+    """
+    layers, own_params = (net.layer.layers, params) if isinstance(net.layer, Chain) else ((net.layer,), (params,))
+    key, chosen, own, inputs, seen = jax.random.key(seed), {}, {}, {}, set()
+    for number, (layer, params) in enumerate(zip(layers, own_params, strict=True), 1):
+        name = f"layer {number}, {type(layer).__name__}"
+        if (layer, x.shape) not in seen and any(map(_is_float, jax.tree.leaves((params, x)))):
+            chosen[name], own[name], inputs[name] = layer, params, x
+        seen.add((layer, x.shape))
+        x = layer.forward(params, x, key)[0]
+
+    def passed(own: ParamTree, inputs: dict[str, Array]) -> dict[str, tuple[Array, Any]]:
+        return {name: layer.forward(own[name], inputs[name], key) for name, layer in chosen.items()}
+
+    def values(own: ParamTree, inputs: dict[str, Array]) -> dict[str, Array]:
+        return {name: y for name, (y, _) in passed(own, inputs).items()}
+
+    def forward_rule(own: ParamTree, inputs: dict[str, Array]) -> tuple[Any, Any]:
+        found = passed(own, inputs)
+        return {name: y for name, (y, _) in found.items()}, (own, {name: tape for name, (_, tape) in found.items()})
+
+    def backward_rule(residuals: Any, dl_dy: dict[str, Array]) -> tuple[ParamTree, ParamTree]:
+        own, tapes = residuals
+        pulled = {name: layer.backward(own[name], tapes[name], dl_dy[name]) for name, layer in chosen.items()}
+        batches = {name: jax.tree.map(lambda a: a[None], factors) for name, (_, factors) in pulled.items()}
+        dl_dx = {name: dl_dx if _is_float(inputs[name]) else None for name, (dl_dx, _) in pulled.items()}
+        return {name: network.totals(batch) for name, batch in batches.items()}, dl_dx
+
+    return Part("layers", values, (own, inputs), {"vjp": (forward_rule, backward_rule)})
+
+
+def _is_float(a: Array) -> bool:
+    return bool(jnp.issubdtype(a.dtype, jnp.floating))
+
+
+def example(net: Net, seed: int) -> tuple[ParamTree, Array, Array]:
+    """Parameters with random biases, N(0, 1) inputs or tokens, and targets of the kind that the loss takes; N = 5."""
     rng = np.random.default_rng(seed)  # a draw by JAX would be compiled for each shape
+    (shape, outputs), tokens = network.shapes(net), network.tokens_of(net)
 
     def normal(*shape: int) -> Array:
         return jnp.asarray(rng.standard_normal(shape).astype(np.float32))
 
-    params = tuple(
-        Affine(w=normal(outputs, inputs) * (2 / inputs) ** 0.5, b=normal(outputs) / 2)
-        for inputs, outputs in zip(net.sizes, net.sizes[1:], strict=False)
-    )
-    y = _targets(losses.get(net.loss), (BATCH, net.sizes[-1]), seed)[0]
-    return params, normal(BATCH, net.sizes[0]), jnp.asarray(y)
+    def drawn(leaf: jax.ShapeDtypeStruct) -> Array:
+        inputs = leaf.size / leaf.shape[0]
+        return normal(*leaf.shape) * (2 / inputs) ** 0.5 if len(leaf.shape) > 1 else normal(*leaf.shape) / 2
+
+    params = jax.tree.map(drawn, jax.eval_shape(lambda: network.init(net, jax.random.key(0))))
+    y = _targets(losses.get(net.loss), (BATCH, *outputs), seed)[0]
+    x = jnp.asarray(rng.integers(tokens, size=(BATCH, *shape))) if tokens else normal(BATCH, *shape)
+    return params, x, jnp.asarray(y)
 
 
-def _rules(sigmas: Sequence[Activation], loss: Loss | None = None, outputs: int = 0, seed: int = 0) -> Part:
+def _rules(
+    sigmas: Sequence[Activation], loss: Loss | None = None, outputs: tuple[int, ...] = (), seed: int = 0
+) -> Part:
     """Every σ on a lattice and ℓ of one sample for each kind of target, as the leaves of one function: what there is
     to compile does not grow with the number of activations.
 
@@ -86,8 +148,8 @@ def _rules(sigmas: Sequence[Activation], loss: Loss | None = None, outputs: int 
     """
     points: dict[str, Array] = {f"σ {sigma.name}": jnp.asarray(LATTICE) for sigma in sigmas}
     targets: dict[str, Array] = {}
-    for y in _targets(loss, (1, outputs), seed) if loss else ():
-        kind = "label" if y.ndim == 1 else "array"
+    for y in _targets(loss, (1, *outputs), seed) if loss else ():
+        kind = "label" if y.ndim == len(outputs) else "array"
         targets[f"ℓ {loss.name}, {kind} y"] = jnp.asarray(y[0])  # type: ignore[union-attr]
     x = np.random.default_rng(seed).standard_normal(outputs).astype(np.float32)
     points |= {name: jnp.asarray(x) for name in targets}
@@ -108,50 +170,77 @@ def _rules(sigmas: Sequence[Activation], loss: Loss | None = None, outputs: int 
         return {name: dl_dx[name] * slope for name, slope in slopes.items()}, None
 
     forgotten = {f"σ {sigma.name}" for sigma in sigmas if not sigma.needs_s}
-    single = [name for name in targets if outputs == 1]
+    single = [name for name in targets if outputs[-1] == 1]
     allow_zero = [f"[0]['{name}']" for name in single]
     options = {"vjp": (forward_rule, backward_rule), "wrt": (0,), "kinks": "left", "allow_zero": allow_zero}
     return Part("rules", values, (points, targets), options)
 
 
-def _targets(loss: Loss, shape: tuple[int, int], seed: int) -> list[np.ndarray]:
+def _targets(loss: Loss, shape: tuple[int, ...], seed: int) -> list[np.ndarray]:
     """Labels and, or, probabilities: numbers that every loss on arrays takes."""
     rng = np.random.default_rng(seed)
     labels, numbers = (
-        rng.integers(shape[1], size=shape[0]),
-        rng.dirichlet(np.ones(shape[1]), shape[0]).astype(np.float32),
+        rng.integers(shape[-1], size=shape[:-1]),
+        rng.dirichlet(np.ones(shape[-1]), shape[:-1]).astype(np.float32),
     )
     return [*([] if loss.target == "array" else [labels]), *([] if loss.target == "label" else [numbers])]
 
 
-def layer_errors(net: MLP, seed: int = 0) -> list[LayerError]:
+def layer_errors(net: Net, seed: int = 0) -> list[LayerError]:
     """Errors of ∂ℓ/∂x⁽ˡ⁾, ∂ℓ/∂s⁽ˡ⁾, ∂ℓ/∂w⁽ˡ⁾, ∂ℓ/∂b⁽ˡ⁾ against float64 autodiff at that point, last layer first.
 
-    ℓ is summed over a batch of 5. An error is max |got − want| in units in the last place of max |want|; in float64 the
-    oracle rounds as well.
+    Of a `Network` they are those of the gradient of each parameter. ℓ is summed over a batch of 5. An error is
+    max |got − want| in units in the last place of max |want|; in float64 the oracle rounds as well.
 
     Example:
       >>> [row.quantity for row in layer_errors(MLP((3, 2), loss="squared_error"))]
       ['∂ℓ/∂x', '∂ℓ/∂s', '∂ℓ/∂w', '∂ℓ/∂b']
     """
-    leaves, treedef = jax.tree.flatten(example(net, seed))
-    found = {}
+    data = example(net, seed)
+    leaves, treedef = jax.tree.flatten(data)
+    if isinstance(net, MLP):
+        by_hand, by_autodiff, names = _by_hand, _by_autodiff, [*_quantities(net)]
+    else:
+        by_hand, by_autodiff = _gradient, _gradient_by_autodiff  # type: ignore[assignment]
+        names = [_named(path) for path, _ in jax.tree.leaves_with_path(data[0])]
+
+    def run(compute: Callable[..., Any], points: list[Any]) -> list[Any]:
+        found = jax.jit(lambda leaves: compute(net, *jax.tree.unflatten(treedef, leaves)))(points)
+        return jax.tree.leaves(found)
+
+    errors = []
     with precise():
         for dtype in ("float64", "float32"):
             points = cast(leaves, dtype)
-            got = jax.jit(lambda leaves: _by_hand(net, *jax.tree.unflatten(treedef, leaves)))(points)
-            want = jax.jit(lambda leaves: _by_autodiff(net, *jax.tree.unflatten(treedef, leaves)))(
-                cast(points, "float64")
-            )
-            found[dtype] = [
-                [_ulps(g, w, dtype) for g, w in zip(*pair, strict=True)] for pair in zip(got, want, strict=True)
-            ]
-    quantities = "∂ℓ/∂x", "∂ℓ/∂s", "∂ℓ/∂w", "∂ℓ/∂b"
-    return [
-        LayerError(layer, quantity, wide, single)
-        for layer, (wides, singles) in reversed([*enumerate(zip(*found.values(), strict=True), 1)])
-        for quantity, wide, single in zip(quantities, wides, singles, strict=True)
-    ]
+            pairs = zip(run(by_hand, points), run(by_autodiff, cast(points, "float64")), strict=True)
+            errors.append([_ulps(got, want, dtype) for got, want in pairs])
+    rows = [LayerError(*name, *both) for name, *both in zip(names, *errors, strict=True)]
+    return sorted(rows, key=lambda row: [-int(number) for number in row.layer.split(".")])
+
+
+def _quantities(net: MLP) -> Iterator[tuple[str, str]]:
+    for layer in range(1, len(net.sizes)):
+        yield from ((str(layer), f"∂ℓ/∂{letter}") for letter in "xswb")
+
+
+def _named(path: tuple[Any, ...]) -> tuple[str, str]:
+    """The layer and the gradient of a parameter of a `Network`; one that has no name is its layer's w."""
+    numbers = [str(key.idx + 1) for key in path if hasattr(key, "idx")]
+    fields = [key.name for key in path if hasattr(key, "name")]
+    return ".".join(numbers or "1"), f"∂ℓ/∂{'.'.join(fields) or 'w'}"
+
+
+def _gradient(net: Network, params: ParamTree, x: Array, y: Array) -> ParamTree:
+    """Σₙ ∂ℓₙ/∂(the parameters) as jaxbp computes it, and below by autodiff."""
+    return network.totals(network.factors(net, params, x, y)[1])
+
+
+def _gradient_by_autodiff(net: Network, params: ParamTree, x: Array, y: Array) -> ParamTree:
+    def total(params: ParamTree) -> Array:
+        outputs = jax.vmap(lambda x: net.layer.forward(params, x)[0])(x)
+        return jnp.sum(jax.vmap(losses.get(net.loss).ell)(outputs, y))
+
+    return jax.grad(total)(params)
 
 
 def _by_hand(net: MLP, params: Params, x: Array, y: Array) -> list[tuple[Array, ...]]:

@@ -128,21 +128,19 @@ def _of_config(path: Path, options: argparse.Namespace) -> "tuple[Table, Report]
 
     from jaxbp.checker.check import check
     from jaxbp.checker.network import layer_errors
-    from jaxbp.mlp import MLP
     from jaxbp.run import config as configs
     from jaxbp.run.networks import network
+    from jaxbp.run.problem import pose
 
     config = configs.read(path)
     start_jax()
-    net = network(config.model)
-    if not isinstance(net, MLP):
-        raise UserError(f'check {path}: model.kind is "{config.model.kind}"; a config is checked of an MLP')
+    net = network(config.model) if config.model.kind == "mlp" else pose(config).net  # made for the shape of its data
     report = check(net, level=options.level, seed=options.seed, dtypes=(config.model.dtype,))
     table = Table(title="largest error in ULPs of the largest element")
     for column in ("layer", "quantity", "float64", "float32"):
         table.add_column(column, justify="left" if column == "quantity" else "right")
     for row in layer_errors(net, options.seed):
-        table.add_row(str(row.layer), row.quantity, f"{row.float64:.2f}", f"{row.float32:.2f}")
+        table.add_row(row.layer, row.quantity, f"{row.float64:.2f}", f"{row.float32:.2f}")
     return table, report
 
 
@@ -158,8 +156,9 @@ def _of_function(options: argparse.Namespace) -> "Report":
     from jaxbp.checker.check import check
     from jaxbp.losses import Loss
     from jaxbp.mlp import MLP
+    from jaxbp.network import Network
 
-    if options.inputs is None and not isinstance(fun, MLP | Activation | Loss):
+    if options.inputs is None and not isinstance(fun, MLP | Network | Activation | Loss):
         raise UserError(f"check {target}: what does it take? For example: --inputs 'f32[8,128] f32[128]'")
     given = {name: value for name in RULES if (value := getattr(options, name))}
     rules = {name: imported(value) for name, value in given.items()}

@@ -29,6 +29,7 @@ class Chain:
 
     Args:
       layers: first to last.
+      first: their place in a longer chain of which they are a part, so that dropout draws what it draws there.
 
     Raises:
       TypeError: what is no layer.
@@ -39,20 +40,21 @@ class Chain:
       (2,)
     """
 
-    def __init__(self, *layers: Any) -> None:  # whatever is no layer is named
+    def __init__(self, *layers: Any, first: int = 0) -> None:  # whatever is no layer is named
         for number, layer in enumerate(layers, start=1):
             if not isinstance(layer, Layer):
                 raise TypeError(f"layer {number} is {layer!r}, expected a layer of jaxbp.layers")
         self.layers: tuple[Layer, ...] = layers
+        self.first = first
 
     def __repr__(self) -> str:
         return f"Chain({', '.join(map(repr, self.layers))})"
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Chain) and self.layers == other.layers
+        return isinstance(other, Chain) and (self.layers, self.first) == (other.layers, other.first)
 
     def __hash__(self) -> int:
-        return hash((Chain, self.layers))
+        return hash((Chain, self.layers, self.first))
 
     def init(
         self, key: Array, shape: Shape, scheme: Scheme = "he", dtype: DTypeLike = jnp.float32
@@ -69,7 +71,7 @@ class Chain:
 
     def forward(self, params: tuple[Any, ...], x: Array, key: Array | None = None) -> tuple[Array, tuple[Any, ...]]:
         tapes = []
-        for number, (layer, layer_params) in enumerate(zip(self.layers, params, strict=True)):
+        for number, (layer, layer_params) in enumerate(zip(self.layers, params, strict=True), self.first):
             x, tape = layer.forward(layer_params, x, None if key is None else jax.random.fold_in(key, number))
             tapes.append(tape)
         return x, tuple(tapes)

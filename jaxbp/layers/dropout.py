@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jaxbp.mlp import Array
 
@@ -34,7 +35,8 @@ class Dropout:
     def forward(self, params: tuple[()], x: Array, key: Array | None = None) -> tuple[Array, Any]:
         if key is None:
             return x, None
-        mask = jax.random.bernoulli(key, 1 - self.rate, x.shape).astype(x.dtype) / (1 - self.rate)
+        kept = jax.random.bernoulli(key, jnp.float32(1 - self.rate), x.shape)  # a Python float: another draw under x64
+        mask = kept.astype(x.dtype) / (1 - self.rate)
         return x * mask, mask
 
     def backward(self, params: tuple[()], mask: Array | None, dl_dx: Array) -> tuple[Array, tuple[()]]:

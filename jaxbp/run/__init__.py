@@ -17,10 +17,9 @@ A run goes through these rooms, in this order. Each room is a folder here; a fil
 
 From a batch down. `loop.epochs` asks the program for an epoch. The program calls one compiled function, `epoch.epoch`:
 it draws the order of the samples from a key and scans `step.step` over the batches. A step takes the mean gradient of
-its batch from `jaxbp.memory`, which runs `jaxbp.mlp`'s forward and backward pass, then updates the parameters. What the
+its batch from `jaxbp.memory`, which runs forward and backward pass of the layers, then updates the parameters. What the
 steps measured comes back as arrays (`Steps`), what the epoch reached as an `Evaluation` of both sets; `report.metrics`
-makes the rows of them. Of a network that is no MLP a step takes all layers at once, by `jaxbp.network`. Parameters
-stay on the device until they are saved.
+makes the rows of them. Parameters stay on the device until they are saved.
 
 Four things are decided once:
 

@@ -11,7 +11,7 @@ from jaxbp.losses import Loss
 from jaxbp.mlp import MLP
 from jaxbp.models import MODELS
 from jaxbp.names import lookup
-from jaxbp.network import Net, Network, layer_of
+from jaxbp.network import Net, Network, tokens_of
 from jaxbp.run.config import KINDS_WITH, ModelConfig, choose
 from jaxbp.run.errors import UserError
 
@@ -64,10 +64,7 @@ def network(config: ModelConfig, sample: Sample | None = None, smoothed: bool = 
 
 def takes_tokens(net: Net) -> bool:
     """Whether the first layer is an embedding, so that inputs are integers and are not scaled."""
-    layer = layer_of(net)
-    while isinstance(layer, Chain) and layer.layers:
-        layer = layer.layers[0]
-    return isinstance(layer, Embedding | Tied)
+    return tokens_of(net) > 0
 
 
 def title(net: Net, config: ModelConfig) -> str:

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jaxbp import factor, memory, private, scaled
 from jaxbp.factor import FactorTree
 from jaxbp.memory import Schedule
-from jaxbp.mlp import MLP, Array, Factors
-from jaxbp.network import ParamTree, gradient
+from jaxbp.mlp import Array
+from jaxbp.network import Net, ParamTree, gradient
 from jaxbp.run.config import Config
 from jaxbp.run.data.text import is_text
 from jaxbp.run.errors import UserError
@@ -49,7 +49,14 @@ class Privacy:
     adjacency: Any
 
     def clipping(
-        self, net: MLP, params: ParamTree, x: Array, y: Array, weights: Array, schedule: Schedule
+        self,
+        net: Net,
+        params: ParamTree,
+        x: Array,
+        y: Array,
+        weights: Array,
+        schedule: Schedule,
+        key: Array | None,
     ) -> tuple[Mean, Array]:
         """The mean of clipped gradients, and the weights that it takes.
 
@@ -57,8 +64,8 @@ class Privacy:
         """
         if self.per_layer or isinstance(schedule, int):
             return self.clipped_mean, weights
-        _, squares = memory.each_layer(_squares, net, params, x, y, schedule)
-        return _mean, private.clip_weights(list(squares), self.max_norm, weights)
+        _, squares = memory.each_layer(_squares, net, params, x, y, schedule, key)
+        return _mean, private.clip_weights([pair for layer in squares for pair in layer], self.max_norm, weights)
 
     def noisy(self, mean: ParamTree, key: Array) -> ParamTree:
         """The mean with noise of the standard deviation σ C / (q N)."""
@@ -89,11 +96,11 @@ class Privacy:
         return private.clipped_mean(f, bounds, count, weights, self.per_layer is not None)
 
 
-def _squares(f: Factors) -> tuple[tuple[Array, Array], ...]:
-    return tuple(map(scaled.squares, scaled.rows(f)))
+def _squares(f: FactorTree) -> tuple[list[tuple[Array, Array]], ...]:
+    return tuple([scaled.squares(part) for part in scaled.rows(layer)] for layer in factor.layers(f))
 
 
-def _mean(f: Factors, weights: Array, count: Array) -> ParamTree:
+def _mean(f: FactorTree, weights: Array, count: Array) -> ParamTree:
     with private.full_precision():
         return gradient(scaled.in_wide(f), weights, count)
 

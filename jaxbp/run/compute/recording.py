@@ -77,10 +77,15 @@ def _squared_norms(batch: Batch) -> dict[str, Array]:
 
 
 def _noise_scale(batch: Batch) -> dict[str, Array]:
-    """NaN for a batch of one, where rounding could make the 0/0 infinite."""
+    """Of all parameters, and what it is made from by layer. NaN for a batch of one, where 0/0 could round to ∞."""
     small, big = _mean_norms(batch)
-    found = persample.noise_scale_from_norms(small, big, 1, batch.samples.astype(small.dtype))
-    return {name: jnp.where(batch.samples > 1, value, jnp.nan) for name, value in found._asdict().items()}
+    layers = _squared_norms(batch)["mean_by_layer"], jnp.stack(_squares(factor.split(batch.factors, batch.gradient)))
+    whole, parts = (
+        persample.noise_scale_from_norms(*norms, 1, batch.samples.astype(small.dtype))
+        for norms in ((small, big), layers)
+    )
+    found = whole._asdict() | {f"{name}_by_layer": getattr(parts, name) for name in ("trace", "squared_gradient")}
+    return {name: jnp.where(batch.samples > 1, value, jnp.nan) for name, value in found.items()}
 
 
 def _coherence(batch: Batch) -> Array:
@@ -102,8 +107,13 @@ def _variance(batch: Batch) -> Array:
 def _mean_norms(batch: Batch) -> tuple[Array, Array]:
     """The mean of ‖gₙ‖² and ‖ḡ‖²; ḡ is the step's own, so that it is not computed again."""
     small = summary(persample.squared_norms(batch.factors), batch.weights)["mean"]
-    leaves = [leaf.astype(wide(leaf.dtype)) for leaf in jax.tree.leaves(batch.gradient)]
-    return small, sum((jnp.sum(leaf**2) for leaf in leaves[1:]), jnp.sum(leaves[0] ** 2))
+    return small, _squares([batch.gradient])[0]
+
+
+def _squares(trees: Sequence[Any]) -> list[Array]:
+    """The sum of the squares of each tree."""
+    squares = [[jnp.sum(leaf.astype(wide(leaf.dtype)) ** 2) for leaf in jax.tree.leaves(tree)] for tree in trees]
+    return [sum(rest, first) for first, *rest in squares]
 
 
 def _matrix(batch: Batch, kind: str) -> curvature.Linearized:

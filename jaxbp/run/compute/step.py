@@ -20,8 +20,8 @@ import jax.numpy as jnp
 from jaxbp import factor, memory, second_order
 from jaxbp.factor import FactorTree
 from jaxbp.memory import Schedule
-from jaxbp.mlp import MLP, Affine, Array, Factors, wide
-from jaxbp.network import Net, ParamTree, by_layer, dtype_of, factors, gradient
+from jaxbp.mlp import MLP, Array, Factors, wide
+from jaxbp.network import Net, ParamTree, by_layer, dtype_of, gradient
 from jaxbp.run import data
 from jaxbp.run.compute import recording as recordings
 from jaxbp.run.compute.optimizers import Optimizer
@@ -174,62 +174,42 @@ def _part(
     spec: StepSpec, params: ParamTree, count: Array, x: Array, y: Array, weights: Array, key: Array | None
 ) -> BatchGradient:
     """Of some samples of a batch, as their share of its mean."""
-    if not isinstance(spec.net, MLP):
-        return _part_of_network(spec, params, count, x, y, weights, key)
     schedule = len(params) if spec.schedule is None else spec.schedule
     mean: Mean = gradient
     shares = weights
     if spec.privacy:
-        mean, shares = spec.privacy.clipping(spec.net, params, x, y, weights, schedule)
+        mean, shares = spec.privacy.clipping(spec.net, params, x, y, weights, schedule, key)
     keep = spec.recording is not None
 
-    def quantity(f: Factors) -> tuple[tuple[Affine, Array, tuple[Array, Array] | None], ...]:
-        kept = zip(f.x, f.delta, strict=True) if keep else (None for _ in f.x)
-        return tuple(zip(mean(f, shares, count), _squares(f, weights, count), kept, strict=True))
+    def quantity(f: FactorTree) -> tuple[tuple[Any, Array, FactorTree | None], ...]:
+        squares = [_delta_squares(layer, weights, count) for layer in factor.layers(f)]
+        kept = factor.layers(f) if keep else [None] * len(squares)
+        return tuple(zip(mean(f, shares, count), squares, kept, strict=True))
 
-    losses, layers = memory.each_layer(quantity, spec.net, params, x, y, schedule)
+    losses, layers = memory.each_layer(quantity, spec.net, params, x, y, schedule, key)
     loss = jnp.sum(jnp.where(weights == 0, 0, losses)) / count.astype(losses.dtype)
-    grads, squares, kept = zip(*layers, strict=True)
-    return BatchGradient(loss, grads, squares, Factors(*zip(*kept, strict=True)) if keep else None)
-
-
-def _part_of_network(
-    spec: StepSpec, params: ParamTree, count: Array, x: Array, y: Array, weights: Array, key: Array | None
-) -> BatchGradient:
-    """`_part` of a `jaxbp.Network`: all its layers at once."""
-    losses, found = factors(spec.net, params, x, y, key)
-    loss = jnp.sum(jnp.where(weights == 0, 0, losses)) / count.astype(losses.dtype)
-    mean = spec.privacy.clipped_mean if spec.privacy else gradient
-    grads = mean(found, weights, count)
-    squares = tuple(_delta_squares(layer, weights, count) for layer in by_layer(spec.net, found))
-    return BatchGradient(loss, grads, squares, found if spec.recording else None)
+    grads, every, kept = zip(*layers, strict=True)
+    squares = tuple(square for square, layer in zip(every, params, strict=True) if jax.tree.leaves(layer))
+    if keep and isinstance(spec.net, MLP):
+        kept = Factors(*(sum(arrays, ()) for arrays in zip(*kept, strict=True)))
+    return BatchGradient(loss, grads, squares, kept if keep else None)
 
 
 def _delta_squares(layer: FactorTree, weights: Array, count: Array) -> Array:
-    """The mean square of all δ in the factors of a layer; NaN without any."""
-    kept = [f.delta.reshape(len(f.delta), -1) for part in factor.parts(layer) for f in getattr(part, "uses", (part,))
-            if hasattr(f, "delta")]  # fmt: skip
-    if not kept:
+    """The mean square of all δ in the factors of a layer, over the samples that count; NaN without any."""
+    uses = [use for part in factor.parts(layer) for use in getattr(part, "uses", (part,))]
+    deltas = [use.delta.reshape(len(weights), -1) for use in uses if hasattr(use, "delta")]
+    if not deltas:
         return jnp.array(jnp.nan, jnp.float32)
-    sums = sum(jnp.sum(jnp.square(delta.astype(jnp.float32)), axis=1) for delta in kept)
-    return jnp.sum(jnp.where(weights == 0, 0, sums)) / (count * sum(delta.shape[1] for delta in kept))
+    sums = sum(jnp.sum(jnp.square(delta.astype(jnp.float32)), axis=1) for delta in deltas)
+    return jnp.sum(jnp.where(weights == 0, 0, sums)) / (count * sum(delta.shape[1] for delta in deltas))
 
 
 def _schedule(config: TrainConfig, net: Net) -> Schedule | None:
-    if not isinstance(net, MLP):
-        if config.memory != "store-all":
-            raise UserError('train.memory: checkpoints are for the layers of an MLP, model.kind "mlp"')
-        return None
-    layers = len(net.sizes) - 1
+    layers = len(net.sizes) - 1 if isinstance(net, MLP) else len(net.layer.layers)
     if isinstance(config.memory, Mapping):
         return memory.revolve(layers, config.memory["slots"])
     return memory.segments(layers) if config.memory == "sqrt" else None
-
-
-def _squares(f: Factors, weights: Array, count: Array) -> tuple[Array, ...]:
-    """The mean square of each δ⁽ˡ⁾, over its elements and the samples that count."""
-    squares = [jnp.mean(jnp.square(delta.astype(jnp.float32)), axis=1) for delta in f.delta]
-    return tuple(jnp.sum(jnp.where(weights == 0, 0, square)) / count for square in squares)
 
 
 def _gradient_squares(grads: list[Any]) -> Array:
