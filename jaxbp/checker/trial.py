@@ -236,7 +236,7 @@ class Trial:
             return [False] * len(self.paths)
         largest.flat[0] = 1.0
         points, us = self.cast(self.given, self.oracle), self.rounded(hot, self.oracle)
-        return [np.count_nonzero(c) > 1 for c in self._cotangents_near(points, us, 0.0, 0.0)[0]]
+        return [bool(np.count_nonzero(c) > 1) for c in self._cotangents_near(points, us, 0.0, 0.0)[0]]
 
     def near(self, leaves: Sequence[Any], us: Leaves, dtype: str, shifts: Leaves) -> list[np.ndarray]:
         """The cotangents of the reference next to the points, each wrt leaf shifted by 10⁻¹⁰ × its size × a shift."""
