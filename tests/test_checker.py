@@ -17,7 +17,7 @@ import real_world
 from tiers import one_in
 
 import jaxbp
-from jaxbp.checker import checks, inputs
+from jaxbp.checker import checks, inputs, network
 from jaxbp.checker.diagnosis import diagnose
 from jaxbp.checker.network import layer_errors
 from jaxbp.checker.numerics import difference
@@ -68,6 +68,14 @@ def test_right_rule(number: int) -> None:
 @pytest.mark.parametrize("name", one_in(20, [*jaxbp.activations.ACTIVATIONS][::5]))
 def test_activation(name: str) -> None:
     report = jaxbp.check(jaxbp.activations.get(name))
+    assert report.passed, str(report)
+
+
+@pytest.mark.slow
+def test_every_activation() -> None:
+    """In one program: infinities have no other side, and a slope that goes through 0 is no kink."""
+    part = network._rules([*jaxbp.activations.ACTIVATIONS.values()])
+    report = jaxbp.check(part.fun, part.args, **part.options)
     assert report.passed, str(report)
 
 

@@ -124,6 +124,8 @@ def _at_kink(
     removable = ~kink & (np.abs(want - middle) > visible)
     want, bound = np.where(removable, middle, want), np.where(removable, bound + rounded, bound)
     if trial.kinks in ("left", "right"):
+        smooth = high - low < 1e-8 * np.max(size, initial=0.0)  # as where a smooth function goes through 0
+        rounded = rounded + np.where(smooth, high - low, 0.0)
         want, bound = np.where(kink, side, want), np.where(kink, bound + rounded, bound)
     elif fits:
         slack = bound + rounded * kink  # beside large numbers a kink is too small to be visible

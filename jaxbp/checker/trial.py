@@ -243,7 +243,7 @@ class Trial:
         points = [f64(a) if is_float(a) else a for a in self.cast(leaves, dtype)]
         for position, shift in zip(self.subject.arguments.wrt, shifts, strict=True):
             a = points[position]
-            points[position] = a + NEAR * np.where(a == 0, 1, np.abs(a)) * shift
+            points[position] = a + NEAR * np.where(np.isinf(a), 0, np.where(a == 0, 1, np.abs(a))) * shift
         return self._cotangents_near(points, self.rounded(us, dtype), 0.0, 0.0)[0]
 
     def around(
