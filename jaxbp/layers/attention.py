@@ -61,7 +61,7 @@ class SelfAttention:
     def forward(self, params: Projections, x: Array, key: Array | None = None) -> tuple[Array, Any]:
         s, tape_in = self._dense(3 * x.shape[-1]).forward(params.qkv, x)
         q, k, v = self._heads(s)                                        # each (heads, positions, d)
-        scores = jnp.einsum("htd,hsd->hts", q, k) / q.shape[-1] ** 0.5
+        scores = jnp.einsum("htd,hsd->hts", q / q.shape[-1] ** 0.5, k)  # divided after, XLA rounds them in two ways
         if self.causal:
             scores = jnp.where(jnp.tri(len(x), dtype=bool)[None], scores, -jnp.inf)
         a = jax.nn.softmax(scores)                                      # a = softmax(q kᵀ / √d)
