@@ -115,6 +115,28 @@ def test_a_run_that_lost_a_process_and_was_stopped_ends_with_the_same_bytes(
         assert (folder / name).read_bytes() == (whole[0] / name).read_bytes(), name
 
 
+@pytest.mark.slow
+def test_a_private_run_in_two_processes_is_that_of_one_device_and_goes_on(tmp_path: Path) -> None:
+    """Without a seed they have the same key and principal directions, or else the second process would end it."""
+    private = ["--data.pca", "30", "--data.standardize", "none", "--model.sizes", "30,32,10", "--privacy.delta", "1e-4"]
+    private += ["--privacy.max-norm", "1", "--privacy.noise-multiplier", "2", "--privacy.pca-noise", "4"]
+    seeded = [*private, "--privacy.accountant", "rdp", "--privacy.seed", "5"]
+    assert main([*RUN, *seeded, "--train.epochs", str(EPOCHS), "--train.folder", str(tmp_path / "one")]) == 0
+    command = launched(tmp_path / "two", *seeded)
+    child = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    begun(tmp_path / "two", child)
+    child.send_signal(signal.SIGTERM)
+    assert child.wait(120) == 128 + signal.SIGTERM
+    for folder in ("two", "whole"):
+        done = subprocess.run(launched(tmp_path / folder, *seeded), env=ENVIRONMENT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "two/params.safetensors").read_bytes() == (tmp_path / "whole/params.safetensors").read_bytes()
+    for one, two in zip(rows(tmp_path / "one"), rows(tmp_path / "two"), strict=True):
+        assert two["test_loss"] == pytest.approx(one["test_loss"], rel=1e-9) and two["epsilon"] == one["epsilon"]
+    secret = launched(tmp_path / "secret", *private, "--privacy.accountant", "rdp", epochs=3)
+    assert subprocess.run(secret, env=ENVIRONMENT, capture_output=True).returncode == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
