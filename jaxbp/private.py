@@ -19,7 +19,6 @@ Source: M. Abadi et al., *Deep learning with differential privacy*, 2016, algori
 
 import bisect
 import dataclasses
-import functools
 import math
 from typing import Any, Literal, get_args
 
@@ -37,7 +36,9 @@ Adjacency = Literal["add-or-remove-one", "replace-one"]
 
 LEAST_EPSILON = 0.01  # for which noise is looked for: below, an accountant may take gigabytes
 MOST_NOISE = 2.0**20  # with which it is looked for: beside it steps cost nothing
-FINE = 1e-4  # in which losses of privacy are rounded; while noise is looked for, coarser ones are as good
+FINE = (
+    1e-4  # to which "pld" rounds the losses of privacy; 10⁻³ is as good for few steps, but makes ε of 9,300 4 % larger
+)
 
 
 # A step ---------------------------------------------------------------------------------------------------------------
@@ -191,14 +192,14 @@ class Accounting:
             raise ValueError('accountant "rdp" has no adjacency "replace-one" for Poisson sampling, "pld" has it')
 
     def epsilon(self, noise_multiplier: float, losses: float = FINE) -> float:
-        """ε with this σ;  losses: the step in which "pld" rounds the losses of privacy."""
+        """ε with this σ;  losses: to which "pld" rounds the losses of privacy."""
         return float(self._accountant(losses).compose(self.event(noise_multiplier)).get_epsilon(self.delta))
 
     def noise_multiplier(self, epsilon: float) -> float:
         """The smallest σ, to one part in 10³, with which ε is at most this one."""
         if not LEAST_EPSILON <= epsilon < math.inf:
             raise ValueError(f"epsilon is {epsilon}, allowed: {LEAST_EPSILON} or more")
-        losses, high = min(10 * FINE, epsilon / 100), 1.0
+        dp, high, losses = _dp_accounting(), 1.0, max(FINE, min(10 * FINE, epsilon / 100, 1 / self.steps))
         if self.epsilon(MOST_NOISE, losses) > epsilon:
             pca = " after the PCA" if self.pca_noise else ""
             raise ValueError(f"epsilon is {epsilon}, too little for {self.steps} steps{pca}, whatever their noise")
@@ -206,8 +207,7 @@ class Accounting:
             high *= 2
         while self.epsilon(high / 2, losses) <= epsilon:
             high /= 2
-        dp, make = _dp_accounting(), functools.partial(self._accountant, losses)
-        bracket = dp.ExplicitBracketInterval(high / 2, high)
+        make, bracket = lambda: self._accountant(losses), dp.ExplicitBracketInterval(high / 2, high)
         return float(dp.calibrate_dp_mechanism(make, self.event, epsilon, self.delta, bracket, tol=1e-7 * high))
 
     def event(self, noise_multiplier: float) -> Any:

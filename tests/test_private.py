@@ -80,6 +80,12 @@ def test_noise_never_ends_above_the_epsilon_asked_for(asked: float, rate: float,
 
 
 @pytest.mark.slow
+def test_noise_of_many_steps_is_no_larger_than_it_has_to_be() -> None:
+    accounting = Accounting(0.01, 9300, DELTA)
+    assert 0.5 * (1 - 1e-3) < accounting.epsilon(accounting.noise_multiplier(0.5)) <= 0.5
+
+
+@pytest.mark.slow
 def test_replacing_a_sample_costs_what_adding_one_costs_with_half_the_noise() -> None:
     replaced = Accounting(1.0, 3, DELTA, adjacency="replace-one").epsilon(2.0)
     assert replaced == pytest.approx(epsilon(1.0, 1.0, 3, DELTA), rel=1e-3)
