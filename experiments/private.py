@@ -1,7 +1,7 @@
 """MNIST under differential privacy at ε = 0.5, 2 and 8: PCA-60-1000-10 of Abadi et al. 2016, as then and as today.
 
-"2016" has the published lots, learning rate, C and noise, and as many epochs as ε allows. "today" has what helps: tanh,
-larger batches, momentum, a learning rate that falls; its noise is what ε allows. ε is of the principal directions and
+"2016" has the published lots, learning rate, C and noise, and as many epochs as ε allows. "today" has tanh, larger
+batches, momentum and a learning rate that falls; its noise is what ε allows. ε is of the principal directions and
 of all steps together, by privacy loss distributions. Batches and noise come from the operating system, so that no
 number comes back to its last digit; a seed decides the initial weights alone.
 
