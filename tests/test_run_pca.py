@@ -99,7 +99,7 @@ def test_a_run_predicts_with_the_directions_that_it_was_trained_with(capsys: pyt
     x, _ = problem.on_device("test")
     assert isinstance(model.inputs, Projection) and x.shape[1:] == (3,)
     output = np.asarray(jax.vmap(lambda x: x @ model.params[0].w.T)(x))
-    np.testing.assert_allclose(np.asarray(model._scaled(problem.raw("test")[0]) @ model.params[0].w.T), output)
+    np.testing.assert_allclose(np.asarray(model.scaled(problem.raw("test")[0]) @ model.params[0].w.T), output)
     np.savez("new.npz", x=problem.raw("test")[0])
     assert main(["predict", "run", "--data", "new.npz"]) == 0
     with pytest.raises(ValueError, match=r"x has shape \(2, 3\), expected \(N, 4\)"):
