@@ -18,7 +18,7 @@ Source: M. Abadi et al., *Deep learning with differential privacy*, 2016, algori
 """
 
 import bisect
-import functools
+import dataclasses
 import math
 from typing import Any, Literal, get_args
 
@@ -35,7 +35,10 @@ Accountant = Literal["pld", "rdp"]
 Adjacency = Literal["add-or-remove-one", "replace-one"]
 
 LEAST_EPSILON = 0.01  # for which noise is looked for: below, an accountant may take gigabytes
-FINE = 1e-4  # steps of the losses of privacy; while noise is looked for, coarser ones are as good
+MOST_NOISE = 2.0**20  # with which it is looked for: beside it steps cost nothing
+FINE = (
+    1e-4  # to which "pld" rounds the losses of privacy; 10⁻³ is as good for few steps, but makes ε of 9,300 4 % larger
+)
 
 
 # A step ---------------------------------------------------------------------------------------------------------------
@@ -156,50 +159,100 @@ def noisy(tree: ParamTree, deviation: ArrayLike, key: Array) -> ParamTree:
 # What it costs --------------------------------------------------------------------------------------------------------
 
 
-def epsilon(
-    noise_multiplier: float,
-    rate: float,
-    steps: int,
-    delta: float,
-    accountant: Accountant = "pld",
-    adjacency: Adjacency = "add-or-remove-one",
-) -> float:
-    """ε of a number of private steps, at δ.
+@dataclasses.dataclass(frozen=True)
+class Accounting:
+    """All that ε depends on but the noise of the steps.
 
-    Args:
-      noise_multiplier: σ > 0, the noise's standard deviation in units of C.
-      rate: q, with which a sample is in a batch; 1 takes all samples each time.
-      steps: T.
-      delta: δ, well below 1/N.
-      accountant: "pld", by privacy loss distributions, is tight; "rdp", by Rényi divergences, gives more.
-      adjacency: what two data sets differ in; "replace-one" is for "pld" alone.
+    rate: q, with which a sample is in a batch; 1 takes all samples each time;  steps: T;  delta: δ, well below 1/N;
+    accountant: "pld", by privacy loss distributions, is tight; "rdp", by Rényi divergences, gives more;
+    adjacency: what two data sets differ in; "replace-one" is for "pld" alone;
+    pca_noise: σ of a private PCA of the same samples, a Gaussian mechanism besides the steps; None: there is none.
 
     Raises:
       ValueError: a number that is out of range, an unknown accountant or adjacency.
+    """
+
+    rate: float
+    steps: int
+    delta: float
+    accountant: Accountant = "pld"
+    adjacency: Adjacency = "add-or-remove-one"
+    pca_noise: float | None = None
+
+    def __post_init__(self) -> None:
+        _check_rate(self.rate)
+        if self.steps < 1:
+            raise ValueError(f"steps is {self.steps}, allowed: 1 or more")
+        if not 0 < self.delta < 1:
+            raise ValueError(f"delta is {self.delta}, allowed: between 0 and 1")
+        for name, allowed in {"accountant": Accountant, "adjacency": Adjacency}.items():
+            if (value := getattr(self, name)) not in get_args(allowed):
+                raise ValueError(f"{name} is {value!r}, allowed: {', '.join(get_args(allowed))}")
+        if (self.accountant, self.adjacency) == ("rdp", "replace-one"):
+            raise ValueError('accountant "rdp" has no adjacency "replace-one" for Poisson sampling, "pld" has it')
+
+    def epsilon(self, noise_multiplier: float, losses: float = FINE) -> float:
+        """ε with this σ;  losses: to which "pld" rounds the losses of privacy."""
+        return float(self._accountant(losses).compose(self.event(noise_multiplier)).get_epsilon(self.delta))
+
+    def noise_multiplier(self, epsilon: float) -> float:
+        """The smallest σ, to one part in 10³, with which ε is at most this one."""
+        if not LEAST_EPSILON <= epsilon < math.inf:
+            raise ValueError(f"epsilon is {epsilon}, allowed: {LEAST_EPSILON} or more")
+        dp, high, losses = _dp_accounting(), 1.0, max(FINE, min(10 * FINE, epsilon / 100, 1 / self.steps))
+        if self.epsilon(MOST_NOISE, losses) > epsilon:
+            pca = " after the PCA" if self.pca_noise else ""
+            raise ValueError(f"epsilon is {epsilon}, too little for {self.steps} steps{pca}, whatever their noise")
+        while self.epsilon(high, losses) > epsilon:
+            high *= 2
+        while self.epsilon(high / 2, losses) <= epsilon:
+            high /= 2
+        make, bracket = lambda: self._accountant(losses), dp.ExplicitBracketInterval(high / 2, high)
+        return float(dp.calibrate_dp_mechanism(make, self.event, epsilon, self.delta, bracket, tol=1e-7 * high))
+
+    def event(self, noise_multiplier: float) -> Any:
+        """The mechanism as an event of dp-accounting, which its accountants compose with others."""
+        if not 0 < noise_multiplier < math.inf:
+            raise ValueError(f"noise_multiplier is {noise_multiplier}, allowed: a number above 0")
+        dp = _dp_accounting()
+        gaussian = dp.GaussianDpEvent(noise_multiplier)
+        step = gaussian if self.rate == 1 else dp.PoissonSampledDpEvent(self.rate, gaussian)
+        steps = dp.SelfComposedDpEvent(step, self.steps)
+        return steps if self.pca_noise is None else dp.ComposedDpEvent([dp.GaussianDpEvent(self.pca_noise), steps])
+
+    def _accountant(self, losses: float) -> Any:
+        """A new one of dp-accounting."""
+        dp = _dp_accounting()
+        relation = dp.NeighboringRelation[self.adjacency.replace("-", "_").upper()]
+        if self.accountant == "pld":
+            return dp.pld.PLDAccountant(relation, losses)
+        return dp.rdp.RdpAccountant(None, relation)
+
+
+def epsilon(noise_multiplier: float, rate: float, steps: int, delta: float, accountant: Accountant = "pld") -> float:
+    """ε of a number of private steps, at δ; of more, such as another adjacency, see `Accounting`.
+
+    Args:
+      noise_multiplier: σ > 0, the noise's standard deviation in units of C.
+      rate, steps, delta, accountant: q, T, δ and how ε is computed, as in `Accounting`.
+
+    Raises:
+      ValueError: a number that is out of range, an unknown accountant.
       ModuleNotFoundError: dp-accounting is not installed.
 
     Example:
       >>> round(epsilon(noise_multiplier=0.7, rate=0.01, steps=120, delta=1e-5, accountant="rdp"), 3)
       3.239
     """
-    if not 0 < delta < 1:
-        raise ValueError(f"delta is {delta}, allowed: between 0 and 1")
-    return float(_account(accountant, adjacency).compose(event(noise_multiplier, rate, steps)).get_epsilon(delta))
+    return Accounting(rate, steps, delta, accountant).epsilon(noise_multiplier)
 
 
-def noise_multiplier(
-    epsilon: float,
-    rate: float,
-    steps: int,
-    delta: float,
-    accountant: Accountant = "pld",
-    adjacency: Adjacency = "add-or-remove-one",
-) -> float:
+def noise_multiplier(epsilon: float, rate: float, steps: int, delta: float, accountant: Accountant = "pld") -> float:
     """The smallest σ, to one part in 10³, with which `epsilon` of a number of private steps is at most ε.
 
     Args:
       epsilon: ε ≥ 0.01.
-      rate, steps, delta, accountant, adjacency: as for `epsilon`.
+      rate, steps, delta, accountant: as for `epsilon`.
 
     Raises:
       ValueError, ModuleNotFoundError: as `epsilon`; an ε below 0.01.
@@ -208,36 +261,7 @@ def noise_multiplier(
       >>> round(noise_multiplier(epsilon=8.0, rate=0.04, steps=2250, delta=1e-5, accountant="rdp"), 3)
       1.416
     """
-    if not LEAST_EPSILON <= epsilon < math.inf:
-        raise ValueError(f"epsilon is {epsilon}, allowed: {LEAST_EPSILON} or more")
-
-    def fits(sigma: float) -> bool:
-        return float(make().compose(event(sigma, rate, steps)).get_epsilon(delta)) <= epsilon
-
-    dp, make, high = (
-        _dp_accounting(),
-        functools.partial(_account, accountant, adjacency, min(10 * FINE, epsilon / 100)),
-        1.0,
-    )
-    while not fits(high):
-        high *= 2
-    while fits(high / 2):
-        high /= 2
-    bracket = dp.ExplicitBracketInterval(high / 2, high)
-    make_event = functools.partial(event, rate=rate, steps=steps)
-    return float(dp.calibrate_dp_mechanism(make, make_event, epsilon, delta, bracket, tol=1e-7 * high))
-
-
-def event(noise_multiplier: float, rate: float, steps: int) -> Any:
-    """The steps as an event of dp-accounting, which its accountants compose with others."""
-    _check_rate(rate)
-    if not 0 < noise_multiplier < math.inf:
-        raise ValueError(f"noise_multiplier is {noise_multiplier}, allowed: a number above 0")
-    if steps < 1:
-        raise ValueError(f"steps is {steps}, allowed: 1 or more")
-    dp = _dp_accounting()
-    gaussian = dp.GaussianDpEvent(noise_multiplier)
-    return dp.SelfComposedDpEvent(gaussian if rate == 1 else dp.PoissonSampledDpEvent(rate, gaussian), steps)
+    return Accounting(rate, steps, delta, accountant).noise_multiplier(epsilon)
 
 
 def capacity(samples: int, rate: float, steps: int, delta: float, epsilon: float) -> int:
@@ -255,18 +279,6 @@ def capacity(samples: int, rate: float, steps: int, delta: float, epsilon: float
     chance = 1e-6 * delta / steps / (1 + math.exp(min(epsilon, 600.0)))
     fits = lambda size: bool(stats.binom.sf(size, samples, rate) <= chance)  # noqa: E731
     return max(1, bisect.bisect_left(range(samples), True, key=fits))
-
-
-def _account(accountant: str, adjacency: str, losses: float = FINE) -> Any:
-    """A new accountant of dp-accounting."""
-    for name, value, allowed in (("accountant", accountant, Accountant), ("adjacency", adjacency, Adjacency)):
-        if value not in get_args(allowed):
-            raise ValueError(f"{name} is {value!r}, allowed: {', '.join(get_args(allowed))}")
-    if (accountant, adjacency) == ("rdp", "replace-one"):
-        raise ValueError('accountant "rdp" has no adjacency "replace-one" for Poisson sampling, "pld" has it')
-    dp = _dp_accounting()
-    relation = dp.NeighboringRelation[adjacency.replace("-", "_").upper()]
-    return dp.pld.PLDAccountant(relation, losses) if accountant == "pld" else dp.rdp.RdpAccountant(None, relation)
 
 
 def _check_rate(rate: float) -> None:

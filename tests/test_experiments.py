@@ -11,7 +11,19 @@ import numpy as np
 import pytest
 from matplotlib import image
 
-from experiments import autoencoder, edge_of_stability, gpt_noise_scale, lds, mislabelled, noise_scale, pruning
+from experiments import (
+    autoencoder,
+    edge_of_stability,
+    gpt_noise_scale,
+    lds,
+    mislabelled,
+    noise_scale,
+    private,
+    private_step,
+    pruning,
+    recipe,
+)
+from jaxbp.private import Accounting
 from jaxbp.run import config as configs
 from jaxbp.run import loop
 from jaxbp.run.compute.epoch import evaluate
@@ -348,3 +360,34 @@ def test_without_mnist_the_last_line_says_what_to_do(
     said = capsys.readouterr().err.splitlines()  # before it come the attempts to download
     assert stop.value.code == 2 and said[-1].startswith("noise_scale: cannot download mnist")
     assert "`jaxbp data import mnist PATH`" in said[-1]
+
+
+# --- private ----------------------------------------------------------------------------------------------------------
+
+
+def test_private_runs_spend_their_budget_and_no_more() -> None:
+    script = recipe.read(private.Script, private.CONFIG)
+    for run in script.runs:
+        privacy = private.config_of(script, run, 60_000, seed=0).privacy
+        assert privacy.noise_multiplier and privacy.seed is None
+        steps = run.epochs * -(-60_000 // run.batch_size)
+        accounting = Accounting(run.batch_size / 60_000, steps, script.delta, pca_noise=run.pca_noise)
+        assert 0.99 * run.epsilon < accounting.epsilon(privacy.noise_multiplier) <= run.epsilon
+
+
+def test_private_runs_of_digits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "private.toml"
+    *_, last = private.CONFIG.read_text().split("[[runs]]")
+    run = last.replace("epochs = 20", "epochs = 15").replace("batch_size = 2400", "batch_size = 200")
+    config.write_text(f'data = "digits"\ninputs = 20\nhidden = 16\ndelta = 1e-4\n[[runs]]{run}')
+    with jax.numpy_dtype_promotion("standard"):  # as Optax's schedules have it
+        private.main(["--config", str(config), "--seeds", "1", "--out", str(tmp_path)])
+    [found] = json.loads((tmp_path / "private.json").read_text())["runs"]
+    [result] = found["results"]
+    assert 7.9 < result["epsilon"] <= 8 and len(result["accuracies"]) == 15 and result["accuracies"][-1] > 0.7
+    assert "digits, 20-16-10" in capsys.readouterr().out
+
+
+def test_a_private_step_beside_the_same_one_without_privacy() -> None:
+    found = private_step.measure((6, 5, 10), 20, 4, rounds=2)
+    assert found["ratio"] > 0 and found["bytes"] > found["bytes_without"] > 0

@@ -19,7 +19,7 @@ from tiers import one_in, slow
 import jaxbp
 from jaxbp import MLP, layers, losses, private
 from jaxbp.persample import clipped_mean
-from jaxbp.private import capacity, epsilon, event, noise_multiplier, noisy_clipped_mean, poisson_batch
+from jaxbp.private import Accounting, capacity, epsilon, noise_multiplier, noisy_clipped_mean, poisson_batch
 
 NET = MLP((4, 5, 3), "tanh")
 DELTA = 1e-5
@@ -50,7 +50,7 @@ def test_published_epsilons(noise: float, rate: float, steps: int, accountant: A
 
 def classical(noise: float, rate: float, steps: int) -> float:
     """ε by the conversion of 2017, min over α of rdp(α) − ln δ / (α − 1)."""
-    accountant = dp_accounting.rdp.RdpAccountant().compose(event(noise, rate, steps))
+    accountant = dp_accounting.rdp.RdpAccountant().compose(Accounting(rate, steps, DELTA).event(noise))
     return float(np.min(accountant.rdp - math.log(DELTA) / (accountant.orders - 1)))
 
 
@@ -80,9 +80,16 @@ def test_noise_never_ends_above_the_epsilon_asked_for(asked: float, rate: float,
 
 
 @pytest.mark.slow
+def test_noise_of_many_steps_is_no_larger_than_it_has_to_be() -> None:
+    accounting = Accounting(0.01, 9300, DELTA)
+    assert 0.5 * (1 - 1e-3) < accounting.epsilon(accounting.noise_multiplier(0.5)) <= 0.5
+
+
+@pytest.mark.slow
 def test_replacing_a_sample_costs_what_adding_one_costs_with_half_the_noise() -> None:
-    assert epsilon(2.0, 1.0, 3, DELTA, adjacency="replace-one") == pytest.approx(epsilon(1.0, 1.0, 3, DELTA), rel=1e-3)
-    assert epsilon(2.0, 0.02, 30, DELTA, adjacency="replace-one") > epsilon(2.0, 0.02, 30, DELTA)
+    replaced = Accounting(1.0, 3, DELTA, adjacency="replace-one").epsilon(2.0)
+    assert replaced == pytest.approx(epsilon(1.0, 1.0, 3, DELTA), rel=1e-3)
+    assert Accounting(0.02, 30, DELTA, adjacency="replace-one").epsilon(2.0) > epsilon(2.0, 0.02, 30, DELTA)
 
 
 def truncated(cap: int) -> float:
@@ -121,8 +128,9 @@ def test_the_capacity_is_the_smallest_that_its_rule_allows() -> None:
 )
 def test_what_can_not_be_accounted_is_said(change: dict[str, Any], said: str) -> None:
     arguments = {"noise_multiplier": 1.0, "rate": 0.1, "steps": 10, "delta": DELTA} | change
+    noise = arguments.pop("noise_multiplier")
     with pytest.raises(ValueError, match=said):
-        epsilon(**arguments)
+        Accounting(**arguments).epsilon(noise)
 
 
 def test_an_epsilon_that_is_too_small_is_said() -> None:

@@ -15,7 +15,11 @@ import numpy as np
 import pytest
 
 from jaxbp.cli import main
+from jaxbp.run import config as configs
+from jaxbp.run import problem as problems
+from jaxbp.run.compute.epoch import evaluate
 from jaxbp.run.host import processes
+from jaxbp.run.store.model import load
 
 RUN = ["run", "configs/digits.toml", "--model.dtype", "float64", "--train.no-plots", "--checkpoint.every", "1"]
 RUN += ["--train.batch-size", "128"]
@@ -36,7 +40,7 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 
 def begun(folder: Path, process: subprocess.Popen[str]) -> None:
     """Waits for the first checkpoint."""
-    end = time.monotonic() + 120
+    end = time.monotonic() + 300
     while not list(folder.glob("checkpoints/*.sha256")):
         assert process.poll() is None and time.monotonic() < end, process.communicate()
         time.sleep(0.01)
@@ -113,6 +117,33 @@ def test_a_run_that_lost_a_process_and_was_stopped_ends_with_the_same_bytes(
     assert last.returncode == 0, last.stderr
     for name in ("params.safetensors", "metrics.jsonl"):
         assert (folder / name).read_bytes() == (whole[0] / name).read_bytes(), name
+
+
+@pytest.mark.slow
+def test_a_private_run_in_two_processes_is_that_of_one_device_and_goes_on(tmp_path: Path) -> None:
+    """Without a seed only one of the two draws the noise of the principal directions, which both have."""
+    private = ["--data.pca", "30", "--data.standardize", "none", "--model.sizes", "30,32,10", "--privacy.delta", "1e-4"]
+    private += ["--privacy.max-norm", "1", "--privacy.noise-multiplier", "2", "--privacy.pca-noise", "4"]
+    seeded = [*private, "--privacy.accountant", "rdp", "--privacy.seed", "5"]
+    assert main([*RUN, *seeded, "--train.epochs", str(EPOCHS), "--train.folder", str(tmp_path / "one")]) == 0
+    command = launched(tmp_path / "two", *seeded)
+    child = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    begun(tmp_path / "two", child)
+    child.send_signal(signal.SIGTERM)
+    assert child.wait(300) == 128 + signal.SIGTERM
+    for folder in ("two", "whole"):
+        done = subprocess.run(launched(tmp_path / folder, *seeded), env=ENVIRONMENT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "two/params.safetensors").read_bytes() == (tmp_path / "whole/params.safetensors").read_bytes()
+    for one, two in zip(rows(tmp_path / "one"), rows(tmp_path / "two"), strict=True):
+        assert two["test_loss"] == pytest.approx(one["test_loss"], rel=1e-9) and two["epsilon"] == one["epsilon"]
+    secret = tmp_path / "secret"
+    command = launched(secret, *private, "--privacy.accountant", "rdp", epochs=1)
+    assert subprocess.run(command, env=ENVIRONMENT, capture_output=True).returncode == 0
+    model = load(secret)
+    problem = problems.of_run(configs.read(secret / "config.toml"), model, secret)
+    mine = evaluate(problem.scored, model.params, *problem.on_device("test")).loss
+    assert rows(secret)[0]["test_loss"] == pytest.approx(float(mine.mean()), rel=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from tiers import one_in
 
 from jaxbp import MLP, private
 from jaxbp.cli import main
+from jaxbp.private import Accounting
 from jaxbp.run import config as configs
 from jaxbp.run import loop
 from jaxbp.run.compute import privacy
@@ -95,7 +96,7 @@ def summed(path: str) -> Any:
     params = oracles.data(NET, seed=1, batch=SAMPLES)[0]
     if changes.get("mixed"):
         params = jax.tree.map(lambda p: p.astype(jnp.float32), params)
-    bare = Privacy(BOUND, changes.pop("per_layer", None), 1.0, 0.1, 1, SAMPLES, 9, 1e-5, "rdp", "add-or-remove-one")
+    bare = Privacy(BOUND, changes.pop("per_layer", None), 1.0, 1, SAMPLES, Accounting(0.1, 9, 1e-5))
     spec = StepSpec(NET, build(OptimizerConfig(learning_rate=0.1), params), SAMPLES, privacy=bare, **changes)
 
     @jax.jit
@@ -176,7 +177,7 @@ def test_a_private_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert "train loss" not in said.out and "ε" in said.out
     provenance = json.loads(Path("run/provenance.json").read_text())
     event = eval(provenance["privacy"]["event"], vars(dp_accounting))
-    assert event == private.event(1.5, 0.25, 12)
+    assert event == Accounting(0.25, 12, 1e-3).event(1.5)
     assert dp_accounting.rdp.RdpAccountant().compose(event).get_epsilon(1e-3) == provenance["privacy"]["epsilon"]
     assert "ε" in provenance["data_sha256"]
     assert re.search(r"warning: privacy\.seed: 1: whoever knows it can take the noise away", said.err)

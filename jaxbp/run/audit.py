@@ -31,7 +31,7 @@ from jaxbp.run.errors import UserError
 from jaxbp.run.loop import Setup
 from jaxbp.run.report import text
 from jaxbp.run.store import files
-from jaxbp.run.store.model import load
+from jaxbp.run.study.measure import prepare
 
 VICTIMS = 8  # samples of the batch that are replaced, one after the other
 CONFIDENCE = 0.95
@@ -53,8 +53,9 @@ def audit(source: Path, count: int, out: Path, console: Console) -> bool:
     config = configs.read(source / "config.toml" if source.is_dir() else source)
     if not config.privacy.enabled:
         raise UserError(f"{source}: it has no [privacy] table, so there is no promise to audit")
-    setup = loop.assemble(problems.pose(dataclasses.replace(config, mesh=MeshConfig())))
-    moved, most = sensitivity(setup, load(source).params if source.is_dir() else setup.problem.initial())
+    subject = prepare(source, dataclasses.replace(config, mesh=MeshConfig()))
+    setup = loop.assemble(subject.problem)
+    moved, most = sensitivity(setup, subject.model.params)
     found = canaries(setup, count)
     text.table(console, ("a sample is", "moves the sum by, in C"), [[kind, f"{by:.7f}"] for kind, by in moved.items()])
     text.line(console, f"at most {most:.7f} is allowed: 1 and what the sum of a batch is rounded by")
@@ -112,15 +113,15 @@ def canaries(setup: Setup, count: int) -> Canaries:
     labels[chosen] = wrong
     kept = np.delete(np.arange(len(x)), chosen[~inside])
     dataset = problem.dataset._replace(x_train=x[kept], y_train=labels[kept])
-    trained = loop.assemble(dataclasses.replace(problem, dataset=dataset))
+    trained = loop.assemble(problems.pose(problem.config, dataset=dataset))  # a PCA is of the canaries, too
     for _ in loop.epochs(trained):
         pass
-    samples = (jnp.asarray(part) for part in problem.scaled(x[chosen], wrong.astype(y.dtype)))
+    samples = (jnp.asarray(part) for part in trained.problem.scaled(x[chosen], wrong.astype(y.dtype)))
     losses = np.asarray(evaluate(problem.scored, trained.program.whole, *samples).loss)
     order, side = np.argsort(losses), count // 4
     right = int(inside[order[:side]].sum() + (~inside[order[-side:]]).sum())
     assert trained.spec.privacy
-    claimed = trained.spec.privacy.epsilon(trained.spec.privacy.steps)
+    claimed = trained.spec.privacy.epsilon()
     return Canaries(inside, losses, 2 * side, right, claimed, lower_bound(right, 2 * side))
 
 

@@ -70,6 +70,9 @@ class DataConfig:
     standardize: Literal["feature", "global", "none"] | Constants = "feature"
     """Inputs to mean 0 and standard deviation 1: each column, all by one mean and deviation, not at all, or by numbers
     from elsewhere, such as {mean = 33.3, scale = 78.6}."""
+    pca: Count | None = None
+    """Inputs are projected on so many principal directions, each sample divided by its norm; standardize is then of the
+    projections. None: the inputs themselves."""
     standardize_targets: bool = False
     """Regression: targets to mean 0 and standard deviation 1, each column."""
 
@@ -187,6 +190,8 @@ class PrivacyConfig:
     """What two training sets differ in that ε makes hard to tell apart."""
     sampling: Literal["poisson"] = "poisson"
     """How a batch is drawn: each sample by itself, with the same chance."""
+    pca_noise: Positive | None = None
+    """σ of the noise on the sum of products xxᵀ whose principal directions data.pca takes; ε counts it too."""
     per_layer: bool = False
     """Clip the gradient of each of the L layers by itself, to C/√L, so that all together have at most the norm C."""
     unprotected: bool = False
@@ -197,7 +202,7 @@ class PrivacyConfig:
     @property
     def enabled(self) -> bool:
         """Whether the run is private."""
-        return any(value is not None for value in (self.max_norm, self.noise_multiplier, self.epsilon))
+        return any(value is not None for value in (self.max_norm, self.noise_multiplier, self.epsilon, self.pca_noise))
 
     @property
     def reported(self) -> tuple[str, ...]:

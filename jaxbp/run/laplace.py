@@ -49,9 +49,7 @@ def posterior(run: Path, model: Model) -> Posterior:
         raise UserError('--laplace: it takes curvature, which only model.kind "mlp" has')
     if loss != "squared_error" and not (model.classes and loss == "softmax_cross_entropy"):
         raise UserError(f"--laplace: it is for labels with softmax_cross_entropy, and squared_error; {run} has {loss}")
-    problem = problems.pose(configs.read(run / "config.toml"))
-    if not problem.trained(model):
-        raise UserError(f"{run}: {problem.config.data.name} is not the data that the run was trained on")
+    problem = problems.of_run(configs.read(run / "config.toml"), model, run)
     x, y = problem.on_device("train")
     rows, noise = drawn(len(x), SAMPLES), 0.0
     if loss == "squared_error":

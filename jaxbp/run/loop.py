@@ -1,5 +1,6 @@
 """`jaxbp run`: from a config to a run folder."""
 
+import dataclasses
 import math
 import time
 from collections.abc import Iterator
@@ -86,6 +87,8 @@ def run(config: Config, name: str, console: Console, how: How = "auto") -> Path:
     known = private.provenance() if private else {}
     with folders.opened(config, name, digest, how, known) as folder:
         try:
+            if config.data.pca:
+                setup = _with_inputs(setup, folder)
             text.line(console, f"{describe(setup)}\nrun folder {folder.path}")
             _train(setup, folder, console)
         except Diverged:
@@ -95,6 +98,12 @@ def run(config: Config, name: str, console: Console, how: How = "auto") -> Path:
             raise KeyboardInterrupt(f"interrupted; what was measured is in {folder.path}") from None
         _finish(setup, folder)
     return folder.path
+
+
+def _with_inputs(setup: Setup, folder: RunFolder) -> Setup:
+    """With the projection that the run began with: the noise of a private one is drawn once."""
+    problem = dataclasses.replace(setup.problem, inputs=folder.inputs(setup.problem.model(setup.problem.initial())))
+    return setup._replace(problem=problem, program=type(setup.program)(problem, setup.spec))
 
 
 def _finish(setup: Setup, folder: RunFolder) -> None:

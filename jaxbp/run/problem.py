@@ -14,8 +14,8 @@ from jaxbp.initializers import BIASES, WEIGHTS, Initializer
 from jaxbp.mlp import MLP, Array, wide
 from jaxbp.network import Net, ParamTree, check_tokens, init, shapes
 from jaxbp.run import data, networks, targets
-from jaxbp.run.config import Config, ModelConfig, choose
-from jaxbp.run.data import Dataset, Scaling
+from jaxbp.run.config import Config, DataConfig, ModelConfig, choose
+from jaxbp.run.data import Dataset, Projection, Scaling
 from jaxbp.run.errors import UserError
 from jaxbp.run.host import processes
 from jaxbp.run.networks import Sample
@@ -35,19 +35,19 @@ class Split(NamedTuple):
 class Problem:
     """A data set, the network that is to learn it, and the scaling of inputs and (of a regression) targets.
 
-    inputs: None of tokens, which are not scaled.
+    inputs: None of tokens, which are not scaled; a `Projection` with [data] pca.
     """
 
     config: Config
     dataset: Dataset
     net: Net
-    inputs: Scaling | None
+    inputs: Scaling | Projection | None
     targets: Scaling | None
 
     @functools.cached_property
     def scored(self) -> Net:
         """The network with the loss that is reported: without label smoothing."""
-        return networks.network(self.config.model, sample_of(self.dataset), smoothed=False)
+        return networks.network(self.config.model, sample_of(self.config.data, self.dataset), smoothed=False)
 
     @property
     def title(self) -> str:
@@ -63,13 +63,8 @@ class Problem:
 
     def model(self, params: ParamTree) -> Model:
         """The network with these parameters and the scaling, as it is saved."""
-        return Model(self.net, params, self.inputs, self.targets, self.dataset.classes, sample_of(self.dataset))
-
-    def trained(self, model: Model) -> bool:
-        """Whether a model was trained on data with these classes and this scaling."""
-        theirs, ours = ((*(of.inputs or ()), *(of.targets or ())) for of in (model, self))
-        same = len(theirs) == len(ours) and all(np.allclose(a, b) for a, b in zip(theirs, ours, strict=True))
-        return same and model.classes == self.dataset.classes
+        sample = sample_of(self.config.data, self.dataset)
+        return Model(self.net, params, self.inputs, self.targets, self.dataset.classes, sample)
 
     def raw(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         """Inputs and targets of "train" or "test" as they were read."""
@@ -102,11 +97,14 @@ def pose(config: Config, in_place: bool = False, dataset: Dataset | None = None)
     if config.model.dtype == "float64":
         jax.config.update("jax_enable_x64", True)
     dataset = dataset or processes.first_then_others(lambda: data.load(config.data, in_place))
-    net = networks.network(config.model, sample_of(dataset))
+    net = networks.network(config.model, sample_of(config.data, dataset))
     _check_fit(config, net, dataset)
     _initializers(config.model)  # says what is wrong with them before anything is computed
+    inputs: Scaling | Projection | None = None
     if networks.takes_tokens(net):
-        dataset, inputs = _tokens(net, dataset), None
+        dataset = _tokens(net, dataset)
+    elif config.data.pca:
+        inputs = _projected(config, config.data.pca, dataset.x_train)
     else:
         inputs = Scaling.fit(dataset.x_train, config.data.standardize)
     outputs = None
@@ -118,11 +116,37 @@ def pose(config: Config, in_place: bool = False, dataset: Dataset | None = None)
     return problem
 
 
-def sample_of(dataset: Dataset) -> Sample:
+def of_run(config: Config, model: Model, run: Path) -> Problem:
+    """What the model of a run was trained on.
+
+    Raises:
+      UserError: data that have other classes or another scaling.
+    """
+    problem = pose(config)
+    if config.privacy.pca_noise:  # which nobody can draw again
+        problem = dataclasses.replace(problem, inputs=model.inputs)
+    theirs, ours = ((*(of.inputs or ()), *(of.targets or ())) for of in (model, problem))
+    same = len(theirs) == len(ours) and all(np.allclose(a, b) for a, b in zip(theirs, ours, strict=True))
+    if not same or model.classes != problem.dataset.classes:
+        raise UserError(f"{run}: {config.data.name} is not the data that the run was trained on")
+    return problem
+
+
+def sample_of(config: DataConfig, dataset: Dataset) -> Sample:
     """What a network for these data takes."""
     outputs = len(dataset.classes) if dataset.classes else dataset.y_train.shape[1]
     positions = dataset.classes is not None and dataset.y_train.ndim > 1
-    return Sample(dataset.image_shape or dataset.x_train.shape[1:], outputs, positions)
+    shape = (config.pca,) if config.pca else dataset.image_shape or dataset.x_train.shape[1:]
+    return Sample(shape, outputs, positions)
+
+
+def _projected(config: Config, count: int, x: np.ndarray) -> Projection:
+    """On the principal directions, with the noise that the first process draws."""
+    how, noise, seed = config.data.standardize, config.privacy.pca_noise or 0.0, config.privacy.seed
+    found = processes.on_first(lambda: Projection.fit(x, count, how, noise, seed))
+    shapes = ((x.shape[1], count), (count,), (count,))
+    like = Projection(*(jax.ShapeDtypeStruct(shape, np.float64) for shape in shapes))  # type: ignore[arg-type]
+    return processes.broadcast(found, like)
 
 
 def _tokens(net: Net, dataset: Dataset) -> Dataset:
@@ -140,9 +164,11 @@ def _tokens(net: Net, dataset: Dataset) -> Dataset:
 
 def _check_fit(config: Config, net: Net, dataset: Dataset) -> None:
     if isinstance(net, MLP):
-        _check_sizes(net, dataset)
-    elif shapes(net)[1][-1] != (outputs := sample_of(dataset).outputs):
+        _check_sizes(config.data, net, dataset)
+    elif shapes(net)[1][-1] != (outputs := sample_of(config.data, dataset).outputs):
         raise UserError(f"model.layers: end with {shapes(net)[1][-1]}, {dataset.name} has {outputs} outputs")
+    if config.data.pca and networks.takes_tokens(net):
+        raise UserError("data.pca: tokens have no principal directions: leave it out")
     loss = losses.get(net.loss)
     if not dataset.classes and loss.target == "label":
         raise UserError(f"model.loss: {loss.name} takes labels, the targets of {dataset.name} are numbers")
@@ -154,13 +180,14 @@ def _check_fit(config: Config, net: Net, dataset: Dataset) -> None:
         raise UserError(f"data.standardize_targets: true, but {config.model.loss} takes {kind.allowed}, as they are")
 
 
-def _check_sizes(net: MLP, dataset: Dataset) -> None:
-    inputs = dataset.x_train.shape[1]
-    outputs = len(dataset.classes) if dataset.classes else dataset.y_train.shape[1]
-    if sample_of(dataset).positions:
+def _check_sizes(config: DataConfig, net: MLP, dataset: Dataset) -> None:
+    inputs = config.pca or dataset.x_train.shape[1]
+    _, outputs, positions = sample_of(config, dataset)
+    if positions:
         raise UserError(f'model.kind: "mlp" gives one output, {dataset.name} has a label for each position; "gpt" fits')
     if net.sizes[0] != inputs:
-        raise UserError(f"model.sizes: begins with {net.sizes[0]}, {dataset.name} has {inputs} inputs")
+        has = "data.pca gives" if config.pca else f"{dataset.name} has"
+        raise UserError(f"model.sizes: begins with {net.sizes[0]}, {has} {inputs} inputs")
     if net.sizes[-1] != outputs:
         what, hint = "classes" if dataset.classes else "targets", ""
         if dataset.classes and dataset.y_train.min() > 0:
@@ -173,7 +200,7 @@ def _check_sizes(net: MLP, dataset: Dataset) -> None:
 def _check_range(problem: Problem, split: str) -> None:
     """UserError that names a row whose scaled numbers the dtype of the network can't hold."""
     (x, y), dtype = problem.raw(split), jnp.dtype(problem.config.model.dtype)
-    parts = [("inputs", x, problem.inputs, dtype)] if problem.inputs else []
+    parts = [("inputs", x, problem.inputs, dtype)] if isinstance(problem.inputs, Scaling) else []
     parts += [("targets", y, problem.targets, jnp.dtype(wide(dtype)))] if problem.targets else []
     for what, values, scaling, held in parts:
         with np.errstate(over="ignore"):

@@ -50,7 +50,7 @@ def drawn(key: Array, samples: int, batch_size: int, privacy: Privacy | None = N
     if privacy is not None:
         keys = jax.random.split(jax.random.fold_in(key, 3), -(-samples // batch_size))
         found: tuple[Array, Array] = jax.lax.map(
-            lambda key: poisson_batch(key, samples, privacy.rate, privacy.capacity), keys
+            lambda key: poisson_batch(key, samples, privacy.accounting.rate, privacy.capacity), keys
         )
         return found
     batch_size = min(batch_size, samples)

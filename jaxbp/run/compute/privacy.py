@@ -17,12 +17,13 @@ from jaxbp.factor import FactorTree
 from jaxbp.memory import Schedule
 from jaxbp.mlp import Array
 from jaxbp.network import Net, ParamTree, gradient
+from jaxbp.private import Accounting
 from jaxbp.run.config import Config
 from jaxbp.run.data.text import is_text
 from jaxbp.run.errors import UserError
 from jaxbp.run.host import processes
 
-_epsilon = functools.lru_cache(maxsize=1024)(private.epsilon)  # asked for before, in and after a run
+_epsilon = functools.lru_cache(maxsize=1024)(Accounting.epsilon)  # asked for before, in and after a run
 UNRECORDED = "not recorded: ε would not cover it"  # the digest of the data of a private run
 Mean = Callable[[Any, Array, Array], ParamTree]
 """Factors, weights and the divisor ↦ a mean gradient."""
@@ -33,20 +34,16 @@ class Privacy:
     """The private part of a step, static, and how it is accounted.
 
     max_norm: C;  per_layer: the norm C/√L to which each layer is clipped by itself, None: C for all together;
-    noise_multiplier: σ;  rate: q;  expected: q N, the divisor of sums;  capacity: the length of the arrays of a batch;
-    steps: of the whole run.
+    noise_multiplier: σ;  expected: q N, the divisor of sums;  capacity: the length of the arrays of a batch;
+    accounting: of the whole run.
     """
 
     max_norm: float
     per_layer: float | None
     noise_multiplier: float
-    rate: float
     expected: int
     capacity: int
-    steps: int
-    delta: float
-    accountant: Any
-    adjacency: Any
+    accounting: Accounting
 
     def clipping(
         self,
@@ -71,23 +68,25 @@ class Privacy:
         """The mean with noise of the standard deviation σ C / (q N)."""
         return private.noisy(mean, self.noise_multiplier * self.max_norm / self.expected, key)
 
-    def epsilon(self, steps: int) -> float:
-        """ε after a number of steps."""
-        return _epsilon(self.noise_multiplier, self.rate, steps, self.delta, self.accountant, self.adjacency)
+    def epsilon(self, steps: int | None = None) -> float:
+        """ε after a number of steps, by default at the end."""
+        accounting = dataclasses.replace(self.accounting, steps=self.accounting.steps if steps is None else steps)
+        return _epsilon(accounting, self.noise_multiplier)
 
     def describe(self) -> str:
         """ε of the run, in a line with all that it depends on."""
-        layers = "/√L for each layer" if self.per_layer else ""
+        layers, how = "/√L for each layer" if self.per_layer else "", self.accounting
+        pca = f"a PCA with σ = {how.pca_noise:g} and " if how.pca_noise else ""
         return (
-            f"private: ε = {self.epsilon(self.steps):.4g} at δ = {self.delta:g} ({self.adjacency}, "
-            f"{self.accountant.upper()} accountant) after {self.steps:,} steps of Poisson sampling with "
-            f"q = {self.rate:.4g}, σ = {self.noise_multiplier:.4g}, C = {self.max_norm:g}{layers}"
+            f"private: ε = {self.epsilon():.4g} at δ = {how.delta:g} ({how.adjacency}, "
+            f"{how.accountant.upper()} accountant) after {pca}{how.steps:,} steps of Poisson sampling with "
+            f"q = {how.rate:.4g}, σ = {self.noise_multiplier:.4g}, C = {self.max_norm:g}{layers}"
         )
 
     def provenance(self) -> dict[str, Any]:
         """The run as an event that dp-accounting and its accountants take, and what it was made from."""
-        event = repr(private.event(self.noise_multiplier, self.rate, self.steps))
-        found = {"epsilon": self.epsilon(self.steps), "event": event, "dp_accounting": version("dp-accounting")}
+        event = repr(self.accounting.event(self.noise_multiplier))
+        found = {"epsilon": self.epsilon(), "event": event, "dp_accounting": version("dp-accounting")}
         return {"privacy": found | dataclasses.asdict(self)}
 
     def clipped_mean(self, f: FactorTree, weights: Array, count: Array) -> ParamTree:
@@ -118,17 +117,17 @@ def plan(config: Config, samples: int, devices: int) -> Privacy | None:
         return None
     norm = _checked(config)
     rate, steps = min(train.batch_size / samples, 1.0), train.epochs * -(-samples // train.batch_size)
-    how = (table.delta, table.accountant, table.adjacency)
     try:
-        sigma = table.noise_multiplier or private.noise_multiplier(table.epsilon or 0.0, rate, steps, *how)
-        spent = _epsilon(sigma, rate, steps, *how)
+        how = Accounting(rate, steps, table.delta, table.accountant, table.adjacency, table.pca_noise)
+        sigma = table.noise_multiplier or how.noise_multiplier(table.epsilon or 0.0)
+        spent = _epsilon(how, sigma)
     except ValueError as error:
         raise UserError(f"privacy.{error}") from None
     parts = math.lcm(train.micro_batches, devices)
     room = parts * -(-private.capacity(samples, rate, steps, table.delta, spent) // parts)
     per_layer = norm / math.sqrt(len(config.model.sizes) - 1) if table.per_layer else None
     _warn(config, samples)
-    return Privacy(norm, per_layer, sigma, rate, min(train.batch_size, samples), room, steps, *how)
+    return Privacy(norm, per_layer, sigma, min(train.batch_size, samples), room, how)
 
 
 def secret(config: Config) -> Array:
@@ -147,6 +146,8 @@ def _checked(config: Config) -> float:
     if (table.noise_multiplier is None) == (table.epsilon is None):
         both = "neither is" if table.epsilon is None else "both are"
         raise UserError(f"privacy.epsilon: set it or privacy.noise_multiplier; {both} set")
+    if (table.pca_noise is None) != (data.pca is None):
+        raise UserError("privacy.pca_noise: it goes with data.pca, which takes all samples: set both or neither")
     if config.study.quantities:
         raise UserError("study.quantities: they are of single samples, which [privacy] hides: leave out one of the two")
     if table.per_layer and config.model.kind != "mlp":

@@ -3,6 +3,7 @@
 from jaxbp.run.data import text
 from jaxbp.run.data.dataset import DataRow, Dataset, describe, digest, load
 from jaxbp.run.data.idx import import_files
+from jaxbp.run.data.projection import Projection
 from jaxbp.run.data.scaling import Scaling
 
-__all__ = ["DataRow", "Dataset", "Scaling", "describe", "digest", "import_files", "load", "text"]
+__all__ = ["DataRow", "Dataset", "Projection", "Scaling", "describe", "digest", "import_files", "load", "text"]

@@ -50,7 +50,7 @@ def _of_the_test(problem: Problem, model: Model, test: Evaluation, heading: str)
     """Of the first layer, and of what the network makes of the test set."""
     shape, (x, y) = problem.dataset.image_shape, problem.raw("test")
     loss, output = np.asarray(test.loss), np.asarray(test.output, np.float64)
-    if shape is not None and len(shape) == 2 and isinstance(model.net, MLP):
+    if shape is not None and len(shape) == 2 and isinstance(model.net, MLP) and not problem.config.data.pca:
         yield "first_layer", plots.first_layer(np.asarray(model.params[0].w, np.float32), shape, heading)
     labels = targets.labels(problem.config.model.loss, y)
     if labels is not None and labels.ndim > 1:

@@ -31,7 +31,7 @@ from jaxbp.run.report import metrics
 from jaxbp.run.report.metrics import EpochRow, MemberRow, Row, StepRecord, Timing
 from jaxbp.run.store import files, lock
 from jaxbp.run.store.checkpoint import Checkpoints, Position, Saved
-from jaxbp.run.store.model import UNFINISHED, Model
+from jaxbp.run.store.model import FILE, UNFINISHED, Model, load
 
 PACKAGES = ("jaxbp", "jax", "jaxlib", "numpy", "optax", "scikit-learn")
 METRICS, TIMINGS = "metrics.jsonl", "timings.jsonl"
@@ -108,6 +108,11 @@ class RunFolder:
     def save(self, model: Model) -> None:
         """Writes params.safetensors."""
         self._on_first(lambda: model.save(self.path))
+
+    def inputs(self, model: Model) -> Any:
+        """The model's inputs as the run began with them; when it begins, the model is saved."""
+        self._on_first(lambda: None if (self.path / FILE).exists() else model.save(self.path))
+        return processes.broadcast(processes.on_first(lambda: load(self.path).inputs), model.inputs)
 
     def draw(self, pictures: Callable[[Path], None]) -> None:
         """Has the pictures drawn into the folder."""

@@ -4,7 +4,7 @@ import html
 import json
 import math
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +18,12 @@ from jaxbp.network import Net, ParamTree, check_parameters, check_tokens, dtype_
 from jaxbp.run import config as configs
 from jaxbp.run import networks, targets
 from jaxbp.run.config import Config
-from jaxbp.run.data import Scaling
+from jaxbp.run.data import Projection, Scaling
 from jaxbp.run.errors import UserError
 from jaxbp.run.networks import Sample
 from jaxbp.run.store import files
 
+Kind = TypeVar("Kind", Scaling, Projection)
 FILE = "params.safetensors"
 MEMBERS = "members"  # of a sweep, a run folder each
 UNFINISHED = ".unfinished"  # there from the beginning of a run to its end; locked while a process works on it
@@ -31,13 +32,13 @@ UNFINISHED = ".unfinished"  # there from the beginning of a run to its end; lock
 class Model(NamedTuple):
     """f(x; w, b) on raw inputs.
 
-    inputs scales x, where it isn't tokens; targets unscales the output of a regression; classes are the names behind
-    the labels; sample is what the network was built for.
+    inputs scales or projects x, where it isn't tokens; targets unscales the output of a regression; classes are the
+    names behind the labels; sample is what the network was built for.
     """
 
     net: Net
     params: ParamTree
-    inputs: Scaling | None
+    inputs: Scaling | Projection | None
     targets: Scaling | None
     classes: tuple[str, ...] | None
     sample: Sample
@@ -61,8 +62,11 @@ class Model(NamedTuple):
     def scaled(self, x: np.ndarray) -> jax.Array:
         """Raw inputs as the network takes them; ValueError as for `predict`."""
         shape, width = shapes(self.net)[0], math.prod(self.sample.shape)
-        if x.shape[1:] not in ((width,), self.sample.shape, shape):
-            raise ValueError(f"x has shape {x.shape}, expected {' or '.join(_shown(width, self.sample.shape))}")
+        if isinstance(self.inputs, Projection):
+            width = len(self.inputs.directions)
+        known = [known for known in ((width,), self.sample.shape, shape) if math.prod(known) == width]
+        if x.shape[1:] not in known:
+            raise ValueError(f"x has shape {x.shape}, expected {' or '.join(_shown(known[:2]))}")
         x = x.reshape(len(x), width)
         if self.inputs is None:
             check_tokens(self.net, x)
@@ -119,9 +123,9 @@ def _named(params: ParamTree) -> dict[str, Any]:
     return {name(path): leaf for path, leaf in jax.tree.leaves_with_path(params)}
 
 
-def _shown(width: int, shape: tuple[int, ...]) -> list[str]:
+def _shown(known: list[tuple[int, ...]]) -> list[str]:
     """The shapes that inputs may have."""
-    return list(dict.fromkeys(f"(N, {', '.join(map(str, sizes))})" for sizes in ((width,), shape)))
+    return list(dict.fromkeys(f"(N, {', '.join(map(str, sizes))})" for sizes in known))
 
 
 def _check_finite(values: np.ndarray | jax.Array, fault: str) -> None:
@@ -169,7 +173,8 @@ def load(folder: str | Path) -> Model:
         expected = jax.eval_shape(lambda: init(net, jax.random.key(0)))
         params = jax.tree.unflatten(jax.tree.structure(expected), [jnp.asarray(tensors[n]) for n in _named(expected)])
         check_parameters(net, params)
-        inputs, targets = (_scaling(tensors, name) for name in ("inputs", "targets"))
+        inputs = _saved(Projection, tensors, "inputs") or _saved(Scaling, tensors, "inputs")
+        targets = _saved(Scaling, tensors, "targets")
         if inputs is None and not networks.takes_tokens(net):
             raise KeyError("inputs.mean")
     except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
@@ -177,6 +182,7 @@ def load(folder: str | Path) -> Model:
     return Model(net, params, inputs, targets, tuple(classes) if classes else None, sample)
 
 
-def _scaling(tensors: dict[str, np.ndarray], name: str) -> Scaling | None:
+def _saved(kind: type[Kind], tensors: dict[str, np.ndarray], name: str) -> Kind | None:
     """The one of this name, if it was saved."""
-    return Scaling(tensors[f"{name}.mean"], tensors[f"{name}.scale"]) if f"{name}.mean" in tensors else None
+    first, *_ = kind._fields
+    return kind(*(tensors[f"{name}.{k}"] for k in kind._fields)) if f"{name}.{first}" in tensors else None

@@ -17,7 +17,6 @@ from jaxbp.network import Net, ParamTree, factors, gradient
 from jaxbp.run import problem as problems
 from jaxbp.run.compute.epoch import evaluate
 from jaxbp.run.config import Config
-from jaxbp.run.errors import UserError
 from jaxbp.run.problem import Problem, Split, drawn
 from jaxbp.run.store.model import Model, finished, load
 from jaxbp.run.study import curvature
@@ -82,13 +81,12 @@ def prepare(source: Path, config: Config, split: str = "train") -> Subject:
     Raises:
       UserError: no finished run, a config that does not fit its data, data that are not those of the run any more.
     """
-    problem = problems.pose(config)
-    if not source.is_dir():
-        model = problem.model(problem.initial())
-    else:
+    if source.is_dir():
         model = load(source)
-        if not problem.trained(model):
-            raise UserError(f"{source}: {config.data.name} is not the data that the run was trained on")
+        problem = problems.of_run(config, model, source)
+    else:
+        problem = problems.pose(config)
+        model = problem.model(problem.initial())
     return Subject(source, problem, model, split, problem.on_device(split), *problem.raw(split))
 
 
