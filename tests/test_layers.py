@@ -350,7 +350,7 @@ def softmax_without_row_sum(layer: Any, params: Any, tape: Any, dl_dy: Any) -> A
 
 def mask_lost(layer: Any, params: Any, tape: Any, dl_dy: Any) -> Any:
     tape_in, qkv, a, tape_out = tape
-    return layer.backward(params, (tape_in, qkv, a + (a == 0) / len(a[0]), tape_out), dl_dy)
+    return layer.backward(params, (tape_in, qkv, a + (a == 0).astype(a.dtype) / len(a[0]), tape_out), dl_dy)
 
 
 def without_mean_terms(layer: Any, params: Any, tape: Any, dl_dx: Any) -> Any:
