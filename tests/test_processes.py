@@ -130,7 +130,8 @@ def test_a_private_run_in_two_processes_is_that_of_one_device_and_goes_on(tmp_pa
     child = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     begun(tmp_path / "two", child)
     child.send_signal(signal.SIGTERM)
-    assert child.wait(300) == 128 + signal.SIGTERM
+    child.communicate(timeout=300)
+    assert child.returncode == 128 + signal.SIGTERM
     for folder in ("two", "whole"):
         done = subprocess.run(launched(tmp_path / folder, *seeded), env=ENVIRONMENT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
