@@ -44,6 +44,7 @@ def predicted(*arguments: str) -> list[dict[str, str]]:
     return list(csv.DictReader(Path("p.csv").read_text().splitlines()))
 
 
+@pytest.mark.slow
 def test_a_line_is_bayesian_linear_regression() -> None:
     """One layer under the squared error: its Kronecker block is the Gauss-Newton matrix itself. f32: 1e-3."""
     assert main(["run", "line.toml", "--train.folder", "r"]) == 0

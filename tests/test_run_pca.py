@@ -93,6 +93,7 @@ def test_many_rows_are_taken_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- a run ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_predicts_with_the_directions_that_it_was_trained_with(capsys: pytest.CaptureFixture[str]) -> None:
     run("--train.epochs", "1")
     problem, model = problems.pose(configs.read(Path("run/config.toml"))), load("run")
@@ -143,6 +144,7 @@ def test_epsilon_is_of_the_directions_and_of_the_steps() -> None:
     assert "after a PCA with σ = 4 and 12 steps of Poisson sampling" in plan.describe()
 
 
+@pytest.mark.slow
 def test_noise_that_is_looked_for_leaves_room_for_the_directions() -> None:
     accounting = Accounting(1.0, 50, 1e-5, pca_noise=4.0)
     noise = accounting.noise_multiplier(3.0)

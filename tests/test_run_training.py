@@ -79,6 +79,7 @@ def test_an_epoch_is_a_loop_over_batches(samples: int, size: int, loss: str) -> 
     assert_close([steps.loss], [jnp.array(losses)], 1e-12)
 
 
+@pytest.mark.slow
 def test_two_epochs_go_on_with_the_optimizers_state() -> None:
     net, params, x, y, _ = problem(10)
     pieces = {"init_value": 0.5, "boundaries_and_scales": {"4": 0.1}}
@@ -98,7 +99,7 @@ def test_two_epochs_go_on_with_the_optimizers_state() -> None:
 # Adds the number of the step, from 1 on, to every parameter whose gradient is negative.
 NUMBERING = Optimizer(
     lambda params: jnp.float64(1),
-    lambda params, grads, t: (jax.tree.map(lambda p, g: jnp.where(g < 0, p + t, p), params, grads), t + 1),
+    lambda params, grads, t, _: (jax.tree.map(lambda p, g: jnp.where(g < 0, p + t, p), params, grads), t + 1),
     lambda t: t,
 )
 

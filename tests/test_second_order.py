@@ -77,6 +77,7 @@ def six_steps_of_kfac() -> tuple[list[Any], list[Any]]:
     return stepped(kfac(NET, 1.0, DAMPING, inverse_every=5, seed=7), params, batch, steps=6)
 
 
+@pytest.mark.slow
 def test_a_step_of_kfac_minimises_the_model_over_its_plane() -> None:
     """Its gradient at d is orthogonal to Δ and to the last step; the first step has Δ alone."""
     params, batch, g, ggn, _ = case()
@@ -93,6 +94,7 @@ def test_a_step_of_kfac_minimises_the_model_over_its_plane() -> None:
             assert abs(slope @ last) <= 1e-9 * size * np.linalg.norm(last) and np.any(last != 0)
 
 
+@pytest.mark.slow
 def test_the_factors_of_kfac_are_averages_and_the_inverses_are_kept() -> None:
     params, batch, *_ = case()
     _, states = six_steps_of_kfac()

@@ -197,6 +197,7 @@ def f_output(net: MLP, params: Any, x: Any) -> Any:
     return jax.vmap(lambda x: jaxbp.forward(net, params, x).x[-1])(x)
 
 
+@pytest.mark.slow
 def test_the_curvature_of_a_batch() -> None:
     """A batch that is filled up with a sample of weight 0."""
     net = MLP((3, 4, 2), hidden="tanh")
@@ -358,6 +359,7 @@ def test_one_hot_targets_of_another_loss() -> None:
     assert set(table("s.csv")["label"]) == {"setosa", "versicolor", "virginica"} and "norm" not in table("s.csv")
 
 
+@pytest.mark.slow
 def test_the_curvature_of_a_split() -> None:
     """Spectra against the dense matrices of the mean loss, in float32; influences add up over the test samples."""
     s = study.prepare(Path("iris.toml"), configs.read(Path("iris.toml")))
@@ -440,6 +442,7 @@ def test_data_that_changed_since_the_run(tmp_path: Path, capsys: pytest.CaptureF
     assert "is not the data that the run was trained on" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_nothing_is_written_unless_all_of_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise KeyboardInterrupt
