@@ -72,9 +72,9 @@ def test_activation(name: str) -> None:
 
 
 @pytest.mark.slow
-def test_every_activation() -> None:
-    """In one program: infinities have no other side, and a slope that goes through 0 is no kink."""
-    part = network._rules([*jaxbp.activations.ACTIVATIONS.values()])
+def test_slopes_where_they_are_no_kinks() -> None:
+    """An infinity has no other side, and a slope that goes through 0 is no kink."""
+    part = network._rules([jaxbp.activations.get(name) for name in ("leaky_relu", "hard_silu")])
     report = jaxbp.check(part.fun, part.args, **part.options)
     assert report.passed, str(report)
 

@@ -439,6 +439,7 @@ TABLES = st.fixed_dictionaries(
                 "seed": SEED,
                 "standardize": st.sampled_from(["feature", "global", "none", {"mean": 0.5, "scale": 2.0}]),
                 "standardize_targets": st.booleans(),
+                "pca": optional(COUNT),
                 "block": optional(COUNT),
             }
         ),
@@ -474,7 +475,7 @@ TABLES = st.fixed_dictionaries(
         "study": st.fixed_dictionaries({"quantities": st.lists(TEXT, max_size=3).map(tuple), "every": COUNT}),
         "privacy": st.fixed_dictionaries(
             {
-                **dict.fromkeys(("max_norm", "noise_multiplier", "epsilon"), optional(POSITIVE)),
+                **dict.fromkeys(("max_norm", "noise_multiplier", "epsilon", "pca_noise"), optional(POSITIVE)),
                 "delta": st.floats(1e-9, 0.1),
                 "accountant": st.sampled_from(["pld", "rdp"]),
                 "adjacency": st.sampled_from(["add-or-remove-one", "replace-one"]),
