@@ -143,7 +143,7 @@ def close(got: Any, want: np.ndarray, what: str) -> None:
     assert error <= 1e-11 * np.max(np.abs(want)), f"{what}: {error}"
 
 
-QUICK = ("conv2d", "patches")
+QUICK = ("conv2d",)
 REST = [pytest.param(name, marks=pytest.mark.slow) for name in NETS if name not in QUICK]
 
 

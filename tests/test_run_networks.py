@@ -90,7 +90,7 @@ def mean_loss(net: Network) -> Any:
 @pytest.mark.parametrize(
     ("name", "model"),
     [
-        ("digits", CHAIN),
+        *slow(("digits", CHAIN)),
         ("iris", {"kind": "chain", "layers": [{"kind": "dense", "size": 3}]}),
         *slow(
             ("digits", {"kind": "mixer", "arguments": {"patch": 2, "layers": 1, "width": 4, "mixed": 3, "hidden": 5}}),
