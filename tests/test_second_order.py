@@ -167,6 +167,9 @@ def test_a_run_learns(name: str) -> None:
     assert main(["run", "x.toml", "--train.folder", "r", "--optimizer.name", name]) == 0
     found = losses("r")
     assert len(found) == 3 and found[2] < found[0] < 1.0
+    again = ["run", "x.toml", "--train.folder", "again", "--optimizer.name", name, "--checkpoint.every", "1"]
+    assert main([*again, "--train.epochs", "2"]) == 0 and main([*again, "--resume"]) == 0
+    assert Path("again/params.safetensors").read_bytes() == Path("r/params.safetensors").read_bytes()
 
 
 @pytest.mark.slow
