@@ -16,12 +16,12 @@ run: .venv/installed
 # XLA takes its options once a process. This session compiles quickly, and leaves out what is slow and what holds for the
 # programs that users get alone: their bits, bytes and last digits.
 test: .venv/installed
-	$(BIN)/pytest -n 2 --dist loadfile -m "not slow and not production" $(PYTEST_ARGS)
+	$(BIN)/pytest -n 2 --dist worksteal -m "not slow and not production" $(PYTEST_ARGS)
 
 # And the rest: what is slow, compiled quickly too, then what is about production, compiled as users compile it.
 test-all: test
-	$(BIN)/pytest -n 2 --dist loadfile -m "slow and not production" $(PYTEST_ARGS)
-	$(BIN)/pytest -n 2 --dist loadfile -m production $(PYTEST_ARGS)
+	$(BIN)/pytest -n 2 --dist worksteal -m "slow and not production" $(PYTEST_ARGS)
+	$(BIN)/pytest -n 2 --dist worksteal -m production $(PYTEST_ARGS)
 
 check: .venv/installed
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""The strict setting every test runs in: x64, no implicit promotion, beartype on the library, four CPU devices.
+"""The strict setting every test runs in: x64, no implicit promotion, four CPU devices, and beartype on the library.
 
 Environment variables come first: XLA reads them once, when JAX is first used. What XLA compiles is kept for the session
 in a temporary folder: many tests, both workers of pytest-xdist and the processes that tests start compile the same.
@@ -6,6 +6,8 @@ in a temporary folder: many tests, both workers of pytest-xdist and the processe
 `make test` leaves out two kinds of tests, which `make test-all` adds. `slow`: it takes long. `production`: it is about
 what XLA makes of a program as users compile it, its bits, its bytes, its last digits. A session that leaves these out
 (`-m "not production"`) compiles in half the time, with fewer optimisations; every other session compiles as users do.
+The type annotations of the library are checked at every call, but not in a session that only has what is slow or about
+production: there the checks take a fifth of the time, and the quick tests have called every public function with them.
 """
 
 import atexit
@@ -30,8 +32,6 @@ from jaxtyping import install_import_hook
 
 gc.set_threshold(200_000, 20, 100)  # tracing makes many small objects and few cycles: 700, Python's own, costs a tenth
 
-install_import_hook("jaxbp", "beartype.beartype")  # type annotations of the library are checked at every call
-
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -42,7 +42,9 @@ hypothesis.settings.load_profile("jaxbp")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """XLA's options for the whole session; they cannot be changed once it has compiled something."""
+    """Checked annotations, and XLA's options: they cannot be changed once the session has compiled something."""
+    if not config.option.markexpr.startswith(("slow", "production")):
+        install_import_hook("jaxbp", "beartype.beartype")
     if "not production" in config.option.markexpr:
         from jaxbp.checker.trial import QUICK
 
