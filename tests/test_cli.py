@@ -359,7 +359,8 @@ def test_a_run_that_diverges_at_once(fails: Callable[..., str]) -> None:
           match=r"diverged: the (loss is (nan|inf)|gradient overflows) at epoch 1, step [23] of 3")  # fmt: skip
     params = safetensors.numpy.load(trained("runs/d"))
     assert all(np.isfinite(array).all() for array in params.values())
-    assert not Path("runs/d/metrics.jsonl").exists()
+    [row] = strict_rows("runs/d")
+    assert (row["epoch"], list(row)) == (1, ["epoch", "step", "diverged"])
 
 
 def test_a_run_that_diverges_later_keeps_what_it_had(fails: Callable[..., str]) -> None:
@@ -384,7 +385,8 @@ def test_a_run_that_diverges_later_keeps_what_it_had(fails: Callable[..., str]) 
         status=3,
         match=r"diverged: .* (at epoch [456], step 1|after epoch [45])",
     )
-    rows = strict_rows("runs/x")
+    *rows, last = strict_rows("runs/x")
+    assert last["diverged"] and last["epoch"] == len(rows) + 1
     assert len(rows) in (3, 4, 5) and [row["epoch"] for row in rows] == list(range(1, len(rows) + 1))
     assert rows[0]["test_loss"] < 10
     params = safetensors.numpy.load(trained("runs/x"))

@@ -96,7 +96,8 @@ def test_a_member_is_the_separate_run_bit_for_bit(
             tag = {"seed": 5, "learning_rate": rate}
             mine = [line for line in ours if line | tag == line]
             diverged = [line["diverged"] for line in mine if "diverged" in line]
-            assert [line for line in mine if "diverged" not in line] == [line | tag for line in lines(alone)]
+            assert mine == [line | tag for line in lines(alone)]
+            assert lines(member) == lines(alone)
             assert (f"diverged: {diverged[0]};" in error) if diverged else (error == "")
             seen += len(diverged)
         assert seen == died

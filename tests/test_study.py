@@ -243,7 +243,8 @@ def test_a_run_that_diverges_keeps_its_records(capsys: pytest.CaptureFixture[str
     arguments = ["--optimizer.learning-rate", "1e30", "--train.batch-size", "20", "--study.every", "1"]
     assert main(["run", "iris.toml", "--train.folder", "bad", *arguments]) == 3
     step = int(capsys.readouterr().err.split(" step ")[1].split()[0])
-    assert [row["step"] for row in lines("bad")] == list(range(1, step + 1))
+    assert [row["step"] for row in lines("bad")] == [*range(1, step + 1), step]
+    assert lines("bad")[-1]["diverged"].startswith(("the loss is", "the gradient overflows"))
 
 
 def test_an_unknown_quantity_in_a_config(capsys: pytest.CaptureFixture[str]) -> None:

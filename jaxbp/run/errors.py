@@ -11,7 +11,7 @@ class UserError(Exception):
 class Diverged(Exception):
     """The loss became NaN or infinite. One line that says where; the command exits with 3.
 
-    rows: what was recorded in the epoch before it.
+    rows: what its epoch recorded, and last the row that says why it ended.
     """
 
     def __init__(self, message: str, rows: Sequence[Any] = ()) -> None:

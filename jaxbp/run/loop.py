@@ -160,8 +160,8 @@ def epochs(setup: Setup, begin: ResumePoint | None = None) -> Iterator[Epoch]:
         seconds = time.perf_counter() - started
         evaluations = {name: program.evaluate(program.params, name) for name in reported if alive}
         records: list[Row] = [*metrics.records(spec.recording, measured, epoch, done)]
-        if (fault := metrics.divergence(measured, evaluations, epoch)) is not None:
-            raise Diverged(fault, records)
+        if (fault := metrics.divergence(measured, evaluations, epoch, done)) is not None:
+            raise Diverged(fault.diverged, [*records, fault])
         program.keep()
         row = epoch_row(setup, evaluations, measured, epoch)
         yield Epoch([*records, row], Timing(epoch, seconds, samples / seconds), evaluations, key)

@@ -100,7 +100,7 @@ class StepRecord:
 
 @dataclasses.dataclass(frozen=True)
 class Divergence:
-    """Why a member of a sweep ended."""
+    """Why a run, or a member of a sweep, ended before its end."""
 
     epoch: int
     step: int
@@ -185,15 +185,18 @@ def scores(evaluation: Evaluation, y: np.ndarray, loss: str, scaling: Scaling | 
     return Scores(mean_loss, rmse=float(np.sqrt(np.mean(errors**2))), r2=float(np.mean(r2)))
 
 
-def divergence(steps: Steps, evaluations: dict[str, Evaluation], epoch: int) -> str | None:
-    """What was not finite in an epoch, and where; None where all was."""
+def divergence(steps: Steps, evaluations: dict[str, Evaluation], epoch: int, done: int) -> Divergence | None:
+    """What was not finite in an epoch, and where; None where all was. `done` counts the steps before the epoch."""
     bad, loss = first_bad(steps), np.asarray(steps.loss)
     if bad < len(loss):
         found = "the gradient overflows" if np.isfinite(loss[bad]) else f"the loss is {loss[bad]}"
-        return f"{found} at epoch {epoch}, step {bad + 1} of {len(loss)}"
+        fault = f"{found} at epoch {epoch}, step {bad + 1} of {len(loss)}"
+        return Divergence(epoch, done + bad + 1, fault)
     split, name = ("train", "training") if "train" in evaluations else ("test", "test")
     after = float(jnp.mean(evaluations[split].loss))
-    return None if np.isfinite(after) else f"the loss of the {name} set is {after} after epoch {epoch}"
+    if np.isfinite(after):
+        return None
+    return Divergence(epoch, done + len(loss), f"the loss of the {name} set is {after} after epoch {epoch}")
 
 
 def first_bad(steps: Steps) -> int:

@@ -37,7 +37,7 @@ from jaxbp.run.host import signals
 from jaxbp.run.loop import Setup
 from jaxbp.run.problem import Split
 from jaxbp.run.report import metrics, text
-from jaxbp.run.report.metrics import Divergence, EpochRow, MemberRow, Row, Timing
+from jaxbp.run.report.metrics import EpochRow, MemberRow, Row, Timing
 from jaxbp.run.report.progress import progress
 from jaxbp.run.store import files
 from jaxbp.run.store import folder as folders
@@ -97,8 +97,8 @@ def run(config: Config, name: str, console: Console, how: How = "auto") -> Path:
 
     The folder holds config.toml, provenance.json, metrics.jsonl (the lines of a run with `seed`, `learning_rate` and
     what else is swept; a line with `diverged` for a member that did), timings.jsonl, scores.csv, sweep.png, scores.png,
-    and members/NAME, the run folder of each member: config.toml, which trains that one again, and params.safetensors. A
-    sweep that was stopped stays marked as unfinished, without the members that were not begun.
+    and members/NAME, the run folder of each member: config.toml, which trains that one again, params.safetensors and its
+    own metrics.jsonl. A sweep that was stopped stays marked as unfinished, without the members that were not begun.
 
     Raises:
       UserError: something in the config does not fit, or the folder can't be written.
@@ -151,6 +151,7 @@ def _train(sweep: Sweep, path: Path, console: Console) -> None:
 def _train_cohort(cohort: Cohort, rows: list[MemberRow], path: Path, console: Console, stop: signals.Stop) -> None:
     """Trains and saves a cohort, whose rows become more of the sweep's; Stopped after an epoch before its last one."""
     count, params = cohort.setup.problem.config.train.epochs, jax.device_get(_initial(cohort))
+    before = len(rows)
     try:
         with progress(console, count) as show:
             for params, found, timing in epochs(cohort):  # noqa: B007  (the last ones are saved below)
@@ -162,7 +163,7 @@ def _train_cohort(cohort: Cohort, rows: list[MemberRow], path: Path, console: Co
                 if stop.signal and timing.epoch < count:
                     raise Stopped(f"stopped after epoch {timing.epoch} of {count}", stop.signal)
     finally:
-        _save(cohort, params, path)
+        _save(cohort, params, rows[before:], path)
 
 
 def prepare(config: Config) -> Sweep:
@@ -307,16 +308,16 @@ def _rows(setup: Setup, steps: Steps, evaluations: dict[str, Evaluation], epoch:
     """A member's rows of an epoch: the recorded steps up to a bad one, then its row or why there is none."""
     done = (epoch - 1) * len(steps.loss)
     rows: list[Row] = [*metrics.records(setup.spec.recording, steps, epoch, done)]
-    if (fault := metrics.divergence(steps, evaluations, epoch)) is not None:
-        step = min(metrics.first_bad(steps) + 1, len(steps.loss))
-        return [*rows, Divergence(epoch, done + step, fault)]
-    return [*rows, loop.epoch_row(setup, evaluations, steps, epoch)]
+    ended = metrics.divergence(steps, evaluations, epoch, done)
+    return [*rows, ended or loop.epoch_row(setup, evaluations, steps, epoch)]
 
 
 def _tagged(member: Member, setup: Setup, row: Row) -> MemberRow:
     """The row with its member's seed and η; of a schedule, η of the row's step."""
     rate = member.learning_rate
     rate = float(np.asarray(setup.spec.optimizer.learning_rate(row.step - 1))) if rate is None else rate
+    if isinstance(row, EpochRow):
+        row = dataclasses.replace(row, learning_rate=rate)  # setup is that of the first member
     return MemberRow(member.seed, rate, member.setting, row)
 
 
@@ -326,13 +327,17 @@ def _medians(rows: Sequence[EpochRow]) -> dict[str, float]:
     return {name: float(np.median([scores[name] for scores in found])) for name in found[0]}
 
 
-def _save(cohort: Cohort, params: ParamTree, path: Path) -> None:
-    """The run folder of each member."""
+def _save(cohort: Cohort, params: ParamTree, rows: Sequence[MemberRow], path: Path) -> None:
+    """The run folder of each member, with its own rows."""
+    measured: dict[str, list[Row]] = {}
+    for row in rows:
+        measured.setdefault(f"{row.seed} {row.setting}", []).append(row.row)
     for i, member in enumerate(cohort.members):
         home = path / MEMBERS / member.name
         home.mkdir(parents=True)
         files.replace(home / "config.toml", tomli_w.dumps(to_dict(member.config)))
         cohort.setup.problem.model(jax.tree.map(lambda a: a[i], params)).save(home)  # noqa: B023
+        folders.append(home / METRICS, measured.get(f"{member.seed} {member.setting}", []))
 
 
 def _report(sweep: Sweep, groups: Sequence[Group], path: Path) -> None:
