@@ -12,6 +12,9 @@ from jaxbp.run.errors import UserError
 COMMANDS = {
     "run": "train the network of a config",
     "launch": "a run in several processes of this machine",
+    "list": "the runs in a folder, a line each",
+    "show": "one run: its config, scores, environment and pictures",
+    "compare": "runs beside each other: what differs, and their scores",
     "predict": "apply a trained network to new data",
     "check": "prove a backward pass against autodiff",
     "study": "per-sample gradients over a whole data set",

@@ -542,6 +542,7 @@ def test_no_command_replaces_a_file_of_the_users(fails: Callable[..., str]) -> N
     fails("predict", "iris", "--data", "new.npz", "--out", "mine.csv", match=exists)
     fails("predict", "iris", "--data", "new.npz", "--out", "new.npz", match="--out: 'new.npz'")
     fails("study", "iris", "--split", "test", "--out", "mine.csv", match=exists)
+    fails("compare", "iris", "iris", "--out", "mine.csv", match=exists)
     fails("trace", "iris", "--sample", "1", "--out", "mine.png", match=exists)
     fails("check", "functions:square", "--inputs", "f32[3]", "--json", "mine.json", match="exists and is no report")
     fails("check", "x.toml", "--json", "iris/metrics.jsonl", match="exists and is no report")
@@ -667,10 +668,13 @@ def start(*arguments: str, **options: Any) -> subprocess.Popen[str]:
 
 
 HELP = {
-    ("--help",): ("run", "predict", "data", "--version"),
+    ("--help",): ("run", "list", "show", "compare", "predict", "data", "--version"),
     ("run", "--help"): ("CONFIG", "--resume", "--new", "--train.epochs", "--optimizer.learning-rate"),
     ("run", "x.toml", "--help"): ("--train.epochs 2", "Passes over the training set", "--train.batch-size 50"),
     ("predict", "--help"): ("RUN_DIR", "--data", "--out"),
+    ("list", "--help"): ("FOLDER", "--sort"),
+    ("show", "--help"): ("RUN_DIR",),
+    ("compare", "--help"): ("RUN", "--by", "--sort", "--out"),
     ("data", "--help"): ("list", "import"),
     ("data", "list", "--help"): ("jaxbp data list",),
     ("data", "import", "--help"): ("NAME", "PATH", "mnist"),

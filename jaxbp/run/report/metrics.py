@@ -18,8 +18,6 @@ from jaxbp.run.compute.recording import Recording
 from jaxbp.run.compute.step import Steps
 from jaxbp.run.data import Scaling
 
-LARGER_IS_BETTER = ("accuracy", "r2")
-
 
 class Scores(NamedTuple):
     """Of a set: the mean loss of a sample; for labels and probabilities the accuracy, for numbers RMSE and R².

@@ -9,8 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jaxbp.run.report.figures import COLOURS, fit_vertical, gallery, laid_out, marker, panels, short, whole_numbers
-from jaxbp.run.report.metrics import LARGER_IS_BETTER, EpochRow, StepRecord
-from jaxbp.run.report.progress import shown_score
+from jaxbp.run.report.metrics import EpochRow, StepRecord
+from jaxbp.run.report.text import shown_score
+from jaxbp.run.store.runs import LARGER_IS_BETTER
 
 UNITS = {"loss": "loss", "accuracy": "accuracy (%)", "rmse": "RMSE (units of the target)"}
 UNITS_SHOWN = 64  # of the first layer
@@ -19,6 +20,7 @@ OUTPUTS_SHOWN = 3  # of a regression
 POINTS = 5000  # of a scatter plot
 LINE_FROM = 40  # records of a noise scale from which on means over several of them are drawn
 STYLES = ("-", "--", "-.", ":")
+LABELS = 12  # of lines in one legend
 
 
 def learning_curves(rows: Sequence[EpochRow], heading: str) -> Figure:
@@ -259,3 +261,33 @@ def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
     total, count = (np.concatenate([[0], np.cumsum(a)]) for a in (known, ones))
     counts = count[last] - count[first]
     return np.divide(total[last] - total[first], counts, out=np.full(len(values), np.nan), where=counts > 0)
+
+
+def compared(curves: Sequence[tuple[str, Sequence[Mapping[str, Any]]]], heading: str) -> Figure:
+    """Loss and score of several runs over one another, from their labels and rows: a colour a label."""
+    labels, names = list(dict.fromkeys(label for label, _ in curves)), {name for _, rows in curves for name in rows[-1]}
+    held_out = "validation" if "validation_loss" in names else "test"
+    score = "accuracy" if f"{held_out}_accuracy" in names else "rmse"
+    colours = dict(zip(labels, colormaps["viridis"](np.linspace(0, 0.9, len(labels))), strict=True))
+    figure = laid_out(f"{heading}\nsolid: {held_out} set, dashed: training set", (11.0, 5.0))
+    axes = figure.subplots(1, 2)
+    for axis, name in zip(axes, ("loss", score), strict=True):
+        drawn = []
+        for label, rows in curves:
+            for split, style in ((held_out, "-"), ("train", "--")):
+                found = [row.get(f"{split}_{name}") for row in rows]
+                values = np.array(found, np.float64) * (100 if name == "accuracy" else 1)  # None becomes NaN
+                drawn += values.tolist()
+                at = [row["epoch"] for row in rows]
+                shown = label if split == held_out else None
+                axis.plot(at, values, style, color=colours[label], label=shown, marker=marker(rows), linewidth=1)
+        if name == "loss":
+            fit_vertical(axis, drawn)
+        axis.set(xlabel="epoch", ylabel=UNITS[name])
+        axis.grid(alpha=0.3)
+        whole_numbers(axis, sorted({row["epoch"] for _, rows in curves for row in rows}))
+    handles = dict(zip(*reversed(axes[0].get_legend_handles_labels()), strict=True))
+    if len(labels) <= LABELS:
+        columns = min(len(labels), 4)
+        figure.legend(handles.values(), handles, loc="outside lower center", ncols=columns, fontsize="small")
+    return figure

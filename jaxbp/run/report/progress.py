@@ -8,7 +8,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from jaxbp.run.report import text
-from jaxbp.run.report.metrics import LARGER_IS_BETTER, EpochRow, Timing
+from jaxbp.run.report.metrics import EpochRow, Timing
+from jaxbp.run.report.text import shown_score
+from jaxbp.run.store.runs import LARGER_IS_BETTER
 
 Show = Callable[[Mapping[str, float], Timing], None]
 """Shows the scores of an epoch, by their names in metrics.jsonl, and its time."""
@@ -34,11 +36,6 @@ def progress(console: Console, epochs: int, begun: int = 0) -> Iterator[Show]:
             bar.update(task, completed=timing.epoch, description=shown)
 
         yield show
-
-
-def shown_score(name: str, value: float) -> str:
-    """A score in the digits one reads: accuracies in per cent."""
-    return f"{100 * value:.2f} %" if name.endswith("accuracy") else f"{value:.4g}"
 
 
 def line(scores: Mapping[str, float], timing: Timing, epochs: int) -> str:

@@ -1,9 +1,12 @@
 """Lines and tables for a person: no word is broken, no number is ever cut."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from rich.cells import cell_len
 from rich.console import Console
+
+from jaxbp.run.store.runs import SCORES
 
 GAP = "  "
 
@@ -26,6 +29,37 @@ def table(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]
 def line(console: Console, text: str) -> None:
     """Prints a line, broken between words where a terminal ends; brackets are no markup."""
     console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=not console.is_terminal)
+
+
+def shown(value: Any) -> str:
+    """A value of a key in a few words: 64-32-10, none.
+
+    Example:
+      >>> [shown(value) for value in (0.1, "adam", [64, 32, 10], None, {"slots": 8})]
+      ['0.1', 'adam', '64-32-10', 'none', 'slots = 8']
+    """
+    match value:
+        case list() | tuple():
+            return "-".join(map(shown, value))
+        case dict():
+            return ", ".join(f"{key} = {shown(inner)}" for key, inner in value.items()) or "{}"
+        case None | bool():
+            return str(value).lower()
+    return str(value)
+
+
+def shown_score(name: str, value: float | None) -> str:
+    """A score in the digits one reads, accuracies in per cent; a dash where there is none."""
+    if value is None:
+        return "–"
+    return f"{100 * value:.2f} %" if name.endswith("accuracy") else f"{value:.4g}"
+
+
+def cell(name: str, value: Any) -> str:
+    """A value of a table, by the name of its column; nothing where there is none."""
+    if value is None:
+        return ""
+    return shown_score(name, value) if name.startswith(SCORES) else shown(value)
 
 
 def _blocks(widths: Sequence[int], width: int | None) -> list[list[int]]:

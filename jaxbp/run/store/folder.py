@@ -29,12 +29,12 @@ from jaxbp.run.errors import UserError
 from jaxbp.run.host import processes
 from jaxbp.run.report import metrics
 from jaxbp.run.report.metrics import EpochRow, MemberRow, Row, StepRecord, Timing
-from jaxbp.run.store import files, lock
+from jaxbp.run.store import files, lock, runs
 from jaxbp.run.store.checkpoint import Checkpoints, Position, Saved
-from jaxbp.run.store.model import FILE, UNFINISHED, Model, load
+from jaxbp.run.store.model import Model, load
+from jaxbp.run.store.runs import FILE, METRICS, TIMINGS, UNFINISHED
 
 PACKAGES = ("jaxbp", "jax", "jaxlib", "numpy", "optax", "scikit-learn")
-METRICS, TIMINGS = "metrics.jsonl", "timings.jsonl"
 NEW = "--new, or another train.folder, begins a new run"
 GIT_SECONDS = 10  # a repository on a slow disk holds no run up for longer
 How = Literal["auto", "resume", "new"]
@@ -271,10 +271,8 @@ def _check_same(config: Config, path: Path, data: str) -> None:
 
 
 def _epochs_in(path: Path) -> int:
-    """How many epochs are in metrics.jsonl, whose last line a killed process may have left half written."""
-    lines = (path / METRICS).read_bytes().splitlines(keepends=True) if (path / METRICS).exists() else []
-    rows = [metrics.read(json.loads(line)) for line in lines if line.endswith(b"\n")]
-    return sum(isinstance(row, EpochRow) for row in rows)
+    """How many epochs are in metrics.jsonl."""
+    return sum(map(runs.is_epoch, runs.rows(path / METRICS)))
 
 
 def _value(config: Config, key: str) -> Any:

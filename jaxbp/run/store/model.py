@@ -22,11 +22,9 @@ from jaxbp.run.data import Projection, Scaling
 from jaxbp.run.errors import UserError
 from jaxbp.run.networks import Sample
 from jaxbp.run.store import files
+from jaxbp.run.store.runs import FILE, MEMBERS, UNFINISHED
 
 Kind = TypeVar("Kind", Scaling, Projection)
-FILE = "params.safetensors"
-MEMBERS = "members"  # of a sweep, a run folder each
-UNFINISHED = ".unfinished"  # there from the beginning of a run to its end; locked while a process works on it
 
 
 class Model(NamedTuple):

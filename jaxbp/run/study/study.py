@@ -1,6 +1,5 @@
 """`jaxbp study`: per-sample gradients over a whole data set: a table, a summary, pictures."""
 
-import json
 import os
 import tempfile
 from collections.abc import Sequence
@@ -20,8 +19,7 @@ from jaxbp.run.problem import SPLITS
 from jaxbp.run.quantities import QUANTITIES, studied
 from jaxbp.run.report import metrics, text
 from jaxbp.run.report.metrics import StepRecord
-from jaxbp.run.store import files
-from jaxbp.run.store.folder import METRICS
+from jaxbp.run.store import files, runs
 from jaxbp.run.store.model import load
 from jaxbp.run.study.measure import Results, Subject, measure, prepare
 from jaxbp.run.study.table import Columns, print_summary, table, write_csv, write_parquet
@@ -162,12 +160,10 @@ def _last(net: Net) -> str:
 
 def _recorded(source: Path) -> list[StepRecord]:
     """The steps of a run that recorded its noise scale."""
-    path = source / METRICS
-    if not path.is_file():
-        return []
+    path = source / runs.METRICS
     try:
-        rows = [metrics.read(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (ValueError, TypeError, KeyError) as error:
+        rows = [metrics.read(row) for row in runs.rows(path)]
+    except (TypeError, KeyError) as error:
         raise UserError(f"{path}: damaged: {error}") from None
     return [row for row in rows if isinstance(row, StepRecord) and "noise_scale" in row.quantities]
 

@@ -10,6 +10,7 @@ from jaxbp.run import config as configs
 from jaxbp.run.compute import optimizers
 from jaxbp.run.config import Config, SweepConfig
 from jaxbp.run.errors import UserError
+from jaxbp.run.report import text
 from jaxbp.run.sweep import keys, scores
 
 LONGEST_NAME = 200  # of a member's folder; the file systems end at 255
@@ -81,7 +82,7 @@ def _name(member: Member) -> str:
         {"learning-rate": member.learning_rate} if member.learning_rate is not None else {}
     )
     parts |= {key: value for key, value in member.setting.items() if key != "learning_rate"}
-    return "_".join(f"{k}-{re.sub(r'[^A-Za-z0-9.+-]+', '-', scores.shown(v)).strip('-')}" for k, v in parts.items())
+    return "_".join(f"{k}-{re.sub(r'[^A-Za-z0-9.+-]+', '-', text.shown(v)).strip('-')}" for k, v in parts.items())
 
 
 def title(member: Member) -> str:

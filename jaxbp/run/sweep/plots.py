@@ -12,13 +12,13 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import NullLocator
 
-from jaxbp.run.report import metrics
+from jaxbp.run.report import metrics, text
 from jaxbp.run.report.figures import fit_vertical, laid_out, marker, whole_numbers
-from jaxbp.run.report.plots import UNITS
+from jaxbp.run.report.plots import LABELS, UNITS
+from jaxbp.run.store.runs import LARGER_IS_BETTER
 from jaxbp.run.sweep import scores
 from jaxbp.run.sweep.scores import Group
 
-LABELS = 12  # of lines in one legend
 TICKS = 8  # numbers below an axis
 WORDS = 80  # members up to which the squares of the heat map have numbers
 
@@ -89,7 +89,7 @@ def grid(found: Sequence[Group]) -> Grid:
         column = columns.index(group.setting.get(key))
         diverged[column] += len(group.diverged)
         for row in (*group.last, *group.diverged):
-            label = ", ".join(scores.shown(group.setting.get(k)) for k in others) or f"{row.seed}"
+            label = ", ".join(text.shown(group.setting.get(k)) for k in others) or f"{row.seed}"
             value = np.nan if isinstance(row.row, metrics.Divergence) else _value(row, name)
             cells.setdefault((label, column), []).append(value)
     rows = list(dict.fromkeys(label for label, _ in cells))
@@ -111,7 +111,7 @@ def against(found: Sequence[Group], heading: str) -> Figure:
         warnings.simplefilter("ignore", RuntimeWarning)  # NaN where all members of a square diverged
         medians = np.nanmedian(drawn.values, axis=2)
     image = _heat_map(right, medians, name)
-    names = list(map(scores.shown, drawn.columns))
+    names = list(map(text.shown, drawn.columns))
     right.set_xticks(range(len(names)), names, rotation=90 if sum(map(len, names)) > 50 else 0)
     right.set_yticks(range(len(drawn.rows)), drawn.rows)
     members = ", median over the seeds" if drawn.other and drawn.values.shape[2] > 1 else ""
@@ -149,7 +149,7 @@ def _lines(axis: Axes, drawn: Grid) -> None:
         axis.set_xscale("log")
         axis.set_xlim(at.min() / 2, at.max() * 2)
     if not numbers or len(at) <= TICKS:
-        axis.set_xticks(at, list(map(scores.shown, drawn.columns)))
+        axis.set_xticks(at, list(map(text.shown, drawn.columns)))
         axis.xaxis.set_minor_locator(NullLocator())
     axis.grid(alpha=0.3)
     if len(series) <= LABELS:
@@ -158,7 +158,7 @@ def _lines(axis: Axes, drawn: Grid) -> None:
 
 def _heat_map(axis: Axes, last: np.ndarray, name: str) -> AxesImage:
     """Bright is good; gray where there is no number."""
-    good_is_large = name.removeprefix("test_") in metrics.LARGER_IS_BETTER
+    good_is_large = name.removeprefix("test_") in LARGER_IS_BETTER
     drawn = axis.imshow(last, cmap="viridis" if good_is_large else "viridis_r", aspect="auto")
     axis.set_facecolor("lightgray")
     middle = (np.nanmin(last) + np.nanmax(last)) / 2

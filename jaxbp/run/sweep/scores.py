@@ -11,7 +11,7 @@ from rich.console import Console
 
 from jaxbp.run.report import text
 from jaxbp.run.report.metrics import Divergence, EpochRow, MemberRow
-from jaxbp.run.report.progress import shown_score
+from jaxbp.run.report.text import shown, shown_score
 from jaxbp.run.store import files
 
 COLUMNS = ("score", "members", "diverged", "mean", "sd", "min", "max")
@@ -55,23 +55,6 @@ def _by_epoch(rows: Sequence[MemberRow]) -> list[list[MemberRow]]:
     return [[m for m in measured if m.row.epoch == e] for e in range(1, max(m.row.epoch for m in rows) + 1)]
 
 
-def shown(value: Any) -> str:
-    """A value of a key in a few words: 64-32-10, none.
-
-    Example:
-      >>> [shown(value) for value in (0.1, "adam", [64, 32, 10], None, {"slots": 8})]
-      ['0.1', 'adam', '64-32-10', 'none', 'slots = 8']
-    """
-    match value:
-        case list() | tuple():
-            return "-".join(map(shown, value))
-        case dict():
-            return ", ".join(f"{key} = {shown(inner)}" for key, inner in value.items()) or "{}"
-        case None | bool():
-            return str(value).lower()
-    return str(value)
-
-
 def shown_key(key: str) -> str:
     """A dotted key for a person; the learning rate by its name."""
     return key.replace("_", " ") if key == "learning_rate" else key
@@ -113,9 +96,9 @@ def show(found: Sequence[Group], title: str, console: Console) -> None:
     """Prints the test score for a person, over the members that live, and the mean of the test loss."""
     score, rows = main_score(found), []
     for group in found:
-        cells = [_cell(score, value) for value in statistics(group.last, score).values()]
+        cells = [shown_score(score, value) for value in statistics(group.last, score).values()]
         gone = f"{len(group.diverged)} of {len(group.last) + len(group.diverged)}" if group.diverged else ""
-        loss = _cell("test_loss", statistics(group.last, "test_loss")["mean"])
+        loss = shown_score("test_loss", statistics(group.last, "test_loss")["mean"])
         rows.append([group.label, gone, *cells, loss])
     text.line(console, f"\n{title}, {score.replace('_', ' ')} over the seeds\n")
     swept = ", ".join(map(shown_key, keys(found)))
@@ -130,8 +113,8 @@ def best(found: Sequence[Group]) -> str:
     row = choose((row for g in found for row in g.last), key=lambda row: of(row)[score])
     name = score.replace("_", " ")
     return (
-        f"best mean {name}: {_cell(score, statistics(group.last, score)['mean'])}, {titled(group.setting)}"
-        f"\nbest member: {_cell(score, of(row)[score])}, seed {row.seed}, {titled(row.setting)}"
+        f"best mean {name}: {shown_score(score, statistics(group.last, score)['mean'])}, {titled(group.setting)}"
+        f"\nbest member: {shown_score(score, of(row)[score])}, seed {row.seed}, {titled(row.setting)}"
     )
 
 
@@ -147,7 +130,3 @@ def statistics(rows: Sequence[MemberRow], name: str) -> dict[str, float | None]:
         return dict.fromkeys(("mean", "sd", "min", "max"))
     sd = float(values.std(ddof=1)) if values.size > 1 else None
     return {"mean": float(values.mean()), "sd": sd, "min": float(values.min()), "max": float(values.max())}
-
-
-def _cell(name: str, value: float | None) -> str:
-    return "–" if value is None else shown_score(name, value)

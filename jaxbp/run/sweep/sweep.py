@@ -41,8 +41,8 @@ from jaxbp.run.report.metrics import EpochRow, MemberRow, Row, Timing
 from jaxbp.run.report.progress import progress
 from jaxbp.run.store import files
 from jaxbp.run.store import folder as folders
-from jaxbp.run.store.folder import METRICS, TIMINGS, How
-from jaxbp.run.store.model import MEMBERS
+from jaxbp.run.store.folder import How
+from jaxbp.run.store.runs import MEMBERS, METRICS, TIMINGS
 from jaxbp.run.sweep import scores
 from jaxbp.run.sweep.members import Member, named, title, together
 from jaxbp.run.sweep.scores import Group
@@ -97,8 +97,8 @@ def run(config: Config, name: str, console: Console, how: How = "auto") -> Path:
 
     The folder holds config.toml, provenance.json, metrics.jsonl (the lines of a run with `seed`, `learning_rate` and
     what else is swept; a line with `diverged` for a member that did), timings.jsonl, scores.csv, sweep.png, scores.png,
-    and members/NAME, the run folder of each member: config.toml, which trains that one again, params.safetensors and its
-    own metrics.jsonl. A sweep that was stopped stays marked as unfinished, without the members that were not begun.
+    and members/NAME, the run folder of each member: config.toml, which trains that one again, params.safetensors and
+    its own metrics.jsonl. A sweep that was stopped stays marked as unfinished, without the members that were not begun.
 
     Raises:
       UserError: something in the config does not fit, or the folder can't be written.
@@ -198,7 +198,7 @@ def describe(sweep: Sweep) -> str:
     members, swept = sweep.members, dict[str, dict[str, None]]()
     for member in members:
         for key, value in member.setting.items():
-            swept.setdefault(scores.shown_key(key), {})[scores.shown(value)] = None
+            swept.setdefault(scores.shown_key(key), {})[text.shown(value)] = None
     seeds = list(dict.fromkeys(str(member.seed) for member in members))
     shown = f"seeds {seeds[0]} to {seeds[-1]}" if seeds[1:] else f"seed {seeds[0]}"
     parts = [shown, *(f"{key} {', '.join(values)}" for key, values in swept.items())]

@@ -1,0 +1,58 @@
+"""`jaxbp list`."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from jaxbp.commands import console
+from jaxbp.run.errors import UserError
+
+HELP = """\
+Lists the runs in a folder, or the members of a sweep: when each began (UTC), how it ended, data, network, epochs, the
+scores after the last epoch, and the seconds that the epochs took."""
+SCORES = ("validation_accuracy", "validation_rmse", "test_accuracy", "test_rmse")
+COLUMNS = ("run", "started", "state", "data", "network", "epochs", *SCORES, "seconds")
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Where the runs are, and their order."""
+    parser.add_argument("folder", metavar="FOLDER", type=Path, nargs="?", default=Path("runs"), help="runs by default")
+    parser.add_argument(
+        "--sort", metavar="COLUMN", default="started", help="of a score the best first; started by default"
+    )
+
+
+def run(options: argparse.Namespace) -> None:
+    """Prints a line a run."""
+    from jaxbp.run.report import text
+    from jaxbp.run.store import runs
+
+    rows = [_row(path) for path in runs.folders([options.folder])]
+    columns = [name for name in COLUMNS if any(name in row for row in rows)]
+    whole = [{name: row.get(name) for name in columns} for row in rows]
+    shown = [[text.cell(*item) for item in row.items()] for row in runs.ordered(whole, options.sort)]
+    text.table(console(), columns, shown)
+
+
+def _row(path: Path) -> dict[str, Any]:
+    """A damaged folder does not hide the others."""
+    from jaxbp.run.report import text
+    from jaxbp.run.store import runs
+
+    try:
+        run, began, timings = runs.read(path), runs.provenance(path), runs.rows(path / runs.TIMINGS)
+    except UserError:
+        return {"run": path.name, "state": "damaged"}
+    sweep = f", sweep of {run.members}" if run.members else ""
+    network = f"{text.shown(run.config.get('model.sizes'))} {text.shown(run.config.get('model.hidden'))}"
+    kind = run.config.get("model.kind", "mlp")
+    return {
+        "run": path.name,
+        "started": began.get("started", "")[:16].replace("T", " ") or None,
+        "state": f"{run.state}{sweep}",
+        "data": Path(run.config.get("data.name", "")).name,
+        "network": network if kind == "mlp" else kind,
+        "epochs": run.last.get("epochs", run.last.get("epoch")),
+        "seconds": round(sum(row["seconds"] for row in timings), 1),
+        **{name: run.scores[name] for name in SCORES if name in run.scores},
+    }

@@ -1,0 +1,151 @@
+"""Run folders as others find them: their names, configs, states and rows. No JAX: thousands are read in a moment."""
+
+import json
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxbp.run.errors import UserError
+
+FILE, METRICS, TIMINGS = "params.safetensors", "metrics.jsonl", "timings.jsonl"
+MEMBERS = "members"  # of a sweep, a run folder each
+UNFINISHED = ".unfinished"  # there from the beginning of a run to its end; locked while a process works on it
+TAIL = 2**13  # bytes at the end of metrics.jsonl in which the last epoch is looked for first
+SCORES = ("train_", "validation_", "test_")  # what the names of scores begin with
+LARGER_IS_BETTER = ("accuracy", "r2")  # and end with
+
+
+class Run(NamedTuple):
+    """A run folder.
+
+    config: the values of config.toml by dotted keys;  state: finished, unfinished or diverged;  last: the row of the
+    last epoch, or of the best one with the row that ends the run, {} before there is one;  members: how many a sweep
+    has, which has no last epoch of its own.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    state: str
+    last: dict[str, Any]
+    members: int
+
+    @property
+    def scores(self) -> dict[str, float | None]:
+        """train_loss, train_accuracy … test_accuracy of the last epoch; None is NaN or an infinity."""
+        return {name: value for name, value in self.last.items() if name.startswith(SCORES)}
+
+
+def read(path: Path) -> Run:
+    """The run in a folder.
+
+    Raises:
+      UserError: there is none, or one of its files is damaged.
+    """
+    try:
+        config = tomllib.loads((path / "config.toml").read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{path}: not a run folder: it has no config.toml") from None
+    except ValueError as error:
+        raise UserError(f"{path / 'config.toml'}: damaged: {error}") from None
+    members = len(list((path / MEMBERS).glob("*")))
+    end = [] if members else _last(path / METRICS)
+    state = "diverged" if any("diverged" in row for row in end) else "finished"
+    final = next((row for row in end if "stopped_early" in row), {})
+    epochs = [row | row.get("unprotected", {}) for row in end if is_epoch(row)]
+    last = next((row for row in epochs if row["epoch"] == final.get("epoch", row["epoch"])), {}) | final
+    return Run(path, flat(config), "unfinished" if (path / UNFINISHED).exists() else state, last, members)
+
+
+def provenance(path: Path) -> dict[str, Any]:
+    """What provenance.json says: when a run began, with which versions, on what; {} of the member of a sweep.
+
+    Raises:
+      UserError: the file is damaged.
+    """
+    file = path / "provenance.json"
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{file}: damaged: {error}") from None
+
+
+def folders(places: Iterable[Path]) -> list[Path]:
+    """The run folders in these places, each of which is a run, a sweep, whose members count, or a folder of runs.
+
+    Raises:
+      UserError: a place where there is none.
+    """
+    found: list[Path] = []
+    for place in places:
+        inside = place / MEMBERS if (place / MEMBERS).is_dir() else place
+        own = [inside] if (inside / "config.toml").is_file() else [path.parent for path in inside.glob("*/config.toml")]
+        if not own:
+            raise UserError(f"{place}: {'there is no run in it' if place.exists() else 'no such folder'}")
+        found += sorted(own)
+    return found
+
+
+def rows(path: Path, length: int | None = None) -> list[dict[str, Any]]:
+    """The lines of a file of rows, or those that its last `length` bytes hold; none where there is no file.
+
+    A last line that a killed process left half written does not count.
+
+    Raises:
+      UserError: another line is no JSON object.
+    """
+    if not path.is_file():
+        return []
+    with path.open("rb") as file:
+        cut = max(0, path.stat().st_size - length) if length is not None else 0
+        file.seek(cut)
+        lines = file.read().splitlines(keepends=True)[1 if cut else 0 :]
+    try:
+        return [dict(json.loads(line)) for line in lines if line.endswith(b"\n")]
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path}: damaged: {error}") from None
+
+
+def is_epoch(row: Mapping[str, Any]) -> bool:
+    """Whether a row is that of an epoch: no recorded step, and none of those with which a run ends."""
+    return not row.keys() & {"batch_loss", "diverged", "stopped_early"}
+
+
+def flat(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of nested tables by their dotted keys.
+
+    Example:
+      >>> flat({"optimizer": {"name": "sgd", "arguments": {"momentum": 0.9}}, "sweep": {}})
+      {'optimizer.name': 'sgd', 'optimizer.arguments.momentum': 0.9}
+    """
+    values: dict[str, Any] = {}
+    for name, value in tables.items():
+        key = f"{prefix}{name}"
+        values |= flat(value, f"{key}.") if isinstance(value, Mapping) else {key: value}
+    return values
+
+
+def _last(path: Path) -> list[dict[str, Any]]:
+    """The rows at the end of metrics.jsonl, the last one first: that of the epoch with which the run ended is there."""
+    for length in (TAIL, None):
+        end = rows(path, length)[::-1]
+        if any(row["epoch"] in (end[0]["epoch"], end[0]["epoch"] - 1) for row in end if is_epoch(row)):
+            break
+    return end
+
+
+def ordered(rows: Sequence[Mapping[str, Any]], column: str) -> list[Mapping[str, Any]]:
+    """The rows of a table by one of its columns: of a score the best first; rows without a value stand last.
+
+    Raises:
+      UserError: there is no such column.
+    """
+    if column not in rows[0]:
+        from jaxbp.run.config import choose  # takes its time
+
+        choose("--sort", "column", column, rows[0])
+    there = [row for row in rows if row[column] is not None]
+    numbers = all(isinstance(row[column], int | float) for row in there)
+    best = column.startswith(SCORES) and column.endswith(LARGER_IS_BETTER)
+    there.sort(key=lambda row: row[column] if numbers else str(row[column]), reverse=best)
+    return [*there, *(row for row in rows if row[column] is None)]
