@@ -15,6 +15,7 @@ COMMANDS = {
     "list": "the runs in a folder, a line each",
     "show": "one run: its config, scores, environment and pictures",
     "compare": "runs beside each other: what differs, and their scores",
+    "evaluate": "a trained network on a test set: scores by class",
     "predict": "apply a trained network to new data",
     "check": "prove a backward pass against autodiff",
     "study": "per-sample gradients over a whole data set",

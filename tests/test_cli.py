@@ -668,13 +668,14 @@ def start(*arguments: str, **options: Any) -> subprocess.Popen[str]:
 
 
 HELP = {
-    ("--help",): ("run", "list", "show", "compare", "predict", "data", "--version"),
+    ("--help",): ("run", "list", "show", "compare", "evaluate", "predict", "data", "--version"),
     ("run", "--help"): ("CONFIG", "--resume", "--new", "--train.epochs", "--optimizer.learning-rate"),
     ("run", "x.toml", "--help"): ("--train.epochs 2", "Passes over the training set", "--train.batch-size 50"),
-    ("predict", "--help"): ("RUN_DIR", "--data", "--out"),
+    ("predict", "--help"): ("RUN_DIR", "--data", "--out", "--probabilities"),
     ("list", "--help"): ("FOLDER", "--sort"),
     ("show", "--help"): ("RUN_DIR",),
     ("compare", "--help"): ("RUN", "--by", "--sort", "--out"),
+    ("evaluate", "--help"): ("RUN_DIR", "--data"),
     ("data", "--help"): ("list", "import"),
     ("data", "list", "--help"): ("jaxbp data list",),
     ("data", "import", "--help"): ("NAME", "PATH", "mnist"),

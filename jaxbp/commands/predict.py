@@ -23,9 +23,19 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", metavar="FILE.csv", type=Path, help="where to write the predictions; standard output by default"
     )
-    parser.add_argument(
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument(
+        "--probabilities",
+        action="store_const",
+        const="probabilities",
+        dest="certainty",
+        help="with --data: a probability for each class, as the network gives it",
+    )
+    how.add_argument(
         "--laplace",
-        action="store_true",
+        action="store_const",
+        const="laplace",
+        dest="certainty",
         help="with --data: a probability for each class, or a standard deviation, by Laplace's approximation",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a file that exists; refused otherwise")
@@ -39,8 +49,8 @@ def run(options: argparse.Namespace) -> None:
     if options.prompt is not None:
         if options.out is not None:
             raise UserError("--out: it is for --data, a text goes to standard output")
-        if options.laplace:
-            raise UserError("--laplace: it is for --data")
+        if options.certainty is not None:
+            raise UserError(f"--{options.certainty}: it is for --data")
         print(goes_on(Path(options.folder), options.prompt, options.length, options.seed))
         return
-    predict(Path(options.folder), options.data, options.out, options.overwrite, options.laplace)
+    predict(Path(options.folder), options.data, options.out, options.overwrite, options.certainty)

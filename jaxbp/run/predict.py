@@ -4,24 +4,32 @@ import csv
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxbp import losses
 from jaxbp.network import Net, ParamTree, layer_of
-from jaxbp.run import laplace
+from jaxbp.run import laplace, targets
 from jaxbp.run.data.archive import arrays
 from jaxbp.run.errors import UserError
 from jaxbp.run.store import files
 from jaxbp.run.store.model import Model, finished, load
 
 
-def predict(run: Path, data: Path, out: Path | None, overwrite: bool = False, by_laplace: bool = False) -> None:
+def predict(
+    run: Path,
+    data: Path,
+    out: Path | None,
+    overwrite: bool = False,
+    certainty: Literal["probabilities", "laplace"] | None = None,
+) -> None:
     """Writes a row a sample: index, then the predicted class, or the numbers of a regression in the targets' units.
 
-    Of a sequence there is a class for each position. With `by_laplace` also how sure that is, see `jaxbp.run.laplace`.
+    Of a sequence there is a class for each position. `certainty` adds how sure that is: the
+    network's own probability of each class, or what `jaxbp.run.laplace` makes of it.
 
     Raises:
       UserError: no run, no array x in the file, an x that does not fit the network, an output that is there already or
@@ -32,9 +40,12 @@ def predict(run: Path, data: Path, out: Path | None, overwrite: bool = False, by
     if not finished(run):
         print(f"jaxbp: warning: {run} is unfinished; these are its parameters so far", file=sys.stderr)
     x = _read(data)
-    found = laplace.posterior(run, model) if by_laplace else None
+    found = laplace.posterior(run, model) if certainty == "laplace" else None
     try:
-        rows = _rows(model, model.predict(x)) if found is None else _sure_rows(model, found, x)
+        if found is not None:
+            rows = _sure_rows(model, found, x)
+        else:
+            rows = (_probable_rows if certainty else _rows)(model, model.predict(x))
     except ValueError as error:
         raise UserError(f"{data}: {error}") from None
     if out is None:
@@ -102,6 +113,15 @@ def _rows(model: Model, output: np.ndarray) -> list[list[object]]:
         ["index", *(f"y{k}" for k in range(output.shape[1]))],
         *([i, *row] for i, row in enumerate(output.tolist())),
     ]
+
+
+def _probable_rows(model: Model, output: np.ndarray) -> list[list[object]]:
+    p = targets.probabilities(losses.get(model.net.loss).name, output)
+    if not model.classes or p is None or p.ndim > 2:
+        needed = "a label a sample, and softmax_cross_entropy or sigmoid_cross_entropy"
+        raise UserError(f"--probabilities: it takes {needed}")
+    rows = ([i, model.classes[row.argmax()], *row.tolist()] for i, row in enumerate(p))
+    return [["index", *laplace.header(model)], *rows]
 
 
 def _sure_rows(model: Model, found: laplace.Posterior, x: np.ndarray) -> list[list[object]]:

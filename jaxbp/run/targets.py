@@ -35,8 +35,8 @@ def _are_counts(y: np.ndarray) -> np.ndarray:
 
 
 def _softmax(x: np.ndarray) -> np.ndarray:
-    powers = np.exp(x - x.max(axis=1, keepdims=True))
-    return powers / powers.sum(axis=1, keepdims=True)
+    powers = np.exp(x - x.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)
 
 
 PROBABILITIES = Kind("probabilities", _are_probabilities, _softmax, "softmax")
@@ -83,3 +83,12 @@ def predicted(loss: str, output: np.ndarray, scaling: Scaling | None) -> np.ndar
         with np.errstate(over="ignore"):  # eˣ is ∞ from x = 710 on, and σ(x) 0 from −710 on
             return kind.mean(output)
     return output if scaling is None else scaling.inverse(output)
+
+
+def probabilities(loss: str, output: np.ndarray) -> np.ndarray | None:
+    """Of each class, from the outputs (…, C) of a network that learned labels: softmax(x), or σ(x) each by itself.
+
+    None where the loss has none, as hinge and squared_error.
+    """
+    kind = kind_of(loss)
+    return kind.mean(output) if kind in (PROBABILITIES, SHARES) and kind is not None else None
