@@ -554,7 +554,7 @@ def test_no_command_replaces_a_file_of_the_users(fails: Callable[..., str]) -> N
 
 def test_the_public_names_come_when_they_are_used() -> None:
     for package in (jaxbp, jaxbp.run):
-        assert set(package.__all__) <= set(dir(package)) | {"Model", "load"}
+        assert set(package.__all__) <= set(dir(package)) | {"Model", "Run", "load", "train"}
         for name in package.__all__:
             assert getattr(package, name) is not None
         with pytest.raises(AttributeError, match=f"module '{package.__name__}' has no attribute 'MPL'"):

@@ -13,7 +13,8 @@ A run goes through these rooms, in this order. Each room is a folder here; a fil
     report/           what is said: the rows of metrics.jsonl, `metrics`; `progress`; TensorBoard `events`; `plots`
     host/             where it runs: the other `processes`, `launch`; `signals`; `memory`
     study/ sweep/     `jaxbp study` and `jaxbp trace`; a run for many seeds, learning rates and other values
-    predict.py        a trained network on new data
+    predict.py        a trained network on new data; evaluate.py, how good it is there
+    compare.py        runs beside each other, read by store/runs.py; trained.py, all of it from Python
 
 From a batch down. `loop.epochs` asks the program for an epoch. The program calls one compiled function, `epoch.epoch`:
 it draws the order of the samples from a key and scans `step.step` over the batches. A step takes the mean gradient of
@@ -38,20 +39,22 @@ How it ends: `loop.run` returns the folder, or raises one of `errors.py`: `UserE
     import jaxbp.run
     model = jaxbp.run.load("runs/digits")
     output = model.predict(x)
+    run = jaxbp.run.train("configs/digits.toml", data=(x, y))  # the same from Python, with data of your own
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jaxbp.run.store.model import Model, load
+    from jaxbp.run.trained import Run, train
 
-__all__ = ["Model", "load"]
+__all__ = ["Model", "Run", "load", "train"]
 
 if not TYPE_CHECKING:  # imported when it is first used: the command line is read without JAX
 
     def __getattr__(name: str) -> Any:
         if name not in __all__:
             raise AttributeError(f"module 'jaxbp.run' has no attribute {name!r}")
-        from jaxbp.run.store import model
-
-        return getattr(model, name)
+        module = "store.model" if name in ("Model", "load") else "trained"
+        return getattr(importlib.import_module(f"jaxbp.run.{module}"), name)

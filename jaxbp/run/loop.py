@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ from jaxbp.run.compute.mesh import OnMesh
 from jaxbp.run.compute.program import OneDevice, first_state
 from jaxbp.run.compute.step import State, Steps, StepSpec
 from jaxbp.run.config import Config
+from jaxbp.run.data import Dataset
 from jaxbp.run.errors import Diverged, Stopped
 from jaxbp.run.host import memory, processes, signals
 from jaxbp.run.networks import takes_tokens, title
@@ -36,6 +37,8 @@ from jaxbp.run.store import folder as folders
 from jaxbp.run.store.folder import How, RunFolder
 
 Program = OneDevice | OnMesh
+Callback = Callable[[dict[str, Any], ParamTree], None]
+"""Of the row of an epoch, as metrics.jsonl has it, and the parameters after it."""
 
 
 class Setup(NamedTuple):
@@ -69,8 +72,17 @@ class Epoch(NamedTuple):
         return self.rows[-1]  # type: ignore[return-value]
 
 
-def run(config: Config, name: str, console: Console, how: How = "auto") -> Path:
+def run(
+    config: Config,
+    name: str,
+    console: Console,
+    how: How = "auto",
+    dataset: Dataset | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> Path:
     """Trains the network of a config and returns the run folder; `name` names it where the config does not.
+
+    dataset: instead of the one that the config names;  callbacks: are called after every epoch.
 
     A run that was stopped goes on from its newest checkpoint, see `folder.opened`, and ends as if it had not been: with
     the same metrics.jsonl (a line an epoch and, before it, one for each of its recorded steps) and the same
@@ -81,7 +93,7 @@ def run(config: Config, name: str, console: Console, how: How = "auto") -> Path:
       Diverged: the loss or the gradient of a step was not finite, or the training loss after an epoch.
       Stopped: by SIGTERM or Ctrl-C, after a whole epoch, which is saved.
     """
-    setup = processes.on_all(lambda: prepare(config))
+    setup = processes.on_all(lambda: prepare(config, dataset))
     private = setup.spec.privacy
     digest = privacy.UNRECORDED if private else data.digest(setup.problem.dataset)
     known = private.provenance() if private else {}
@@ -90,7 +102,7 @@ def run(config: Config, name: str, console: Console, how: How = "auto") -> Path:
             if config.data.pca:
                 setup = _with_inputs(setup, folder)
             text.line(console, f"{describe(setup)}\nrun folder {folder.path}")
-            _train(setup, folder, console)
+            _train(setup, folder, console, callbacks)
         except Diverged:
             _finish(setup, folder)
             raise
@@ -112,10 +124,10 @@ def _finish(setup: Setup, folder: RunFolder) -> None:
     folder.finish()
 
 
-def prepare(config: Config) -> Setup:
+def prepare(config: Config, dataset: Dataset | None = None) -> Setup:
     """Reads the data and builds network and optimiser; UserError for what does not fit together."""
     kind = OnMesh if meshes.wanted(config.mesh) else OneDevice  # nobody asks again
-    return assemble(problems.pose(config, kind.in_place), kind)
+    return assemble(problems.pose(config, kind.in_place, dataset), kind)
 
 
 def assemble(problem: Problem, kind: type[Program] = OneDevice, members: int = 1) -> Setup:
@@ -167,7 +179,7 @@ def epochs(setup: Setup, begin: ResumePoint | None = None) -> Iterator[Epoch]:
         yield Epoch([*records, row], Timing(epoch, seconds, samples / seconds), evaluations, key)
 
 
-def _train(setup: Setup, folder: RunFolder, console: Console) -> None:
+def _train(setup: Setup, folder: RunFolder, console: Console, callbacks: Sequence[Callback]) -> None:
     """Trains to the end, from where the run was stopped; what was measured is in the folder however it ends."""
     config, started = setup.problem.config, time.perf_counter()
     begin = _resumed(setup, folder, console) if folder.resumed else None
@@ -184,6 +196,8 @@ def _train(setup: Setup, folder: RunFolder, console: Console) -> None:
                 stopped = _keep(setup, folder, last, stop.signal or 0)
                 tell(last.rows, last.timing)
                 show(last.row.shown(), last.timing)
+                for callback in callbacks:
+                    _call(callback, last.row, setup.program)
                 if stopped:
                     at = f"epoch {last.row.epoch} of {config.train.epochs}"
                     line = f"stopped after {at}, saved in {folder.path}; the same command goes on from there"
@@ -204,6 +218,14 @@ def _train(setup: Setup, folder: RunFolder, console: Console) -> None:
         summary(console, folder.epochs, time.perf_counter() - started)
         if private := setup.spec.privacy:
             text.line(console, private.describe())
+
+
+def _call(callback: Callback, row: EpochRow, program: Program) -> None:
+    try:
+        callback(row.line(), program.fetch(program.whole))
+    except Exception as error:
+        error.add_note(f"in the callback {getattr(callback, '__qualname__', callback)}, after epoch {row.epoch}")
+        raise
 
 
 def _keep(setup: Setup, folder: RunFolder, epoch: Epoch, signal: int) -> int:

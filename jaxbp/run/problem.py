@@ -116,13 +116,13 @@ def pose(config: Config, in_place: bool = False, dataset: Dataset | None = None)
     return problem
 
 
-def of_run(config: Config, model: Model, run: Path) -> Problem:
-    """What the model of a run was trained on.
+def of_run(config: Config, model: Model, run: Path, dataset: Dataset | None = None) -> Problem:
+    """What the model of a run was trained on; the data are read, if they are not given.
 
     Raises:
       UserError: data that have other classes or another scaling.
     """
-    problem = pose(config)
+    problem = pose(config, dataset=dataset)
     if config.privacy.pca_noise:  # which nobody can draw again
         problem = dataclasses.replace(problem, inputs=model.inputs)
     theirs, ours = ((*(of.inputs or ()), *(of.targets or ())) for of in (model, problem))

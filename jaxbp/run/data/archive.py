@@ -38,7 +38,11 @@ class Targets(NamedTuple):
 
 def read(path: Path, in_place: bool) -> Raw:
     """x (N, D) or images and y (N,), (N, T) integers or (N,), (N, C) floats; x_test and y_test likewise, or neither."""
-    found = arrays(path, ("x", "y"), ("x_test", "y_test"), in_place, "data.name: ")
+    return raw(path, arrays(path, ("x", "y"), ("x_test", "y_test"), in_place, "data.name: "))
+
+
+def raw(path: Path, found: Arrays) -> Raw:
+    """The arrays x and y, perhaps x_test and y_test, looked at; `path` begins what is said of them."""
     x, train, image_shape = _part(path, found, "x", "y")
     if "x_test" not in found:
         return Raw(x, train.y, None, None, train.classes, image_shape)

@@ -2,7 +2,9 @@
 
 import hashlib
 import math
-from typing import Literal, NamedTuple
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -66,7 +68,19 @@ def load(config: DataConfig, in_place: bool = False) -> Dataset:
         return Dataset(config.name, *text.read(config), None)
     if config.block is not None:
         raise UserError(f"data.block: {config.block}, but {config.name} is no text; leave out")
-    raw = _read(config.name, in_place)
+    return _divided(config, _read(config.name, in_place))
+
+
+def from_arrays(config: DataConfig, arrays: Sequence[Any]) -> Dataset:
+    """x and y, perhaps x_test and y_test too, instead of what `config` names: whatever NumPy makes arrays of."""
+    if len(arrays) not in (2, 4):
+        raise UserError(f"data: got {len(arrays)} arrays, allowed: (x, y) or (x, y, x_test, y_test)")
+    named = zip(("x", "y", "x_test", "y_test"), map(np.asarray, arrays), strict=False)
+    return _divided(config, archive.raw(Path(config.name), dict(named)))
+
+
+def _divided(config: DataConfig, raw: Raw) -> Dataset:
+    """Into training and test set, unless the data have their own."""
     if config.standardize_targets and raw.classes is not None:
         raise UserError(f"data.standardize_targets: true, but {config.name} has classes; it is for regression only")
     if raw.x_test is None or raw.y_test is None:

@@ -17,6 +17,7 @@ from jaxbp.network import Net, ParamTree, factors, gradient
 from jaxbp.run import problem as problems
 from jaxbp.run.compute.epoch import evaluate
 from jaxbp.run.config import Config
+from jaxbp.run.data import Dataset
 from jaxbp.run.problem import Problem, Split, drawn
 from jaxbp.run.store.model import Model, finished, load
 from jaxbp.run.study import curvature
@@ -75,7 +76,7 @@ class Results(NamedTuple):
     influence: Influence | None = None
 
 
-def prepare(source: Path, config: Config, split: str = "train") -> Subject:
+def prepare(source: Path, config: Config, split: str = "train", dataset: Dataset | None = None) -> Subject:
     """The split of the data that a run or config names, with the trained or the initial network, on one device.
 
     Raises:
@@ -83,7 +84,7 @@ def prepare(source: Path, config: Config, split: str = "train") -> Subject:
     """
     if source.is_dir():
         model = load(source)
-        problem = problems.of_run(config, model, source)
+        problem = problems.of_run(config, model, source, dataset)
     else:
         problem = problems.pose(config)
         model = problem.model(problem.initial())

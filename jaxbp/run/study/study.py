@@ -14,6 +14,7 @@ from jaxbp.mlp import MLP
 from jaxbp.network import Net
 from jaxbp.run import config as configs
 from jaxbp.run.config import Config, choose
+from jaxbp.run.data import Dataset
 from jaxbp.run.errors import UserError
 from jaxbp.run.problem import SPLITS
 from jaxbp.run.quantities import QUANTITIES, studied
@@ -78,6 +79,14 @@ def study(request: Request, console: Console) -> Path:
     pictures = ", ".join(written[1:]) or "no pictures"
     text.line(console, f"{out}, {pictures}")
     return out
+
+
+def columns(request: Request, dataset: Dataset | None = None) -> Columns:
+    """The table of a run alone, not written; of other data than the config names, where they are given."""
+    _check(request)
+    subject = prepare(request.source, _config(request.source), request.split, dataset)
+    names = _fitting(subject, request.quantities)
+    return table(subject, measure(subject, names, request.chunk).columns, set(names))
 
 
 def _draw(
