@@ -80,15 +80,15 @@ def test_a_folder_says_how_its_run_ended() -> None:
     expected = {"train_loss": 0.5, "train_accuracy": 0.9, "test_loss": 0.5, "test_accuracy": 0.75}
     assert found["finished"].scores == found["bad"].scores == expected
     assert found["empty"].scores == {}
-    assert found["finished"].config["optimizer.learning_rate"] == 0.1
+    assert found["finished"].config["optimizer"]["learning_rate"] == 0.1
 
 
 def test_the_last_epoch_is_found_behind_many_records_and_before_half_a_line() -> None:
     folder = made("run")
-    append(folder / "metrics.jsonl", [StepRecord(3, step, 1.0, {"x": "y" * 99}) for step in range(150)])
+    append(folder / "metrics.jsonl", [StepRecord(3, step, 1.0, {"x": "y" * 99}) for step in range(600)])
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"epoch": 3, "ste')
-    assert (folder / "metrics.jsonl").stat().st_size > 2 * runs.TAIL
+    assert (folder / "metrics.jsonl").stat().st_size > (runs.TAILS[1] or 0)
     assert runs.read(folder).last["epoch"] == 2
 
 

@@ -28,7 +28,7 @@ def run(options: argparse.Namespace) -> None:
     from jaxbp.run.store import runs
 
     rows = [_row(path) for path in runs.folders([options.folder])]
-    columns = [name for name in COLUMNS if any(name in row for row in rows)]
+    columns = [name for name in COLUMNS if any(row.get(name) is not None for row in rows)]
     whole = [{name: row.get(name) for name in columns} for row in rows]
     shown = [[text.cell(*item) for item in row.items()] for row in runs.ordered(whole, options.sort)]
     text.table(console(), columns, shown)
@@ -44,15 +44,15 @@ def _row(path: Path) -> dict[str, Any]:
     except UserError:
         return {"run": path.name, "state": "damaged"}
     sweep = f", sweep of {run.members}" if run.members else ""
-    network = f"{text.shown(run.config.get('model.sizes'))} {text.shown(run.config.get('model.hidden'))}"
-    kind = run.config.get("model.kind", "mlp")
+    data, model = run.config.get("data", {}), run.config.get("model", {})
+    network = f"{text.shown(model.get('sizes'))} {text.shown(model.get('hidden'))}"
     return {
         "run": path.name,
         "started": began.get("started", "")[:16].replace("T", " ") or None,
         "state": f"{run.state}{sweep}",
-        "data": Path(run.config.get("data.name", "")).name,
-        "network": network if kind == "mlp" else kind,
+        "data": Path(data.get("name", "")).name,
+        "network": network if model.get("kind", "mlp") == "mlp" else model["kind"],
         "epochs": run.last.get("epochs", run.last.get("epoch")),
-        "seconds": round(sum(row["seconds"] for row in timings), 1),
+        "seconds": round(sum(row["seconds"] for row in timings), 1) if timings else None,
         **{name: run.scores[name] for name in SCORES if name in run.scores},
     }

@@ -57,8 +57,9 @@ def compare(
 
 def differing(found: Sequence[Run]) -> list[str]:
     """The dotted keys that have more than one value, in the order of the configs."""
-    keys = dict.fromkeys(key for run in found for key in run.config)
-    return [key for key in keys if len({json.dumps(run.config.get(key)) for run in found}) > 1]
+    configs = [runs.flat(run.config) for run in found]
+    keys = dict.fromkeys(key for config in configs for key in config)
+    return [key for key in keys if len({json.dumps(config.get(key)) for config in configs}) > 1]
 
 
 def table(found: Sequence[Run], keys: Sequence[str]) -> list[Row]:
@@ -66,9 +67,9 @@ def table(found: Sequence[Run], keys: Sequence[str]) -> list[Row]:
     names = list(dict.fromkeys(name for run in found for name in run.scores))
     return [
         {"run": str(run.path), "state": run.state, "epoch": run.last.get("epoch")}
-        | {key: run.config.get(key) for key in keys}
+        | {key: config.get(key) for key in keys}
         | {name: run.scores.get(name) for name in names}
-        for run in found
+        for run, config in ((run, runs.flat(run.config)) for run in found)
     ]
 
 
@@ -134,8 +135,9 @@ def _write(out: Path, rows: Sequence[Row], by: Sequence[str]) -> None:
         if out.suffix == ".png":
             from jaxbp.run.report import figures, plots  # matplotlib takes its time
 
+            title = f"runs by {', '.join(by)}" if by else "runs"
             curves = [(_label(row, by) or row["run"], _epochs(Path(row["run"]))) for row in rows]
-            figures.save(plots.compared([c for c in curves if c[1]], ", ".join(by) or "runs"), part)
+            figures.save(plots.compared([c for c in curves if c[1]], title), part)
         elif out.suffix == ".json":
             part.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
         else:

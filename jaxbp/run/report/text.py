@@ -22,8 +22,7 @@ def table(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]
         room = [widths[k] for k in block]
         lines = [GAP.join(_padded(*cell) for cell in zip(row, room, block, strict=True)) for row in chosen]
         rule = "─" * max(map(cell_len, lines))
-        for row in (lines[0], rule, *lines[1:], ""):
-            console.out(row.rstrip(), highlight=False)
+        console.out("\n".join(row.rstrip() for row in (lines[0], rule, *lines[1:], "")), highlight=False)
 
 
 def line(console: Console, text: str) -> None:

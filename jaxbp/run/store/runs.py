@@ -1,6 +1,7 @@
 """Run folders as others find them: their names, configs, states and rows. No JAX: thousands are read in a moment."""
 
 import json
+import os
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from jaxbp.run.errors import UserError
 FILE, METRICS, TIMINGS = "params.safetensors", "metrics.jsonl", "timings.jsonl"
 MEMBERS = "members"  # of a sweep, a run folder each
 UNFINISHED = ".unfinished"  # there from the beginning of a run to its end; locked while a process works on it
-TAIL = 2**13  # bytes at the end of metrics.jsonl in which the last epoch is looked for first
+TAILS = (2**11, 2**16, None)  # bytes at the end of metrics.jsonl in which the last epoch is looked for; None: in all
 SCORES = ("train_", "validation_", "test_")  # what the names of scores begin with
 LARGER_IS_BETTER = ("accuracy", "r2")  # and end with
 
@@ -19,13 +20,13 @@ LARGER_IS_BETTER = ("accuracy", "r2")  # and end with
 class Run(NamedTuple):
     """A run folder.
 
-    config: the values of config.toml by dotted keys;  state: finished, unfinished or diverged;  last: the row of the
+    config: the tables of config.toml;  state: finished, unfinished or diverged;  last: the row of the
     last epoch, or of the best one with the row that ends the run, {} before there is one;  members: how many a sweep
     has, which has no last epoch of its own.
     """
 
     path: Path
-    config: dict[str, Any]
+    config: dict[str, dict[str, Any]]
     state: str
     last: dict[str, Any]
     members: int
@@ -48,13 +49,13 @@ def read(path: Path) -> Run:
         raise UserError(f"{path}: not a run folder: it has no config.toml") from None
     except ValueError as error:
         raise UserError(f"{path / 'config.toml'}: damaged: {error}") from None
-    members = len(list((path / MEMBERS).glob("*")))
+    members = len(os.listdir(path / MEMBERS)) if (path / MEMBERS).is_dir() else 0
     end = [] if members else _last(path / METRICS)
     state = "diverged" if any("diverged" in row for row in end) else "finished"
     final = next((row for row in end if "stopped_early" in row), {})
     epochs = [row | row.get("unprotected", {}) for row in end if is_epoch(row)]
     last = next((row for row in epochs if row["epoch"] == final.get("epoch", row["epoch"])), {}) | final
-    return Run(path, flat(config), "unfinished" if (path / UNFINISHED).exists() else state, last, members)
+    return Run(path, config, "unfinished" if (path / UNFINISHED).exists() else state, last, members)
 
 
 def provenance(path: Path) -> dict[str, Any]:
@@ -97,11 +98,11 @@ def rows(path: Path, length: int | None = None) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     with path.open("rb") as file:
-        cut = max(0, path.stat().st_size - length) if length is not None else 0
+        cut = max(0, os.fstat(file.fileno()).st_size - length) if length is not None else 0
         file.seek(cut)
-        lines = file.read().splitlines(keepends=True)[1 if cut else 0 :]
+        lines = file.read().split(b"\n")[1 if cut else 0 : -1]
     try:
-        return [dict(json.loads(line)) for line in lines if line.endswith(b"\n")]
+        return list(map(dict, json.loads(b"[%b]" % b",".join(lines))))  # at once: a call a line takes twice the time
     except (ValueError, TypeError) as error:
         raise UserError(f"{path}: damaged: {error}") from None
 
@@ -127,7 +128,7 @@ def flat(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _last(path: Path) -> list[dict[str, Any]]:
     """The rows at the end of metrics.jsonl, the last one first: that of the epoch with which the run ended is there."""
-    for length in (TAIL, None):
+    for length in TAILS:
         end = rows(path, length)[::-1]
         if any(row["epoch"] in (end[0]["epoch"], end[0]["epoch"] - 1) for row in end if is_epoch(row)):
             break
