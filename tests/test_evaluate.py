@@ -8,11 +8,13 @@ import pytest
 import tomli_w
 from sklearn import metrics
 
+from jaxbp import losses
 from jaxbp.cli import main
 from jaxbp.run import config as configs
 from jaxbp.run import data as data_sets
 from jaxbp.run import problem as problems
-from jaxbp.run.evaluate import calibration, classification, regression
+from jaxbp.run import targets
+from jaxbp.run.evaluate import _cell, calibration, classification, regression
 from jaxbp.run.store.model import load
 
 RNG = np.random.default_rng(0)
@@ -79,6 +81,20 @@ def test_the_calibration_of_three_bins_by_hand() -> None:
     p = np.stack([1 - confidence, confidence], axis=1)
     [ece] = classification(right.astype(int), p, p, "ab")["scores"]["ece"]
     assert ece == pytest.approx((2 * 0.065 + 2 * 0.045) / 4)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_probabilities_are_those_of_the_loss_also_over_positions(smoothing: float) -> None:
+    loss, x = losses.smoothed_softmax_cross_entropy(smoothing), RNG.normal(size=(2, 5, 3))
+    expected = np.exp(x) / np.exp(x).sum(axis=2, keepdims=True)
+    for name in (loss.name, losses.over_positions(loss).name):
+        np.testing.assert_allclose(targets.probabilities(name, x), expected)
+    np.testing.assert_allclose(targets.probabilities("sigmoid_cross_entropy", x), 1 / (1 + np.exp(-x)))
+    assert targets.probabilities("hinge", x) is targets.probabilities("poisson", x) is None
+
+
+def test_classes_that_cannot_be_printed_are_quoted() -> None:
+    assert [_cell("", name) for name in ("a", "\n", " ", "b c")] == ["a", r"'\n'", "' '", "b c"]
 
 
 def test_a_regression() -> None:

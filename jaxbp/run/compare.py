@@ -124,7 +124,10 @@ def _label(row: Row, keys: Sequence[str]) -> str:
 
 
 def _print(console: Console, rows: Sequence[Row]) -> None:
-    """Without state and epoch where all are the same."""
+    """Without state and epoch where all are the same, and without the folders of runs where their names suffice."""
+    names = [Path(row.get("run", "")).name for row in rows]
+    if len(set(names)) == len(rows):
+        rows = [{**row, "run": name} if name else row for row, name in zip(rows, names, strict=True)]
     columns = [n for n in rows[0] if n not in ("state", "epoch") or len({row[n] for row in rows}) > 1]
     text.table(console, columns, [[text.cell(name, row[name]) for name in columns] for row in rows])
 

@@ -37,11 +37,8 @@ def evaluate(run: Path, data: Path | None, console: Console) -> None:
         raise UserError(f"{name}: {error}") from None
     text.line(console, f"{run}: {len(x):,} samples of {name}\n")
     for columns in tables(model, output, y).values():
-        cells = (
-            [text.shown_score(key, value) if isinstance(value, float) else str(value) for value in column]
-            for key, column in columns.items()
-        )
-        text.table(console, list(columns), list(zip(*cells, strict=True)))
+        cells = ([_cell(key, value) for value in column] for key, column in columns.items())
+        text.table(console, [_cell("", name) for name in columns], list(zip(*cells, strict=True)))
 
 
 def tables(model: Model, output: np.ndarray, y: np.ndarray) -> Tables:
@@ -107,6 +104,12 @@ def calibration(confidence: np.ndarray, right: np.ndarray) -> Columns:
 def _mean(values: np.ndarray) -> float:
     known = values[~np.isnan(values)]
     return float(known.mean()) if known.size else np.nan
+
+
+def _cell(name: str, value: Any) -> str:
+    if isinstance(value, float):
+        return text.shown_score(name, value)
+    return str(value) if str(value).isprintable() and str(value).strip() else repr(value)  # "\n" of a text
 
 
 def _area(right: np.ndarray, ranked: np.ndarray) -> float:

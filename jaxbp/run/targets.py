@@ -53,8 +53,8 @@ KINDS = {
 
 
 def kind_of(loss: str) -> Kind | None:
-    """By the name of a loss, with or without the label smoothing behind it; None where any numbers are allowed."""
-    return KINDS.get(loss.partition("(")[0])
+    """By the name of a loss, also one with label smoothing or over positions; None where any numbers are allowed."""
+    return KINDS.get(loss.partition("(")[0].removeprefix("mean of ").removesuffix(" over positions"))
 
 
 def check(loss: str, y: np.ndarray, where: str) -> None:
@@ -91,4 +91,4 @@ def probabilities(loss: str, output: np.ndarray) -> np.ndarray | None:
     None where the loss has none, as hinge and squared_error.
     """
     kind = kind_of(loss)
-    return kind.mean(output) if kind in (PROBABILITIES, SHARES) and kind is not None else None
+    return kind.mean(output) if kind and kind is not COUNTS else None
