@@ -101,9 +101,10 @@ def test_a_private_run_shows_what_epsilon_does_not_cover_if_it_was_asked_for() -
 
 def test_damaged_files_are_named() -> None:
     folder = made("run")
-    (folder / "metrics.jsonl").write_text("no\n")
-    with pytest.raises(UserError, match=r"^run/metrics.jsonl: damaged: "):
-        runs.read(folder)
+    for line in ("no", "3", "{}"):
+        (folder / "metrics.jsonl").write_text(f"{line}\n")
+        with pytest.raises(UserError, match=r"^run/metrics.jsonl: damaged: "):
+            runs.read(folder)
     (folder / "provenance.json").write_text("{")
     with pytest.raises(UserError, match=r"^run/provenance.json: damaged: "):
         runs.provenance(folder)
@@ -133,6 +134,15 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert fault(capsys, "list", "nowhere") == "nowhere: no such folder"
     Path("bare").mkdir()
     assert fault(capsys, "list", "bare") == "bare: there is no run in it"
+
+
+def test_members_of_a_sweep_have_no_dates(capsys: pytest.CaptureFixture[str]) -> None:
+    for seed in "10":
+        member = made(f"runs/swept/members/seed-{seed}", "--train.seed", seed)
+        (member / "provenance.json").unlink(), (member / "timings.jsonl").unlink()
+    head, _, *rows, _ = shown(capsys, "list", "runs/swept")
+    assert head.split() == ["run", "state", "data", "network", "epochs", "test_accuracy"]
+    assert [row.split()[0] for row in rows] == ["seed-0", "seed-1"]
 
 
 def test_to_list_and_to_compare_needs_no_jax() -> None:

@@ -27,11 +27,10 @@ def run(options: argparse.Namespace) -> None:
     from jaxbp.run.report import text
     from jaxbp.run.store import runs
 
-    rows = [_row(path) for path in runs.folders([options.folder])]
-    columns = [name for name in COLUMNS if any(row.get(name) is not None for row in rows)]
-    whole = [{name: row.get(name) for name in columns} for row in rows]
-    shown = [[text.cell(*item) for item in row.items()] for row in runs.ordered(whole, options.sort)]
-    text.table(console(), columns, shown)
+    found = [_row(path) for path in runs.folders([options.folder])]
+    rows = runs.ordered([{name: row.get(name) for name in COLUMNS} for row in found], options.sort)
+    columns = [name for name in COLUMNS if any(row[name] is not None for row in rows)]
+    text.table(console(), columns, [[text.cell(name, row[name]) for name in columns] for row in rows])
 
 
 def _row(path: Path) -> dict[str, Any]:
@@ -44,15 +43,16 @@ def _row(path: Path) -> dict[str, Any]:
     except UserError:
         return {"run": path.name, "state": "damaged"}
     sweep = f", sweep of {run.members}" if run.members else ""
-    data, model = run.config.get("data", {}), run.config.get("model", {})
-    network = f"{text.shown(model.get('sizes'))} {text.shown(model.get('hidden'))}"
+    config = runs.flat(run.config)
+    kind = config.get("model.kind", "mlp")
+    network = f"{text.shown(config.get('model.sizes'))} {text.shown(config.get('model.hidden'))}"
     return {
         "run": path.name,
         "started": began.get("started", "")[:16].replace("T", " ") or None,
         "state": f"{run.state}{sweep}",
-        "data": Path(data.get("name", "")).name,
-        "network": network if model.get("kind", "mlp") == "mlp" else model["kind"],
+        "data": Path(config.get("data.name", "")).name,
+        "network": network if kind == "mlp" else kind,
         "epochs": run.last.get("epochs", run.last.get("epoch")),
-        "seconds": round(sum(row["seconds"] for row in timings), 1) if timings else None,
+        "seconds": round(sum(row.get("seconds", 0) for row in timings), 1) if timings else None,
         **{name: run.scores[name] for name in SCORES if name in run.scores},
     }

@@ -50,8 +50,6 @@ def compare(
         if len(groups) == 2:
             text.line(console, paired(groups, [key for key in keys if key not in chosen]))
     if out is not None:
-        if out.suffix == ".png" and not any(row["epoch"] for row in rows):
-            raise UserError("--out: none of these runs has an epoch to draw")
         _write(out, rows, chosen)
 
 
@@ -138,17 +136,18 @@ def _write(out: Path, rows: Sequence[Row], by: Sequence[str]) -> None:
         if out.suffix == ".png":
             from jaxbp.run.report import figures, plots  # matplotlib takes its time
 
-            title = f"runs by {', '.join(by)}" if by else "runs"
-            curves = [(_label(row, by) or row["run"], _epochs(Path(row["run"]))) for row in rows]
-            figures.save(plots.compared([c for c in curves if c[1]], title), part)
+            curves = [(_label(row, by) or row["run"], _epochs(row)) for row in rows if row["epoch"]]
+            if not curves:
+                raise UserError("--out: none of these runs has an epoch to draw")
+            figures.save(plots.compared(curves, f"runs by {', '.join(by)}" if by else "runs"), part)
         elif out.suffix == ".json":
             part.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
         else:
             part.write_text(_csv(rows) if out.suffix == ".csv" else _markdown(rows), encoding="utf-8")
 
 
-def _epochs(run: Path) -> list[Row]:
-    return list(filter(runs.is_epoch, runs.rows(run / runs.METRICS)))
+def _epochs(row: Row) -> list[Row]:
+    return list(filter(runs.is_epoch, runs.rows(Path(row["run"], runs.METRICS))))
 
 
 def _csv(rows: Sequence[Row]) -> str:

@@ -102,7 +102,10 @@ def rows(path: Path, length: int | None = None) -> list[dict[str, Any]]:
         file.seek(cut)
         lines = file.read().split(b"\n")[1 if cut else 0 : -1]
     try:
-        return list(map(dict, json.loads(b"[%b]" % b",".join(lines))))  # at once: a call a line takes twice the time
+        found = list(map(dict, json.loads(b"[%b]" % b",".join(lines))))  # at once: a call a line takes twice the time
+        if any("epoch" not in row for row in found):
+            raise ValueError("a line without an epoch")
+        return found
     except (ValueError, TypeError) as error:
         raise UserError(f"{path}: damaged: {error}") from None
 
