@@ -15,6 +15,7 @@ COMMANDS = {
     "list": "the runs in a folder, a line each",
     "show": "one run: its config, scores, environment and pictures",
     "compare": "runs beside each other: what differs, and their scores",
+    "report": "one page about runs: a file of HTML",
     "evaluate": "a trained network on a test set: scores by class",
     "predict": "apply a trained network to new data",
     "check": "prove a backward pass against autodiff",

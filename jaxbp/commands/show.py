@@ -18,16 +18,14 @@ def run(options: argparse.Namespace) -> None:
     from jaxbp.run.report import text
     from jaxbp.run.store import runs
 
-    out, found, environment = console(), runs.read(options.folder), runs.provenance(options.folder)
+    out, found = console(), runs.read(options.folder)
     ended = f"a sweep of {found.members}" if found.members else f"{found.last.get('epoch', 0)} epochs"
     text.line(out, f"{found.path}: {found.state}, {ended}\n")
-    splits = [split for split in runs.SCORES if f"{split}loss" in found.scores]
-    names = [name.removeprefix(splits[-1]) for name in found.scores if name.startswith(splits[-1])] if splits else []
-    rows = [[name, *(text.shown_score(name, found.scores.get(f"{of}{name}")) for of in splits)] for name in names]
+    columns, rows = text.scores(found.scores)
     if rows:
-        text.table(out, ("", *(split.rstrip("_") for split in splits)), rows)
+        text.table(out, columns, rows)
     config = (found.path / "config.toml").read_text(encoding="utf-8")
-    parts = {"config": config.splitlines(), "environment": [f"{k}: {v}" for k, v in runs.flat(environment).items()]}
+    parts = {"config": config.splitlines(), "environment": runs.environment(found.path)}
     parts["pictures"] = [str(path) for path in sorted(found.path.iterdir()) if path.suffix in (".png", ".svg")]
     for name, lines in parts.items():
         text.line(out, "\n".join((f"{name}", *(f"  {line}".rstrip() for line in lines), "")))

@@ -5,7 +5,7 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
@@ -16,11 +16,23 @@ from jaxbp.run.report import text
 from jaxbp.run.store import files, runs
 from jaxbp.run.store.runs import Run
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 SEED = "train.seed"
 TESTED = ("test_accuracy", "test_rmse", "test_loss")  # the first of them that all runs have
 CHANCE = 0.05  # from this p-value on chance may explain a difference
 
 Row = Mapping[str, Any]
+
+
+class Comparison(NamedTuple):
+    """A row a run; a row a group, if one has several runs; what is to be said of them; the keys of the groups."""
+
+    rows: Sequence[Row]
+    groups: list[Row]
+    lines: list[str]
+    keys: list[str]
 
 
 def compare(
@@ -35,22 +47,42 @@ def compare(
     found = [runs.read(path) for path in runs.folders(places)]
     if len(found) < 2:
         raise UserError(f"compare: {found[0].path} is one run, it takes two; jaxbp show shows one")
+    compared = comparison(found, by)
+    rows = compared.rows if sort is None else runs.ordered(compared.rows, sort)
+    _print(console, rows)
+    if compared.groups:
+        _print(console, compared.groups)
+    for said in compared.lines:
+        text.line(console, said)
+    if out is not None:
+        if out.suffix == ".png" and not any(row["epoch"] for row in rows):
+            raise UserError("--out: none of these runs has an epoch to draw")
+        _write(out, compared._replace(rows=rows))
+
+
+def comparison(found: Sequence[Run], by: str | None = None) -> Comparison:
+    """The runs beside each other, grouped by the keys that differ but the seed, or `by` one of them alone."""
     keys = differing(found)
     rows = table(found, keys)
-    if sort is not None:
-        rows = runs.ordered(rows, sort)
     if by is not None:
         choose("--by", "key", by, dict.fromkeys(keys))
     chosen = [key for key in keys if key != SEED] if by is None else [by]
     groups = grouped([row for row in rows if row["state"] == "finished" and row["epoch"]], chosen)
-    _print(console, rows)
-    if any(len(group) > 1 for group in groups.values()):
-        _print(console, [summary(", ".join(chosen), *item) for item in groups.items()])
-        text.line(console, "mean ± standard deviation of the finished runs")
-        if len(groups) == 2:
-            text.line(console, paired(groups, [key for key in keys if key not in chosen]))
-    if out is not None:
-        _write(out, rows, chosen)
+    if all(len(group) == 1 for group in groups.values()):
+        return Comparison(rows, [], [], chosen)
+    lines = ["mean ± standard deviation of the finished runs"]
+    if len(groups) == 2:
+        lines.append(paired(groups, [key for key in keys if key not in chosen]))
+    return Comparison(rows, [summary(", ".join(chosen), *item) for item in groups.items()], lines, chosen)
+
+
+def curves(compared: Comparison) -> "Figure":
+    """Loss and score of the runs over one another, those of a group in one colour."""
+    from jaxbp.run.report import plots  # matplotlib takes its time
+
+    title = f"runs by {', '.join(compared.keys)}" if compared.keys else "runs"
+    drawn = [(_label(row, compared.keys) or row["run"], _epochs(row)) for row in compared.rows if row["epoch"]]
+    return plots.compared(drawn, title)
 
 
 def differing(found: Sequence[Run]) -> list[str]:
@@ -84,7 +116,8 @@ def summary(keys: str, label: str, rows: Sequence[Row]) -> Row:
     shown = {keys or "all": label, "runs": str(len(rows))}
     for name in filter(lambda name: name.startswith(runs.SCORES), rows[0]):
         values = [row[name] for row in rows if row[name] is not None]
-        parts = [np.mean(values)] * bool(values) + [np.std(values, ddof=1)] * (len(values) > 1)
+        parts = [np.mean(values)] if values else []
+        parts += [np.std(values, ddof=1)] if len(values) > 1 else []
         shown[name.replace("_", " ")] = " ± ".join(text.shown_score(name, float(part)) for part in parts)
     return shown
 
@@ -130,16 +163,14 @@ def _print(console: Console, rows: Sequence[Row]) -> None:
     text.table(console, columns, [[text.cell(name, row[name]) for name in columns] for row in rows])
 
 
-def _write(out: Path, rows: Sequence[Row], by: Sequence[str]) -> None:
-    """The rows; as a picture their curves, those of a group in one colour."""
+def _write(out: Path, compared: Comparison) -> None:
+    """The rows, or their curves as a picture."""
+    rows = compared.rows
     with files.writable(f"--out: {str(out)!r}"), files.replaced(out) as part:
         if out.suffix == ".png":
-            from jaxbp.run.report import figures, plots  # matplotlib takes its time
+            from jaxbp.run.report import figures
 
-            curves = [(_label(row, by) or row["run"], _epochs(row)) for row in rows if row["epoch"]]
-            if not curves:
-                raise UserError("--out: none of these runs has an epoch to draw")
-            figures.save(plots.compared(curves, f"runs by {', '.join(by)}" if by else "runs"), part)
+            figures.save(curves(compared), part)
         elif out.suffix == ".json":
             part.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
         else:

@@ -29,16 +29,27 @@ def evaluate(run: Path, data: Path | None, console: Console) -> None:
     Raises:
       UserError: no run, samples that don't fit it.
     """
+    name, found = measured(run, data)
+    text.line(console, f"{run}: {name}\n")
+    for columns in found.values():
+        text.table(console, *cells(columns))
+
+
+def measured(run: Path, data: Path | None = None) -> tuple[str, Tables]:
+    """Of which samples, and the tables."""
     model = load(run)
     name, x, y = _samples(run, model, data)
     try:
         output = model.predict(x)
     except ValueError as error:
         raise UserError(f"{name}: {error}") from None
-    text.line(console, f"{run}: {len(x):,} samples of {name}\n")
-    for columns in tables(model, output, y).values():
-        cells = ([_cell(key, value) for value in column] for key, column in columns.items())
-        text.table(console, [_cell("", name) for name in columns], list(zip(*cells, strict=True)))
+    return f"{len(x):,} samples of {name}", tables(model, output, y)
+
+
+def cells(columns: Columns) -> tuple[list[str], list[tuple[str, ...]]]:
+    """The names of the columns and the rows of a table as they are shown."""
+    shown = ([_cell(name, value) for value in column] for name, column in columns.items())
+    return [_cell("", name) for name in columns], list(zip(*shown, strict=True))
 
 
 def tables(model: Model, output: np.ndarray, y: np.ndarray) -> Tables:

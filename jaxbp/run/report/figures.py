@@ -3,6 +3,7 @@
 A figure is no figure of pyplot: the backend of whoever calls stays as it is, and nothing has to be closed.
 """
 
+import io
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,9 +49,9 @@ def laid_out(heading: str, size: tuple[float, float]) -> Figure:
     return figure
 
 
-def save(figure: Figure, path: Path, kind: str | None = None) -> None:
+def save(figure: Figure, path: Path | io.BytesIO, kind: str | None = None) -> None:
     """Writes a PNG or, where the suffix or `kind` says so, an SVG: the same bytes each time."""
-    kind = kind or path.suffix[1:]
+    kind = kind or Path(str(path)).suffix[1:]
     with warnings.catch_warnings(), matplotlib.rc_context({"svg.hashsalt": "jaxbp"}):
         warnings.filterwarnings("ignore", "Glyph", UserWarning)  # a class name in a script that the font lacks
         figure.savefig(path, dpi=110, format=kind, metadata={"Date": None} if kind == "svg" else None)

@@ -1,6 +1,6 @@
 """Lines and tables for a person: no word is broken, no number is ever cut."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.cells import cell_len
@@ -52,6 +52,14 @@ def shown_score(name: str, value: float | None) -> str:
     if value is None:
         return "–"
     return f"{100 * value:.2f} %" if name.endswith("accuracy") else f"{value:.4g}"
+
+
+def scores(values: Mapping[str, float | None]) -> tuple[list[str], list[list[str]]]:
+    """The scores of a run as a table: its columns are the sets, its rows the names of the scores."""
+    splits = [split for split in SCORES if f"{split}loss" in values]
+    names = [name.removeprefix(splits[-1]) for name in values if name.startswith(splits[-1])] if splits else []
+    rows = [[name, *(shown_score(name, values.get(f"{of}{name}")) for of in splits)] for name in names]
+    return ["", *(split.rstrip("_") for split in splits)], rows
 
 
 def cell(name: str, value: Any) -> str:

@@ -71,6 +71,12 @@ def provenance(path: Path) -> dict[str, Any]:
         raise UserError(f"{file}: damaged: {error}") from None
 
 
+def environment(path: Path) -> list[str]:
+    """What provenance.json says, a line a key."""
+    found = flat(provenance(path)).items()
+    return [f"{key}: {' '.join(map(str, value)) if isinstance(value, list) else value}" for key, value in found]
+
+
 def folders(places: Iterable[Path]) -> list[Path]:
     """The run folders in these places, each of which is a run, a sweep, whose members count, or a folder of runs.
 
