@@ -436,6 +436,7 @@ TABLES = st.fixed_dictionaries(
             {
                 "name": TEXT,
                 "test_fraction": optional(st.floats(0.01, 0.99)),
+                "validation": optional(st.floats(0.01, 0.99)),
                 "seed": SEED,
                 "standardize": st.sampled_from(["feature", "global", "none", {"mean": 0.5, "scale": 2.0}]),
                 "standardize_targets": st.booleans(),

@@ -649,6 +649,62 @@ def test_own_test_set_takes_no_fraction(mirror: Mirror) -> None:
     fails("data.test_fraction: 0.2, but mnist", lambda: load(DataConfig("mnist", test_fraction=0.2)))
 
 
+# --- validation -------------------------------------------------------------------------------------------------------
+
+
+def test_validation_is_a_stratified_part_of_the_training_set(tmp_path: Path) -> None:
+    y = np.repeat([0, 1, 2], [400, 40, 80])
+    name = npz(tmp_path, x=np.arange(520.0)[:, None], y=y)
+    without, found, again = (load(DataConfig(name, validation=share)) for share in (None, 0.25, 0.25))
+    assert without.splits == ("train", "test") and found.splits == ("train", "validation", "test")
+    np.testing.assert_array_equal(found.x_test, without.x_test)
+    assert np.bincount(found.y_validation).tolist() == [80, 8, 16]
+    parts = np.concatenate([found.x_train, found.x_validation])
+    np.testing.assert_array_equal(np.sort(parts, axis=0), np.sort(without.x_train, axis=0))
+    np.testing.assert_array_equal(found.x_validation, again.x_validation)
+    other = load(DataConfig(name, validation=0.25, seed=1))
+    assert not np.array_equal(found.x_validation, other.x_validation)
+    assert len({data.digest(dataset) for dataset in (without, found, other)}) == 3
+
+
+def test_npz_with_its_own_validation_set(tmp_path: Path) -> None:
+    images = np.arange(60.0).reshape(5, 4, 3)
+    name = npz(
+        tmp_path, x=images, y=LABELS[:5], x_val=images[:2], y_val=LABELS[:2], x_test=images[3:], y_test=LABELS[3:5]
+    )
+    found = load(DataConfig(name))
+    assert found.x_validation is not None and found.x_validation.shape == (2, 12)
+    np.testing.assert_array_equal(found.y_validation, LABELS[:2])
+    assert len(found.x_train) == 5 and len(found.x_test) == 2
+    fails("data.validation: 0.2, but .* has its own validation set", lambda: load(DataConfig(name, validation=0.2)))
+    name = npz(tmp_path, x=X, y=LABELS, x_val=X[:3], y_val=LABELS[:3])
+    assert [len(part) for part in load(DataConfig(name))[1:5:2]] == [16, 4]  # the test set is taken from the others
+    for arrays, match in (
+        ({"x_val": X}, "no array 'y_val'"),
+        ({"x_val": X[:, :1], "y_val": LABELS}, "x_val: a sample has the shape"),
+        ({"x_val": X, "y_val": LABELS + 9}, "y_val: row 0 is the label"),
+        ({"x_val": X, "y_val": LABELS[1:]}, "x_val has 20 rows and y_val has 19"),
+    ):
+        fails(match, partial(load, DataConfig(npz(tmp_path, x=X, y=LABELS, **arrays))))
+
+
+def test_impossible_validation(tmp_path: Path) -> None:
+    name = npz(tmp_path, x=X, y=at(at(np.zeros(20, int), 3, 1), 4, 1))
+    fails("class '1' has one training sample", lambda: load(DataConfig(name, test_fraction=0.5, validation=0.5)))
+    name = npz(tmp_path, x=X, y=LABELS)
+    match = "data.validation: 0.01 leaves 15 of 16 samples to train with and 1 to validate; each needs 4"
+    fails(match, lambda: load(DataConfig(name, validation=0.01)))
+
+
+def test_a_text_is_validated_on_what_comes_before_its_test_set(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("abcdefghij" * 40)
+    found = load(DataConfig(str(tmp_path / "a.txt"), validation=0.25, block=4))
+    assert found.x_validation is not None and [len(x) for x in (found.x_train, found.x_validation)] == [67, 22]
+    np.testing.assert_array_equal(found.x_validation[0], np.arange(270, 274) % 10)
+    short = DataConfig(str(tmp_path / "a.txt"), validation=0.01, block=4)
+    fails("data.block: 4 and the next one, but .* 400 characters, 40 of them for the test, 4 for", lambda: load(short))
+
+
 # --- scaling ----------------------------------------------------------------------------------------------------------
 
 

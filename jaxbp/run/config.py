@@ -63,10 +63,13 @@ class DataConfig:
     test_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Part of the samples kept for the test; None: the data set's own test set, or 0.2 where it has none. Of a text its
     end; None: 0.1."""
+    validation: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Part of the training samples kept to validate with: each epoch is scored on it, and the test set only at the end.
+    None: the data set's own x_val and y_val, or no validation set. Of a text what comes before the test set."""
     block: Count | None = None
     """Of a text: the characters of a sample; None: 64. Each epoch reads the text once, from another beginning on."""
     seed: Seed = 0
-    """Seed of the split into training and test set."""
+    """Seed of the split into training, validation and test set."""
     standardize: Literal["feature", "global", "none"] | Constants = "feature"
     """Inputs to mean 0 and standard deviation 1: each column, all by one mean and deviation, not at all, or by numbers
     from elsewhere, such as {mean = 33.3, scale = 78.6}."""

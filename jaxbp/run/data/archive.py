@@ -1,9 +1,9 @@
-"""An .npz of the user's: x and y, and perhaps x_test and y_test."""
+"""An .npz of the user's: x and y, and perhaps x_test and y_test, x_val and y_val."""
 
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,7 +19,7 @@ Arrays = dict[str, np.ndarray]
 
 
 class Raw(NamedTuple):
-    """What a file holds; the test arrays are None where there is no test set of its own."""
+    """What a file holds; the test and validation arrays are None where it has none."""
 
     x: np.ndarray
     y: np.ndarray
@@ -27,6 +27,8 @@ class Raw(NamedTuple):
     y_test: np.ndarray | None
     classes: tuple[str, ...] | None
     image_shape: tuple[int, ...] | None
+    x_val: np.ndarray | None = None
+    y_val: np.ndarray | None = None
 
 
 class Targets(NamedTuple):
@@ -37,21 +39,26 @@ class Targets(NamedTuple):
 
 
 def read(path: Path, in_place: bool) -> Raw:
-    """x (N, D) or images and y (N,), (N, T) integers or (N,), (N, C) floats; x_test and y_test likewise, or neither."""
-    return raw(path, arrays(path, ("x", "y"), ("x_test", "y_test"), in_place, "data.name: "))
+    """x (N, D) or images and y (N,), (N, T) integers or (N,), (N, C) floats.
+
+    x_test and y_test, x_val and y_val likewise: both of a set or neither.
+    """
+    optional = (("x_test", "y_test"), ("x_val", "y_val"))
+    return raw(path, arrays(path, ("x", "y"), optional, in_place, "data.name: "))
 
 
 def raw(path: Path, found: Arrays) -> Raw:
-    """The arrays x and y, perhaps x_test and y_test, looked at; `path` begins what is said of them."""
+    """The arrays x and y, and of other sets, looked at; `path` begins what is said of them."""
     x, train, image_shape = _part(path, found, "x", "y")
-    if "x_test" not in found:
-        return Raw(x, train.y, None, None, train.classes, image_shape)
-    x_test, test, _ = _part(path, found, "x_test", "y_test")
-    if found["x"].shape[1:] != found["x_test"].shape[1:]:
-        shapes = f"{found['x_test'].shape[1:]}, and in x {found['x'].shape[1:]}"
-        raise UserError(f"{path}: x_test: a sample has the shape {shapes}")
-    _check_test_targets(path, train, test)
-    return Raw(x, train.y, x_test, test.y, train.classes, image_shape)
+    made = Raw(x, train.y, None, None, train.classes, image_shape)
+    for x_name, y_name in (names for names in (("x_test", "y_test"), ("x_val", "y_val")) if names[0] in found):
+        other_x, other, _ = _part(path, found, x_name, y_name)
+        if (other_shape := found[x_name].shape[1:]) != (shape := found["x"].shape[1:]):
+            raise UserError(f"{path}: {x_name}: a sample has the shape {other_shape}, and in x {shape}")
+        _check_other_targets(path, train, other, y_name)
+        sets: dict[str, Any] = {x_name: other_x, y_name: other.y}
+        made = made._replace(**sets)
+    return made
 
 
 def _part(path: Path, arrays: Arrays, x_name: str, y_name: str) -> tuple[np.ndarray, Targets, tuple[int, ...] | None]:
@@ -64,9 +71,9 @@ def _part(path: Path, arrays: Arrays, x_name: str, y_name: str) -> tuple[np.ndar
 
 
 def arrays(
-    path: Path, needed: Sequence[str], optional: Sequence[str] = (), in_place: bool = False, key: str = ""
+    path: Path, needed: Sequence[str], optional: Sequence[Sequence[str]] = (), in_place: bool = False, key: str = ""
 ) -> Arrays:
-    """The arrays of these names; the optional ones all or none of them. Nothing is unpickled. `key` begins an error.
+    """The arrays of these names; of each optional group all or none. Nothing is unpickled. `key` begins an error.
 
     Raises:
       UserError: no such file, no .npz file, one of the names is missing, more than memory holds.
@@ -79,7 +86,8 @@ def arrays(
     try:
         # Opened here because numpy leaves a file open whose archive turns out to be damaged.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            names = [*needed, *(optional if any(name in archive.files for name in optional) else ())]
+            groups = [group for group in optional if any(name in archive.files for name in group)]
+            names = [*needed, *(name for group in groups for name in group)]
             _check_names(path, names, archive.files)
             found = {name: npz.mapped(path, name) if in_place else None for name in names}
             read = [name for name, array in found.items() if array is None]
@@ -137,16 +145,16 @@ def _check_numbers(where: str, array: np.ndarray) -> None:
         raise UserError(f"{where}: row {rows[0]} is not finite (NaN or infinite), and {rows.size} rows in all")
 
 
-def _check_test_targets(path: Path, train: Targets, test: Targets) -> None:
-    """Raises unless the test set asks for what the training set teaches."""
-    if (train.classes is None) != (test.classes is None):
-        raise UserError(f"{path}: one of y and y_test has labels (integers), the other one targets (floats)")
-    if train.y.shape[1:] != test.y.shape[1:]:
-        raise UserError(f"{path}: y_test has {test.y.shape[1]} columns, y has {train.y.shape[1]}")
-    beyond = np.argwhere(test.y > train.y.max()) if train.classes else np.zeros((0, 1), int)
+def _check_other_targets(path: Path, train: Targets, other: Targets, name: str) -> None:
+    """Raises unless another set, whose targets have this name, asks for what the training set teaches."""
+    if (train.classes is None) != (other.classes is None):
+        raise UserError(f"{path}: one of y and {name} has labels (integers), the other one targets (floats)")
+    if train.y.shape[1:] != other.y.shape[1:]:
+        raise UserError(f"{path}: {name} has {other.y.shape[1]} columns, y has {train.y.shape[1]}")
+    beyond = np.argwhere(other.y > train.y.max()) if train.classes else np.zeros((0, 1), int)
     if beyond.size:
-        label = test.y[tuple(beyond[0])]
-        raise UserError(f"{path}: y_test: row {beyond[0][0]} is the label {label}; the largest in y is {train.y.max()}")
+        label = other.y[tuple(beyond[0])]
+        raise UserError(f"{path}: {name}: row {beyond[0][0]} is the label {label}; the largest in y is {train.y.max()}")
 
 
 def flat(x: np.ndarray) -> np.ndarray:

@@ -33,6 +33,7 @@ class Dataset(NamedTuple):
     Of sequences y may be (N, T) labels, one for each position. Of a text x are the T characters as numbers (int32), and
     y those that come next.
     image_shape: what the D numbers of a sample were, if not a row.
+    x_validation, y_validation: None without a validation set.
     """
 
     name: str
@@ -42,6 +43,13 @@ class Dataset(NamedTuple):
     y_test: np.ndarray
     classes: tuple[str, ...] | None
     image_shape: tuple[int, ...] | None
+    x_validation: np.ndarray | None = None
+    y_validation: np.ndarray | None = None
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The sets that there are."""
+        return ("train", "test") if self.x_validation is None else ("train", "validation", "test")
 
 
 class DataRow(NamedTuple):
@@ -65,7 +73,7 @@ def load(config: DataConfig, in_place: bool = False) -> Dataset:
     (45, 4)
     """
     if text.is_text(config.name):
-        return Dataset(config.name, *text.read(config), None)
+        return Dataset(config.name, **text.read(config)._asdict(), image_shape=None)
     if config.block is not None:
         raise UserError(f"data.block: {config.block}, but {config.name} is no text; leave out")
     return _divided(config, _read(config.name, in_place))
@@ -83,19 +91,17 @@ def _divided(config: DataConfig, raw: Raw) -> Dataset:
     """Into training and test set, unless the data have their own."""
     if config.standardize_targets and raw.classes is not None:
         raise UserError(f"data.standardize_targets: true, but {config.name} has classes; it is for regression only")
-    if raw.x_test is None or raw.y_test is None:
-        return _split(config, raw)
-    if config.test_fraction is not None:
-        raise UserError(
-            f"data.test_fraction: {config.test_fraction}, but {config.name} has its own test set; leave out"
-        )
-    return Dataset(config.name, raw.x, raw.y, raw.x_test, raw.y_test, raw.classes, raw.image_shape)
+    raw = _with_validation(config, _with_test(config, raw))
+    assert raw.x_test is not None and raw.y_test is not None
+    sets = (raw.x, raw.y, raw.x_test, raw.y_test)
+    return Dataset(config.name, *sets, raw.classes, raw.image_shape, raw.x_val, raw.y_val)
 
 
 def digest(dataset: Dataset) -> str:
-    """SHA-256 of the four arrays, with their types and shapes: 0.06 s for MNIST."""
+    """SHA-256 of the arrays, with their types and shapes: 0.06 s for MNIST."""
     found = hashlib.sha256()
-    for array in (dataset.x_train, dataset.y_train, dataset.x_test, dataset.y_test):
+    names = ("x_train", "y_train", "x_test", "y_test", "x_validation", "y_validation")
+    for array in (array for name in names if (array := getattr(dataset, name)) is not None):
         found.update(f"{array.dtype.str} {array.shape} ".encode())
         for part in chunks(array):
             found.update(np.ascontiguousarray(part).data)
@@ -151,41 +157,65 @@ def _read_images(name: str) -> Raw:
 # --- split ------------------------------------------------------------------------------------------------------------
 
 
-def _split(config: DataConfig, raw: Raw) -> Dataset:
-    """A seeded split; every class has its share in both parts."""
+def _with_test(config: DataConfig, raw: Raw) -> Raw:
+    """With a part of the samples as the test set, where it has none of its own."""
+    if raw.x_test is None:
+        fraction = TEST_FRACTION if config.test_fraction is None else config.test_fraction
+        left, x, y = _split(config, raw, "test_fraction", fraction)
+        return left._replace(x_test=x, y_test=y)
+    if config.test_fraction is not None:
+        raise UserError(
+            f"data.test_fraction: {config.test_fraction}, but {config.name} has its own test set; leave out"
+        )
+    return raw
+
+
+def _with_validation(config: DataConfig, raw: Raw) -> Raw:
+    """With a part of the training samples as the validation set, if one is asked for."""
+    if config.validation is None:
+        return raw
+    if raw.x_val is not None:
+        raise UserError(
+            f"data.validation: {config.validation}, but {config.name} has its own validation set; leave out"
+        )
+    left, x, y = _split(config, raw, "validation", config.validation)
+    return left._replace(x_val=x, y_val=y)
+
+
+def _split(config: DataConfig, raw: Raw, key: str, fraction: float) -> tuple[Raw, np.ndarray, np.ndarray]:
+    """What is left of the samples, then x and y of a seeded part of them; every class has its share in both."""
     from sklearn.model_selection import train_test_split
 
-    fraction = TEST_FRACTION if config.test_fraction is None else config.test_fraction
-    _check_split(config, raw, fraction)
-    memory.check(f"data.name: {config.name}: a split into training and test set needs", raw.x.nbytes + raw.y.nbytes)
-    x_train, x_test, y_train, y_test = train_test_split(
-        raw.x,
-        raw.y,
-        test_size=fraction,
-        random_state=config.seed,
-        stratify=None if raw.classes is None or raw.y.ndim > 1 else raw.y,
+    _check_split(config, raw, key, fraction)
+    what = "training and test set" if key == "test_fraction" else "training and validation set"
+    memory.check(f"data.name: {config.name}: a split into {what} needs", raw.x.nbytes + raw.y.nbytes)
+    classes = None if raw.classes is None or raw.y.ndim > 1 else raw.y
+    rows, taken = train_test_split(
+        np.arange(len(raw.x)), test_size=fraction, random_state=config.seed, stratify=classes
     )
-    return Dataset(config.name, x_train, y_train, x_test, y_test, raw.classes, raw.image_shape)
+    return raw._replace(x=raw.x[rows], y=raw.y[rows]), raw.x[taken], raw.y[taken]
 
 
-def _check_split(config: DataConfig, raw: Raw, fraction: float) -> None:
+def _check_split(config: DataConfig, raw: Raw, key: str, fraction: float) -> None:
     if not 0 < fraction < 1:
-        raise UserError(f"data.test_fraction: {fraction}; it has to lie between 0 and 1")
+        raise UserError(f"data.{key}: {fraction}; it has to lie between 0 and 1")
     if not 0 <= config.seed < 2**32:
         raise UserError(f"data.seed: {config.seed}; allowed: 0 to 2³² − 1")
-    needed = 1 if raw.classes is None or raw.y.ndim > 1 else _count_classes(config.name, raw.y, raw.classes)
-    samples = len(raw.x)
-    test = math.ceil(fraction * samples)
-    if min(test, samples - test) < needed:
+    samples, needed = len(raw.x), 1
+    if raw.classes is not None and raw.y.ndim == 1:
+        needed = _count_classes(config.name, raw.y, raw.classes, "" if key == "test_fraction" else "training ")
+    taken = math.ceil(fraction * samples)
+    if min(taken, samples - taken) < needed:
         each = "" if raw.classes is None else ", one of each class"
-        sizes = f"{samples - test} of {samples} samples to train with and {test} to test"
-        raise UserError(f"data.test_fraction: {fraction} leaves {sizes}; each needs {needed}{each}")
+        sizes = f"{samples - taken} of {samples} samples to train with and {taken} to "
+        sizes += "test" if key == "test_fraction" else "validate"
+        raise UserError(f"data.{key}: {fraction} leaves {sizes}; each needs {needed}{each}")
 
 
-def _count_classes(name: str, y: np.ndarray, classes: tuple[str, ...]) -> int:
+def _count_classes(name: str, y: np.ndarray, classes: tuple[str, ...], which: str) -> int:
     """How many classes have samples; a UserError for one that has a single sample."""
     labels, counts = np.unique(y, return_counts=True)
     if counts.min() == 1:
         alone = classes[labels[counts.argmin()]]
-        raise UserError(f"data.name: {name}: class {alone!r} has one sample, so it can't be in both sets")
+        raise UserError(f"data.name: {name}: class {alone!r} has one {which}sample, so it can't be in both sets")
     return len(labels)

@@ -19,13 +19,18 @@ MOST_CHARACTERS = 5000  # different ones: more are no alphabet
 
 
 class Blocks(NamedTuple):
-    """x and y are (N, T) int32, y one character further; classes are the characters, sorted."""
+    """x and y are (N, T) int32, y one character further; classes are the characters, sorted.
+
+    The validation set is None where there is none.
+    """
 
     x_train: np.ndarray
     y_train: np.ndarray
     x_test: np.ndarray
     y_test: np.ndarray
     classes: tuple[str, ...]
+    x_validation: np.ndarray | None = None
+    y_validation: np.ndarray | None = None
 
 
 def is_text(name: str) -> bool:
@@ -34,7 +39,7 @@ def is_text(name: str) -> bool:
 
 
 def read(config: DataConfig) -> Blocks:
-    """The blocks of a text; its end is the test set.
+    """The blocks of a text; its end is the test set, what comes before that the validation set.
 
     Raises:
       UserError: no such file, not UTF-8, too short for one block of each set.
@@ -53,13 +58,16 @@ def read(config: DataConfig) -> Blocks:
         raise UserError(f"data.name: {path}: {found}")
     codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
     tokens = np.searchsorted(np.array([ord(c) for c in classes], np.uint32), codes).astype(np.int32)
-    test = round(len(tokens) * (config.test_fraction or TEST_FRACTION))
-    length = config.block or BLOCK
-    parts = [_blocks(part, length) for part in (tokens[: len(tokens) - test], tokens[len(tokens) - test :])]
+    characters, length = len(tokens), config.block or BLOCK
+    rest = characters - round(characters * (config.test_fraction or TEST_FRACTION))
+    train = rest - round(rest * (config.validation or 0))
+    cuts = [rest] if config.validation is None else [train, rest]
+    parts = [_blocks(part, length) for part in np.split(tokens, cuts)]
     if min(len(x) for x, _ in parts) == 0:
-        there = f"{path} has {len(tokens):,} characters, {test:,} of them for the test"
+        validated = "" if config.validation is None else f", {rest - train:,} for the validation"
+        there = f"{path} has {characters:,} characters, {characters - rest:,} of them for the test{validated}"
         raise UserError(f"data.block: {length} and the next one, but {there}")
-    return Blocks(*parts[0], *parts[1], tuple(classes))
+    return Blocks(*parts[0], *parts[-1], tuple(classes), *(parts[1] if parts[2:] else ()))
 
 
 def import_file(path: Path) -> Path:
