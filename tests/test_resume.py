@@ -127,6 +127,27 @@ def test_a_run_that_was_killed_ends_as_one_that_was_not(optimizer: str, capsys: 
     assert not Path("killed/.unfinished").exists()
 
 
+def test_a_run_that_stops_early_goes_on_with_its_best_epoch(capsys: pytest.CaptureFixture[str]) -> None:
+    """Kills before the best epoch, after it, at the end and between the test and the results; then one more try."""
+    files = (*SAME, "best.safetensors")
+    early = ("--data.validation", "0.2", "--train.patience", "3", "--train.min-delta", "0.03")
+    early += ("--train.epochs", "40", "--checkpoint.every", "1", "--train.folder")
+    run(*early, "whole")
+    whole = [(Path("whole") / name).read_bytes() for name in files]
+    final = json.loads(whole[0].splitlines()[-1])
+    assert final["stopped_early"] and 3 < final["epoch"] == final["epochs"] - 3
+    for number in (2, final["epoch"] - 3, 2):
+        killed(folder.RunFolder, "checkpoint", number, *early, "killed", after=True)
+    killed(loop, "_conclude", 1, *early, "killed")  # all is trained
+    killed(loop, "_write_results", 1, *early, "killed")  # and tested
+    capsys.readouterr()
+    run(*early, "killed")
+    assert f"goes on after epoch {final['epochs']}," in capsys.readouterr().out
+    assert [(Path("killed") / name).read_bytes() for name in files] == whole
+    run(*early, "killed", "--train.epochs", "60", "--resume")  # it has stopped, so it is no longer
+    assert [(Path("killed") / name).read_bytes() for name in files] == whole
+
+
 def test_a_kill_in_the_middle_of_a_save(monkeypatch: pytest.MonkeyPatch) -> None:
     """The folder is there, its manifest is not; and half of one. What is the user's stays, behind a link too."""
     run("--train.folder", "whole")

@@ -74,6 +74,16 @@ def test_the_heading_is_that_of_the_run_and_the_best_epoch_is_marked() -> None:
     assert "best test: 0.5, epoch 1" in words(figure) and figure.axes[1].get_ylabel() == "RMSE (units of the target)"
 
 
+def test_the_epoch_that_is_kept_has_a_line() -> None:
+    found = [dataclasses.replace(row, test=None, validation=row.test) for row in rows(4)]
+    figure = drawn(plots.learning_curves(found, HEAD, kept=3))
+    for axis in figure.axes:
+        [line] = [line for line in axis.lines if line.get_label() == "kept: epoch 3"]
+        assert line.get_xdata() == [3, 3]
+        assert {"train", "validation"} <= {line.get_label() for line in axis.lines}
+    assert "best validation: 87.50 %, epoch 4" in words(figure) and "test" not in words(figure)
+
+
 @pytest.mark.parametrize("loss", [0.0, -3.0, np.nan, np.inf])
 def test_a_loss_without_a_logarithm(loss: float) -> None:
     """0 of a hinge loss, negative ones of poisson, inf in the last epoch before a run diverges."""

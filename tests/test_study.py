@@ -404,7 +404,10 @@ def errors() -> dict[str, tuple[list[str], str]]:
             ["run", "--quantities", "grant"],
             "unknown quantity 'grant', did you mean 'grand'? Allowed: squared",
         ),
-        "split": (["run", "--split", "tset"], "unknown split 'tset', did you mean 'test'? Allowed: train, test"),
+        "split": (
+            ["run", "--split", "tset"],
+            "unknown split 'tset', did you mean 'test'? Allowed: train, validation, test",
+        ),
         "chunk": (["run", "--chunk", "0"], "--chunk: got 0"),
         "no number": (["run", "--chunk", "many"], "invalid int value: 'many'"),
         "extension": (["run", "--out", "a.xlsx"], "unknown extension '.xlsx'"),

@@ -22,7 +22,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quantities", metavar="NAME", nargs="+", help="which ones, see above; by default all that fit"
     )
-    parser.add_argument("--split", metavar="train|test", default="train", help="train by default")
+    parser.add_argument("--split", metavar="train|validation|test", default="train", help="train by default")
     parser.add_argument(
         "--out",
         metavar="FILE",

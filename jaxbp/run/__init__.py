@@ -19,8 +19,11 @@ A run goes through these rooms, in this order. Each room is a folder here; a fil
 From a batch down. `loop.epochs` asks the program for an epoch. The program calls one compiled function, `epoch.epoch`:
 it draws the order of the samples from a key and scans `step.step` over the batches. A step takes the mean gradient of
 its batch from `jaxbp.memory`, which runs forward and backward pass of the layers, then updates the parameters. What the
-steps measured comes back as arrays (`Steps`), what the epoch reached as an `Evaluation` of both sets; `report.metrics`
+steps measured comes back as arrays (`Steps`), what the epoch reached as an `Evaluation` of each set; `report.metrics`
 makes the rows of them. Parameters stay on the device until they are saved.
+
+With a validation set each epoch is scored on it in the place of the test set. The test set is looked at once, at the
+end, with the parameters of the best epoch, which `monitor` follows from row to row and a checkpoint keeps.
 
 Four things are decided once:
 
@@ -30,8 +33,8 @@ Four things are decided once:
 - what a row of metrics.jsonl is: in the types of `report/metrics.py`.
 
 The folder of a run holds config.toml (resolved), provenance.json, metrics.jsonl (the source of truth: a line an epoch,
-before it a line a recorded step), timings.jsonl, params.safetensors, checkpoints/ and the pictures. The file
-.unfinished is there, and locked, while the run trains.
+before it a line a recorded step), timings.jsonl, params.safetensors and, of the best epoch, best.safetensors,
+checkpoints/ and the pictures. The file .unfinished is there, and locked, while the run trains.
 
 How it ends: `loop.run` returns the folder, or raises one of `errors.py`: `UserError` (exit status 2), `Diverged` (3),
 `Lost` (4), `Stopped` (128 + the signal). What was measured is on disk in each case. What a run leaves is used so::

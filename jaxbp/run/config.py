@@ -147,6 +147,13 @@ class TrainConfig:
     """Samples a step; the last step of an epoch takes what is left."""
     seed: Seed = 0
     """Of the initial parameters and of the order of the samples."""
+    monitor: str | None = None
+    """The score of metrics.jsonl whose best epoch is kept, such as validation_accuracy; it needs a validation set.
+    None: validation_loss with patience, or else none."""
+    patience: Count | None = None
+    """Epochs without a better score after which the run stops early; None: it does not."""
+    min_delta: NonNegative = 0.0
+    """By how much a score has to be better than the best one so far to count."""
     memory: Literal["store-all", "sqrt"] | Slots = "store-all"
     """Which layer inputs wait for the backward pass: all, those of √L checkpoints, or {slots = 8}: the best 8."""
     micro_batches: Count = 1

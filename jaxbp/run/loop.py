@@ -14,7 +14,7 @@ from rich.console import Console
 
 from jaxbp.mlp import MLP, Array
 from jaxbp.network import Network, ParamTree, shapes
-from jaxbp.run import data
+from jaxbp.run import data, monitor
 from jaxbp.run import problem as problems
 from jaxbp.run.compute import mesh as meshes
 from jaxbp.run.compute import optimizers, privacy, recording
@@ -27,11 +27,12 @@ from jaxbp.run.config import Config
 from jaxbp.run.data import Dataset
 from jaxbp.run.errors import Diverged, Stopped
 from jaxbp.run.host import memory, processes, signals
+from jaxbp.run.monitor import Best
 from jaxbp.run.networks import takes_tokens, title
 from jaxbp.run.problem import Problem
 from jaxbp.run.report import metrics, text
 from jaxbp.run.report.events import events
-from jaxbp.run.report.metrics import EpochRow, Row, Timing
+from jaxbp.run.report.metrics import EpochRow, FinalRow, Row, Timing
 from jaxbp.run.report.progress import progress, summary
 from jaxbp.run.store import folder as folders
 from jaxbp.run.store.folder import How, RunFolder
@@ -50,26 +51,32 @@ class Setup(NamedTuple):
 
 
 class ResumePoint(NamedTuple):
-    """Where a run that was stopped goes on: after how many epochs and steps, with which key and state."""
+    """Where a run that was stopped goes on: after how many epochs and steps, with which key, state and best epoch."""
 
     epoch: int
     step: int
     key: Array
     state: State
+    best: Best | None = None
 
 
 class Epoch(NamedTuple):
-    """After an epoch: its rows of metrics.jsonl, that of the epoch last, its time, evaluations and the run's key."""
+    """After an epoch: its rows of metrics.jsonl, its own last; its time, evaluations, the run's key, the best epoch."""
 
     rows: list[Row]
     timing: Timing
     evaluations: dict[str, Evaluation]
     key: Array
+    best: Best | None = None
 
     @property
     def row(self) -> EpochRow:
         """The row of the epoch."""
         return self.rows[-1]  # type: ignore[return-value]
+
+
+Reached = Epoch | ResumePoint | None
+"""How far a run came: to an epoch, or to where it went on; None before its first epoch."""
 
 
 def run(
@@ -85,8 +92,9 @@ def run(
     dataset: instead of the one that the config names;  callbacks: are called after every epoch.
 
     A run that was stopped goes on from its newest checkpoint, see `folder.opened`, and ends as if it had not been: with
-    the same metrics.jsonl (a line an epoch and, before it, one for each of its recorded steps) and the same
-    params.safetensors. Beside them are config.toml, provenance.json, timings.jsonl, the plots and the checkpoints.
+    the same metrics.jsonl (a line an epoch and, before it, one for each of its recorded steps; with a validation set a
+    last one of the test), the same params.safetensors and, where a score is monitored, the same best.safetensors.
+    Beside them are config.toml, provenance.json, timings.jsonl, the plots and the checkpoints.
 
     Raises:
       UserError: something in the config does not fit, or the folder can't be written.
@@ -140,6 +148,7 @@ def assemble(problem: Problem, kind: type[Program] = OneDevice, members: int = 1
     samples = len(problem.dataset.x_train)
     steps.check(config, samples)
     kind.check(config, problem)
+    monitor.check(problem)
     shapes = jax.eval_shape(problem.initial)
     count = -(-samples // config.train.batch_size)
     devices = meshes.shape(config.mesh)
@@ -154,29 +163,34 @@ def assemble(problem: Problem, kind: type[Program] = OneDevice, members: int = 1
 
 
 def epochs(setup: Setup, begin: ResumePoint | None = None) -> Iterator[Epoch]:
-    """Trains; gives what was measured after each epoch. The parameters are `setup.program.whole`.
+    """Trains, until the last epoch or [train] patience is over; gives what was measured after each epoch.
+
+    The parameters are `setup.program.whole`.
 
     Raises:
       Diverged: after an epoch with a bad step, or with a training loss that is not finite.
     """
     problem, spec, program = setup
-    key = begin.key if begin else run_key(problem.config)
+    train, key = problem.config.train, begin.key if begin else run_key(problem.config)
     program.begin(begin.state if begin else None)
-    samples = len(problem.dataset.x_train)
-    count, reported = -(-samples // spec.batch_size), problem.config.privacy.reported
-    for epoch in range(begin.epoch + 1 if begin else 1, problem.config.train.epochs + 1):
+    samples, best = len(problem.dataset.x_train), begin.best if begin else None
+    count = -(-samples // spec.batch_size)
+    for epoch in range(begin.epoch + 1 if begin else 1, train.epochs + 1):
+        if monitor.over(train, best, epoch - 1):
+            return
         started, done = time.perf_counter(), (epoch - 1) * count
         phase = done % problem.config.study.every  # an int32, however long the run
         measured = program.epoch(jax.random.fold_in(key, epoch), phase)
         alive = bool(measured.alive[-1])
         seconds = time.perf_counter() - started
-        evaluations = {name: program.evaluate(program.params, name) for name in reported if alive}
+        evaluations = {name: program.evaluate(program.params, name) for name in problem.reported if alive}
         records: list[Row] = [*metrics.records(spec.recording, measured, epoch, done)]
         if (fault := metrics.divergence(measured, evaluations, epoch, done)) is not None:
             raise Diverged(fault.diverged, [*records, fault])
         program.keep()
         row = epoch_row(setup, evaluations, measured, epoch)
-        yield Epoch([*records, row], Timing(epoch, seconds, samples / seconds), evaluations, key)
+        best = monitor.kept(train, row, program.params, best)
+        yield Epoch([*records, row], Timing(epoch, seconds, samples / seconds), evaluations, key, best)
 
 
 def _train(setup: Setup, folder: RunFolder, console: Console, callbacks: Sequence[Callback]) -> None:
@@ -185,37 +199,37 @@ def _train(setup: Setup, folder: RunFolder, console: Console, callbacks: Sequenc
     begin = _resumed(setup, folder, console) if folder.resumed else None
     begun = begin.epoch if begin else 0
     event_files = folder.path / "events" if config.train.tensorboard and processes.leads() else None
-    last: Epoch | None = None
+    reached: Reached = begin
     with (
         signals.deferred(processes.leads()) as stop,
         progress(console, config.train.epochs, begun) as show,
         events(event_files, config, begun, begin.step if begin else 0) as tell,
     ):
         try:
-            for last in epochs(setup, begin):
-                stopped = _keep(setup, folder, last, stop.signal or 0)
-                tell(last.rows, last.timing)
-                show(last.row.shown(), last.timing)
+            for reached in epochs(setup, begin):
+                stopped = _keep(setup, folder, reached, stop.signal or 0)
+                tell(reached.rows, reached.timing)
+                show(reached.row.shown(), reached.timing)
                 for callback in callbacks:
-                    _call(callback, last.row, setup.program)
+                    _call(callback, reached.row, setup.program)
                 if stopped:
-                    at = f"epoch {last.row.epoch} of {config.train.epochs}"
+                    at = f"epoch {reached.row.epoch} of {config.train.epochs}"
                     line = f"stopped after {at}, saved in {folder.path}; the same command goes on from there"
                     raise Stopped(line, stopped)
         except KeyboardInterrupt:  # perhaps in this process alone, and perhaps before there was anything
-            if last is not None and jax.process_count() == 1:
-                _write_results(setup, folder, last)
+            if isinstance(reached, Epoch) and jax.process_count() == 1:
+                _write_results(setup, folder, reached)
             raise
         except Diverged as error:
             folder.append(error.rows)
-            _write_results(setup, folder, last, f"diverged: {error}; these are the epochs before")
+            _write_results(setup, folder, reached, f"diverged: {error}; these are the epochs before")
             raise
         except Stopped:
-            _write_results(setup, folder, last)
+            _write_results(setup, folder, reached)
             raise
-    _write_results(setup, folder, last)
+    final = _conclude(setup, folder, reached)
     if folder.epochs:
-        summary(console, folder.epochs, time.perf_counter() - started)
+        summary(console, folder.epochs, time.perf_counter() - started, final)
         if private := setup.spec.privacy:
             text.line(console, private.describe())
 
@@ -228,6 +242,22 @@ def _call(callback: Callback, row: EpochRow, program: Program) -> None:
         raise
 
 
+def _conclude(setup: Setup, folder: RunFolder, reached: Reached) -> FinalRow | None:
+    """Writes the results of a run that came to its end; one with a validation set looks at the test set only now."""
+    problem, program = setup.problem, setup.program
+    assert reached is not None  # a run has an epoch at least
+    if "test" in problem.reported:
+        _write_results(setup, folder, reached)
+        return None
+    best = reached.best
+    test = program.evaluate(best.params if best else program.whole, "test")
+    epochs = reached.row.epoch if isinstance(reached, Epoch) else reached.epoch
+    final = final_row(problem, test, best.row if best else None, epochs)
+    folder.append([final])
+    _write_results(setup, folder, reached, final.describe(), test)
+    return final
+
+
 def _keep(setup: Setup, folder: RunFolder, epoch: Epoch, signal: int) -> int:
     """Writes what an epoch measured and, where one is due, a checkpoint; the signal that ends the run now, or 0."""
     row = epoch.row
@@ -235,47 +265,76 @@ def _keep(setup: Setup, folder: RunFolder, epoch: Epoch, signal: int) -> int:
     stopped *= row.epoch < setup.problem.config.train.epochs
     folder.append(epoch.rows, epoch.timing)
     if stopped or due:
-        folder.checkpoint(row.epoch, row.step, epoch.key, setup.program.state(), wait=bool(stopped))
+        folder.checkpoint(row.epoch, row.step, epoch.key, _state(setup, epoch.best), wait=bool(stopped))
     return stopped
 
 
-def _write_results(setup: Setup, folder: RunFolder, last: Epoch | None, ended: str = "") -> None:
-    """The parameters after the last whole epoch, and the pictures, whose headings say how it ended before its end."""
+def _state(setup: Setup, best: Best | None) -> State:
+    """The state on the host; where a score is monitored with the best parameters, or the present ones before those."""
+    state = setup.program.state()
+    if monitor.score_of(setup.problem.config.train) is None:
+        return state
+    return state._replace(best=setup.program.fetch(best.params) if best else state.params)
+
+
+def _write_results(
+    setup: Setup, folder: RunFolder, reached: Reached, ended: str = "", test: Evaluation | None = None
+) -> None:
+    """The parameters after the last whole epoch and the best one, and the pictures, whose headings say how it ended."""
     problem, program = setup.problem, setup.program
     model = problem.model(program.fetch(program.whole))
     folder.save(model)
+    if reached and (best := reached.best):
+        model = problem.model(program.fetch(best.params), best.row.epoch)
+        folder.save(model)
     if not problem.config.train.plots or not processes.from_first(lambda: len(folder.epochs)):
         return
-    evaluation = last.evaluations["test"] if last else program.evaluate(program.whole, "test")
+    if "test" in problem.reported:
+        test = reached.evaluations["test"] if isinstance(reached, Epoch) else program.evaluate(program.whole, "test")
 
     def draw(path: Path) -> None:
         from jaxbp.run.report import pictures  # matplotlib takes its time
 
-        pictures.draw(problem, model, folder.epochs, folder.records, evaluation, path, ended)
+        pictures.draw(problem, model, folder.epochs, folder.records, test, path, ended)
 
     folder.draw(draw)
 
 
 def _resumed(setup: Setup, folder: RunFolder, console: Console) -> ResumePoint | None:
     """Where the newest checkpoint was written; what was measured later is cut off."""
-    saved = folder.newest(jax.eval_shape(lambda: first_state(setup.problem, setup.spec)))
+    train, like = setup.problem.config.train, jax.eval_shape(lambda: first_state(setup.problem, setup.spec))
+    saved = folder.newest(like if monitor.score_of(train) is None else like._replace(best=like.params))
     if saved is None:
         console.out("no checkpoint: begins again", highlight=False)
         return None
     epoch, step, _, key = saved.position
     console.out(f"goes on after epoch {epoch}, step {step}", highlight=False)
-    return ResumePoint(epoch, step, jax.random.wrap_key_data(jnp.asarray(key)), saved.state)
+    row = processes.from_first(lambda: (found := monitor.best_of(train, folder.epochs)) and found.line())
+    best = Best(metrics.read(row), saved.state.best) if row else None  # type: ignore[arg-type]
+    state = saved.state._replace(best=None)
+    return ResumePoint(epoch, step, jax.random.wrap_key_data(jnp.asarray(key)), state, best)
 
 
 def epoch_row(setup: Setup, evaluations: dict[str, Evaluation], steps: Steps, epoch: int) -> EpochRow:
-    """The row of an epoch, from the evaluations of both sets and the steps."""
-    step, problem, loss = epoch * len(steps.loss), setup.problem, setup.problem.config.model.loss
-    found = {s: metrics.scores(e, problem.raw(s)[1], loss, problem.targets) for s, e in evaluations.items()}
+    """The row of an epoch, from the evaluations of the sets and the steps."""
+    step = epoch * len(steps.loss)
+    found = {split: _scores(setup.problem, split, evaluation) for split, evaluation in evaluations.items()}
     rate = float(np.asarray(setup.spec.optimizer.learning_rate(step - 1)))
     delta, gradient = map(metrics.root_mean, (steps.delta, steps.gradient))
-    train, delta_rms = found.get("train"), delta if "train" in found else None
+    train, test, delta_rms = found.get("train"), found.get("test"), delta if "train" in found else None
     spent = setup.spec.privacy.epsilon(step) if setup.spec.privacy else None
-    return EpochRow(epoch, step, train, found["test"], rate, delta_rms, gradient, spent)
+    return EpochRow(epoch, step, train, test, rate, delta_rms, gradient, spent, found.get("validation"))
+
+
+def final_row(problem: Problem, test: Evaluation, best: EpochRow | None, epochs: int) -> FinalRow:
+    """The row of the test set, evaluated with the parameters of the best epoch or, where there is none, of the last."""
+    train, epoch = problem.config.train, best.epoch if best else epochs
+    scores, step = _scores(problem, "test", test), epoch * -(-len(problem.dataset.x_train) // train.batch_size)
+    return FinalRow(epoch, step, epochs, epochs < train.epochs, scores, monitor.score_of(train) if best else None)
+
+
+def _scores(problem: Problem, split: str, evaluation: Evaluation) -> metrics.Scores:
+    return metrics.scores(evaluation, problem.raw(split)[1], problem.config.model.loss, problem.targets)
 
 
 def describe(setup: Setup) -> str:
@@ -287,18 +346,21 @@ def describe(setup: Setup) -> str:
     )
     private = f"\n{setup.spec.privacy.describe()}" if setup.spec.privacy else ""
     parameters = sum(p.size for p in jax.tree.leaves(jax.eval_shape(problem.initial)))
+    *sets, test = (f"{len(problem.raw(split)[0]):,} {problems.SPLITS[split]}" for split in dataset.splits)
     return (
-        f"{dataset.name}: {len(dataset.x_train):,} training and {len(dataset.x_test):,} test samples · "
+        f"{dataset.name}: {', '.join(sets)} and {test} samples · "
         f"{shown}, {config.model.loss}, {parameters:,} parameters in {config.model.dtype} · "
         f"{config.optimizer.name} · {setup.program.devices(config)}{private}"
     )
 
 
 def _check_memory(problem: Problem, params: ParamTree, state: Any, members: int) -> None:
-    """The samples, targets and outputs; parameters twice, a gradient, the optimiser's state; a batch and its δ."""
+    """The samples, targets and outputs; parameters twice, or with the best ones, a gradient, the optimiser's state; a
+    batch and its δ.
+    """
     config, dataset = problem.config, problem.dataset
     split = min(meshes.shape(config.mesh)[0], jax.process_count())
-    samples, itemsize = len(dataset.x_train) + len(dataset.x_test), jnp.dtype(config.model.dtype).itemsize
+    samples, itemsize = sum(len(problem.raw(s)[0]) for s in dataset.splits), jnp.dtype(config.model.dtype).itemsize
     outputs, net = shapes(problem.net)[1], problem.net
     numbers = dataset.x_train.shape[1] + 2 * (outputs[-1] if len(outputs) == 1 else outputs[0])
     inputs = samples * numbers // split * itemsize
@@ -306,7 +368,8 @@ def _check_memory(problem: Problem, params: ParamTree, state: Any, members: int)
     rows = min(config.train.batch_size, len(dataset.x_train)) // config.train.micro_batches
     widest = max(net.sizes) if isinstance(net, MLP) else _forward_numbers(net)
     batch = rows * widest * itemsize
-    wanted = members * (3 * memory.of_tree(params) + memory.of_tree(state))
+    copies = 3 if monitor.score_of(config.train) is None else 4
+    wanted = members * (copies * memory.of_tree(params) + memory.of_tree(state))
     what = f"parameters, gradient, the state of {config.optimizer.name}" + f", {members} times," * (members > 1)
     memory.check(f"model.{'sizes' if isinstance(net, MLP) else 'kind'}: {what} need", wanted)
     memory.check(f"train.batch_size: {what} and a batch need", wanted + 2 * batch)

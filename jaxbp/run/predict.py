@@ -36,9 +36,7 @@ def predict(
         can't be written.
     """
     files.check_new(out, (".csv",), overwrite)
-    model = load(run)
-    if not finished(run):
-        print(f"jaxbp: warning: {run} is unfinished; these are its parameters so far", file=sys.stderr)
+    model = _loaded(run)
     x = _read(data)
     found = laplace.posterior(run, model) if certainty == "laplace" else None
     try:
@@ -64,7 +62,7 @@ def goes_on(run: Path, prompt: str, length: int, seed: int) -> str:
     Raises:
       UserError: no run, one that was not trained on a text, a character that is not in it.
     """
-    model = load(run)
+    model = _loaded(run)
     if not (model.sample.positions and model.inputs is None and model.classes):
         raise UserError(f"--prompt: {run} was not trained on a text")
     if not prompt or length < 1:
@@ -79,6 +77,16 @@ def goes_on(run: Path, prompt: str, length: int, seed: int) -> str:
     window = jnp.array([*known, *[0] * (size - len(known))], jnp.int32)
     _, drawn = _drawn(model.net, model.params, window, jnp.int32(len(known)), keys)
     return prompt + "".join(model.classes[i] for i in np.asarray(drawn))
+
+
+def _loaded(run: Path) -> Model:
+    """The model of a run; says on standard error which parameters it has, if they are not those of its end."""
+    model = load(run)
+    if not finished(run):
+        print(f"jaxbp: warning: {run} is unfinished; these are its parameters so far", file=sys.stderr)
+    if model.best:
+        print(f"jaxbp: {run}: with the parameters of epoch {model.best}, the best", file=sys.stderr)
+    return model
 
 
 @jax.jit(static_argnums=0)

@@ -21,11 +21,11 @@ from jaxbp.run.host import processes
 from jaxbp.run.networks import Sample
 from jaxbp.run.store.model import Model
 
-SPLITS = {"train": "training", "test": "test"}
+SPLITS = {"train": "training", "validation": "validation", "test": "test"}
 
 
 class Split(NamedTuple):
-    """The training or the test set as the loss takes it: inputs scaled, targets scaled or one-hot where need be."""
+    """A set as the loss takes it: inputs scaled, targets scaled or one-hot where need be."""
 
     x: Array
     y: Array
@@ -55,19 +55,25 @@ class Problem:
         name, shown = Path(self.dataset.name).name, networks.title(self.net, self.config.model)
         return f"{name} · {shown} · {self.config.model.loss}"
 
+    @property
+    def reported(self) -> tuple[str, ...]:
+        """The sets that are scored after each epoch; where there is a validation set, it stands for the test set."""
+        reported = self.config.privacy.reported
+        return reported if self.dataset.x_validation is None else (*reported[:-1], "validation")
+
     def initial(self) -> ParamTree:
         """The parameters that a run begins with."""
         weights, biases = _initializers(self.config.model)
         key, dtype = jax.random.key(self.config.train.seed), self.config.model.dtype
         return init(self.net, key, weights, biases if isinstance(self.net, MLP) else "zeros", dtype)
 
-    def model(self, params: ParamTree) -> Model:
-        """The network with these parameters and the scaling, as it is saved."""
+    def model(self, params: ParamTree, best: int | None = None) -> Model:
+        """The network with these parameters and the scaling, as it is saved; best: their epoch if it was the best."""
         sample = sample_of(self.config.data, self.dataset)
-        return Model(self.net, params, self.inputs, self.targets, self.dataset.classes, sample)
+        return Model(self.net, params, self.inputs, self.targets, self.dataset.classes, sample, best)
 
     def raw(self, split: str) -> tuple[np.ndarray, np.ndarray]:
-        """Inputs and targets of "train" or "test" as they were read."""
+        """Inputs and targets of "train", "validation" or "test" as they were read."""
         return getattr(self.dataset, f"x_{split}"), getattr(self.dataset, f"y_{split}")
 
     def scaled(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -111,7 +117,7 @@ def pose(config: Config, in_place: bool = False, dataset: Dataset | None = None)
     if not dataset.classes:
         outputs = Scaling.fit(dataset.y_train, "feature" if config.data.standardize_targets else "none")
     problem = Problem(config, dataset, net, inputs, outputs)
-    for split in SPLITS:
+    for split in dataset.splits:
         _check_range(problem, split)
     return problem
 
@@ -151,15 +157,16 @@ def _projected(config: Config, count: int, x: np.ndarray) -> Projection:
 
 def _tokens(net: Net, dataset: Dataset) -> Dataset:
     """The data with inputs that an embedding takes: integers, none outside its table."""
-    x_train, x_test = dataset.x_train, dataset.x_test
-    for split, x in (("training", x_train), ("test", x_test)):
+    sets = {split: getattr(dataset, f"x_{split}") for split in dataset.splits}
+    for split, x in sets.items():
+        name = SPLITS[split]
         if x.dtype.kind not in "iu":
-            raise UserError(f"data.name: {dataset.name}: the {split} inputs are {x.dtype}, an embedding takes integers")
+            raise UserError(f"data.name: {dataset.name}: the {name} inputs are {x.dtype}, an embedding takes integers")
         try:
             check_tokens(net, x)
         except ValueError as error:
-            raise UserError(f"data.name: {dataset.name}: the {split} set: {error}") from None
-    return dataset._replace(x_train=x_train.astype(np.int32), x_test=x_test.astype(np.int32))
+            raise UserError(f"data.name: {dataset.name}: the {name} set: {error}") from None
+    return dataset._replace(**{f"x_{split}": x.astype(np.int32) for split, x in sets.items()})
 
 
 def _check_fit(config: Config, net: Net, dataset: Dataset) -> None:
@@ -174,8 +181,9 @@ def _check_fit(config: Config, net: Net, dataset: Dataset) -> None:
         raise UserError(f"model.loss: {loss.name} takes labels, the targets of {dataset.name} are numbers")
     if dataset.classes:
         return
-    for split, name in SPLITS.items():
-        targets.check(config.model.loss, getattr(dataset, f"y_{split}"), f"the {name} targets of {dataset.name}")
+    for split in dataset.splits:
+        where = f"the {SPLITS[split]} targets of {dataset.name}"
+        targets.check(config.model.loss, getattr(dataset, f"y_{split}"), where)
     if config.data.standardize_targets and (kind := targets.kind_of(config.model.loss)):
         raise UserError(f"data.standardize_targets: true, but {config.model.loss} takes {kind.allowed}, as they are")
 

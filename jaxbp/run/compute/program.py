@@ -33,8 +33,8 @@ class OneDevice:
 
     @functools.cached_property
     def sets(self) -> dict[str, Split]:
-        """The training and the test set on the device, from the first use on."""
-        return {name: self._problem.on_device(name) for name in ("train", "test")}
+        """The sets on the device, from the first use on."""
+        return {name: self._problem.on_device(name) for name in self._problem.dataset.splits}
 
     @staticmethod
     def check(config: Config, problem: Problem) -> None:
@@ -74,7 +74,7 @@ class OneDevice:
         return self._state.params
 
     def evaluate(self, params: ParamTree, split: str) -> Evaluation:
-        """Loss and output of every sample of "train" or "test"."""
+        """Loss and output of every sample of a set, such as "test"."""
         return evaluate(self._problem.scored, params, *self.sets[split])
 
     def fetch(self, tree: Any) -> Any:

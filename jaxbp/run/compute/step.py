@@ -52,11 +52,15 @@ class StepSpec:
 
 
 class State(NamedTuple):
-    """What a step takes and returns. `alive` is False once a loss or gradient was not finite: then nothing changes."""
+    """What a step takes and returns. `alive` is False once a loss or gradient was not finite: then nothing changes.
+
+    best: in checkpoints alone, the parameters of the best epoch where a score is monitored.
+    """
 
     params: ParamTree
     optimizer: Any
     alive: Array
+    best: ParamTree | None = None
 
 
 class Steps(NamedTuple):

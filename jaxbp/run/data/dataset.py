@@ -88,7 +88,7 @@ def from_arrays(config: DataConfig, arrays: Sequence[Any]) -> Dataset:
 
 
 def _divided(config: DataConfig, raw: Raw) -> Dataset:
-    """Into training and test set, unless the data have their own."""
+    """Into training, validation and test set, unless the data have their own."""
     if config.standardize_targets and raw.classes is not None:
         raise UserError(f"data.standardize_targets: true, but {config.name} has classes; it is for regression only")
     raw = _with_validation(config, _with_test(config, raw))

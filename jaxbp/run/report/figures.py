@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-COLOURS = {"train": "tab:blue", "test": "tab:orange"}
+COLOURS = {"train": "tab:blue", "validation": "tab:green", "test": "tab:orange"}
 PLAIN_RATIO = 30  # a logarithmic axis over less than that has plain numbers: 0.2, 0.5, 1
 NAME_LENGTH = 11  # of a class below an image
 

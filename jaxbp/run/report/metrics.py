@@ -17,6 +17,7 @@ from jaxbp.run.compute.epoch import Evaluation
 from jaxbp.run.compute.recording import Recording
 from jaxbp.run.compute.step import Steps
 from jaxbp.run.data import Scaling
+from jaxbp.run.problem import SPLITS
 
 
 class Scores(NamedTuple):
@@ -45,22 +46,24 @@ class Scores(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class EpochRow:
-    """After an epoch: scores of both sets, η of its last step, the RMS of δ⁽ˡ⁾ and of the gradient by layer.
+    """After an epoch: scores of the sets, η of its last step, the RMS of δ⁽ˡ⁾ and of the gradient by layer.
 
     epsilon: what a private run has spent. What that does not cover, of the training set, is there if it was asked for.
+    validation: stands for test where there is a validation set.
     """
 
     epoch: int
     step: int
     train: Scores | None
-    test: Scores
+    test: Scores | None
     learning_rate: float
     delta_rms: list[float] | None
     gradient_rms: list[float]
     epsilon: float | None = None
+    validation: Scores | None = None
 
     def scores(self) -> dict[str, float]:
-        """train_loss, train_accuracy … test_r2."""
+        """train_loss, train_accuracy … test_r2, or validation_r2."""
         return {f"{split}_{name}": v for split in self.splits for name, v in getattr(self, split).named().items()}
 
     def shown(self) -> dict[str, float]:
@@ -70,7 +73,12 @@ class EpochRow:
     @property
     def splits(self) -> list[str]:
         """The sets that have scores."""
-        return ["test"] if self.train is None else ["train", "test"]
+        return [split for split in SPLITS if getattr(self, split) is not None]
+
+    @property
+    def held_out(self) -> str:
+        """The set by which one judges: "validation" where there is one, or else "test"."""
+        return self.splits[-1]
 
     def line(self) -> dict[str, Any]:
         """The keys and values in the file."""
@@ -80,6 +88,34 @@ class EpochRow:
             return found
         unprotected = {name: found.pop(name) for name in list(found) if name.startswith(("train_", "delta_"))}
         return found | {"epsilon": self.epsilon} | ({} if self.train is None else {"unprotected": unprotected})
+
+
+@dataclasses.dataclass(frozen=True)
+class FinalRow:
+    """At the end of a run with a validation set: the scores of the test set, which is looked at only then.
+
+    epoch, step: of the parameters, the best ones by a score or the last ones;  epochs: how many were trained;
+    stopped_early: whether more were asked for;  best_by: the score that was monitored, if one was.
+    """
+
+    epoch: int
+    step: int
+    epochs: int
+    stopped_early: bool
+    test: Scores
+    best_by: str | None = None
+
+    def line(self) -> dict[str, Any]:
+        """The keys and values in the file."""
+        head = {name: getattr(self, name) for name in ("epoch", "step", "epochs", "stopped_early", "best_by")}
+        scores = {f"test_{name}": value for name, value in self.test.named().items()}
+        return {name: value for name, value in head.items() if value is not None} | scores
+
+    def describe(self) -> str:
+        """Whether the run stopped early, and with which parameters the test set was scored."""
+        stopped = f"stopped early after epoch {self.epochs}; " if self.stopped_early else ""
+        which = "the last one" if self.best_by is None else f"the best by {self.best_by}"
+        return f"{stopped}the test set was scored with the parameters of epoch {self.epoch}, {which}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +145,7 @@ class Divergence:
         return dataclasses.asdict(self)
 
 
-Row = EpochRow | StepRecord | Divergence
+Row = EpochRow | StepRecord | Divergence | FinalRow
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,16 +184,25 @@ def read(line: Mapping[str, Any]) -> Row:
     values = {name: _with_nan(value) for name, value in line.items()}
     if "diverged" in values:
         return Divergence(**values)
+    if "stopped_early" in values:
+        found = _taken(values, "test")
+        return FinalRow(**found, **values)
     head = {name: values.pop(name) for name in ("epoch", "step")}
     if "batch_loss" in values:
         return StepRecord(**head, batch_loss=values.pop("batch_loss"), quantities=values)
     unprotected = values.pop("unprotected", {})
-    values = {"delta_rms": None} | values | unprotected
-    train, test = (
-        {name: values.pop(f"{split}_{name}") for name in Scores._fields if f"{split}_{name}" in values}
-        for split in ("train", "test")
-    )
-    return EpochRow(**head, train=Scores(**train) if train else None, test=Scores(**test), **values)
+    values = {"delta_rms": None, "train": None, "test": None} | values | unprotected
+    found = _taken(values, *SPLITS)
+    return EpochRow(**head, **(values | found))
+
+
+def _taken(values: dict[str, Any], *splits: str) -> dict[str, Any]:
+    """The scores of sets, by set, taken out of the values of a line."""
+    found = {
+        split: {name: values.pop(f"{split}_{name}") for name in Scores._fields if f"{split}_{name}" in values}
+        for split in splits
+    }
+    return {split: Scores(**scores) for split, scores in found.items() if scores}
 
 
 def plain(value: Any) -> Any:
@@ -190,11 +235,11 @@ def divergence(steps: Steps, evaluations: dict[str, Evaluation], epoch: int, don
         found = "the gradient overflows" if np.isfinite(loss[bad]) else f"the loss is {loss[bad]}"
         fault = f"{found} at epoch {epoch}, step {bad + 1} of {len(loss)}"
         return Divergence(epoch, done + bad + 1, fault)
-    split, name = ("train", "training") if "train" in evaluations else ("test", "test")
+    split = next(iter(evaluations))
     after = float(jnp.mean(evaluations[split].loss))
     if np.isfinite(after):
         return None
-    return Divergence(epoch, done + len(loss), f"the loss of the {name} set is {after} after epoch {epoch}")
+    return Divergence(epoch, done + len(loss), f"the loss of the {SPLITS[split]} set is {after} after epoch {epoch}")
 
 
 def first_bad(steps: Steps) -> int:

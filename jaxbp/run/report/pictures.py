@@ -1,5 +1,6 @@
 """Which pictures a finished run has."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -23,22 +24,26 @@ def draw(
     model: Model,
     epochs: Sequence[EpochRow],
     records: Sequence[StepRecord],
-    test: Evaluation,
+    test: Evaluation | None,
     folder: Path,
     ended: str = "",
 ) -> None:
     """The pictures that the data, the network and what was recorded have, into the folder of the run.
 
+    test: None while the test set is not to be looked at yet.
     ended: why the run did not come to its end, if it did not; stands in the headings.
     """
     heading = f"{folder.name} · {problem.title}" + f"\n{ended}" * bool(ended)
     kind = problem.config.train.plot_format
-    for name, figure in (*_of_rows(epochs, records, heading), *_of_the_test(problem, model, test, heading)):
+    drawn = _of_rows(epochs, records, model.best, heading), _of_the_network(problem, model, test, heading)
+    for name, figure in itertools.chain(*drawn):
         figures.save(figure, folder / f"{name}.{kind}")
 
 
-def _of_rows(epochs: Sequence[EpochRow], records: Sequence[StepRecord], heading: str) -> Iterator[tuple[str, Figure]]:
-    yield "learning_curves", plots.learning_curves(epochs, heading)
+def _of_rows(
+    epochs: Sequence[EpochRow], records: Sequence[StepRecord], kept: int | None, heading: str
+) -> Iterator[tuple[str, Figure]]:
+    yield "learning_curves", plots.learning_curves(epochs, heading, kept)
     yield "layers", plots.layer_rms(epochs, heading)
     if records and "noise_scale" in records[0].quantities:
         yield "noise_scale", plots.noise_scale(records, heading)
@@ -46,12 +51,16 @@ def _of_rows(epochs: Sequence[EpochRow], records: Sequence[StepRecord], heading:
         yield "recorded", figure
 
 
-def _of_the_test(problem: Problem, model: Model, test: Evaluation, heading: str) -> Iterator[tuple[str, Figure]]:
+def _of_the_network(
+    problem: Problem, model: Model, test: Evaluation | None, heading: str
+) -> Iterator[tuple[str, Figure]]:
     """Of the first layer, and of what the network makes of the test set."""
     shape, (x, y) = problem.dataset.image_shape, problem.raw("test")
-    loss, output = np.asarray(test.loss), np.asarray(test.output, np.float64)
     if shape is not None and len(shape) == 2 and isinstance(model.net, MLP) and not problem.config.data.pca:
         yield "first_layer", plots.first_layer(np.asarray(model.params[0].w, np.float32), shape, heading)
+    if test is None:
+        return
+    loss, output = np.asarray(test.loss), np.asarray(test.output, np.float64)
     labels = targets.labels(problem.config.model.loss, y)
     if labels is not None and labels.ndim > 1:
         return

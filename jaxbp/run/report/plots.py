@@ -23,14 +23,16 @@ STYLES = ("-", "--", "-.", ":")
 LABELS = 12  # of lines in one legend
 
 
-def learning_curves(rows: Sequence[EpochRow], heading: str) -> Figure:
-    """Loss and score of the training and the test set against the epoch; η too where a schedule changes it."""
-    score, rates = rows[0].test.main, [row.learning_rate for row in rows]
+def learning_curves(rows: Sequence[EpochRow], heading: str, kept: int | None = None) -> Figure:
+    """Loss and score of the sets against the epoch, with a line at the one that is kept; η where a schedule has it."""
+    score, rates = getattr(rows[0], rows[0].held_out).main, [row.learning_rate for row in rows]
     figure, (axes,) = panels(1, 2 + (len(set(rates)) > 1), heading)
     epochs = [row.epoch for row in rows]
     for axis, name in zip(axes, ("loss", score), strict=False):
         for split in rows[0].splits:
             axis.plot(epochs, _scores(rows, split, name), color=COLOURS[split], label=split, marker=marker(rows))
+        if kept is not None:
+            axis.axvline(kept, color="tab:gray", linestyle="--", linewidth=1, label=f"kept: epoch {kept}")
         axis.set_ylabel(UNITS[name])
     _mark_best(axes[1], rows, score)
     fit_vertical(axes[0], [_scores(rows, split, "loss") for split in rows[0].splits])
@@ -53,14 +55,15 @@ def _scores(rows: Sequence[EpochRow], split: str, name: str) -> np.ndarray:
 
 
 def _mark_best(axis: Axes, rows: Sequence[EpochRow], score: str) -> None:
-    values = _scores(rows, "test", score)
+    held_out = rows[0].held_out
+    values = _scores(rows, held_out, score)
     if not np.isfinite(values).any():
         fit_vertical(axis, values)
         return
     best = int(np.nanargmax(values) if score in LARGER_IS_BETTER else np.nanargmin(values))
-    shown = shown_score(score, getattr(rows[best].test, score))
-    label = f"best test: {shown}, epoch {rows[best].epoch}"
-    axis.plot(rows[best].epoch, values[best], "o", color=COLOURS["test"], markerfacecolor="none", label=label)
+    shown = shown_score(score, getattr(getattr(rows[best], held_out), score))
+    label = f"best {held_out}: {shown}, epoch {rows[best].epoch}"
+    axis.plot(rows[best].epoch, values[best], "o", color=COLOURS[held_out], markerfacecolor="none", label=label)
 
 
 def layer_rms(rows: Sequence[EpochRow], heading: str) -> Figure:

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from jaxbp.run.report import text
-from jaxbp.run.report.metrics import EpochRow, Timing
+from jaxbp.run.report.metrics import EpochRow, FinalRow, Timing
 from jaxbp.run.report.text import shown_score
 from jaxbp.run.store.runs import LARGER_IS_BETTER
 
@@ -30,8 +30,9 @@ def progress(console: Console, epochs: int, begun: int = 0) -> Iterator[Show]:
         task = bar.add_task("compiling", total=epochs, completed=begun)
 
         def show(scores: Mapping[str, float], timing: Timing) -> None:
-            name = "test_accuracy" if "test_accuracy" in scores else "test_rmse"  # more would not fit into 80 columns
-            loss = scores.get("train_loss", scores["test_loss"])
+            held_out = "test" if "test_loss" in scores else "validation"
+            name = f"{held_out}_{'accuracy' if f'{held_out}_accuracy' in scores else 'rmse'}"  # more would not fit
+            loss = scores.get("train_loss", scores[f"{held_out}_loss"])
             shown = f"loss {loss:.4g} {name.replace('_', ' ')} {shown_score(name, scores[name])}"
             bar.update(task, completed=timing.epoch, description=shown)
 
@@ -44,15 +45,18 @@ def line(scores: Mapping[str, float], timing: Timing, epochs: int) -> str:
     return f"epoch {timing.epoch}/{epochs}  {shown}"
 
 
-def summary(console: Console, rows: Sequence[EpochRow], seconds: float) -> None:
-    """Prints the last epoch's scores and the best test score that is a number."""
+def summary(console: Console, rows: Sequence[EpochRow], seconds: float, final: FinalRow | None = None) -> None:
+    """Prints the last epoch's scores, the best ones of the set that is not trained on, and those of the final test."""
+    last, held_out = rows[-1], rows[-1].held_out
     lines = []
-    for name in rows[-1].test.named():
+    for name in getattr(last, held_out).named():
+        values = [row.scores()[f"{held_out}_{name}"] for row in rows]
         choose = max if name in LARGER_IS_BETTER else min
-        finite = [row for row in rows if math.isfinite(getattr(row.test, name))] or rows
-        best = choose(finite, key=lambda row: getattr(row.test, name))
-        values = [getattr(getattr(rows[-1], split), name) for split in rows[-1].splits]
-        shown = [shown_score(name, value) for value in (*values, getattr(best.test, name))]
-        lines.append([name, *shown[:-1], f"{shown[-1]} ({best.epoch})"])
-    text.line(console, f"\n{rows[-1].epoch} epochs, {seconds:.1f} s of training")
-    text.table(console, ("", *rows[-1].splits, "best test (epoch)"), lines)
+        best = choose(filter(math.isfinite, values), default=values[0])
+        shown = [shown_score(name, last.scores()[f"{split}_{name}"]) for split in last.splits]
+        tested = [shown_score(name, getattr(final.test, name))] if final else []
+        lines.append([name, *shown, f"{shown_score(name, best)} ({rows[values.index(best)].epoch})", *tested])
+    text.line(console, f"\n{last.epoch} epochs, {seconds:.1f} s of training")
+    text.table(console, ("", *last.splits, f"best {held_out} (epoch)", *(["test"] if final else [])), lines)
+    if final:
+        text.line(console, final.describe())

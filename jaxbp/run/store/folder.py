@@ -106,7 +106,7 @@ class RunFolder:
         return Saved(Position(epoch, step, length, np.array(key, np.uint32)), state)
 
     def save(self, model: Model) -> None:
-        """Writes params.safetensors."""
+        """Writes params.safetensors, or best.safetensors of the best parameters."""
         self._on_first(lambda: model.save(self.path))
 
     def inputs(self, model: Model) -> Any:

@@ -25,13 +25,15 @@ from jaxbp.run.store import files
 from jaxbp.run.store.runs import FILE, MEMBERS, UNFINISHED
 
 Kind = TypeVar("Kind", Scaling, Projection)
+BEST = "best.safetensors"  # the parameters after the best epoch
 
 
 class Model(NamedTuple):
     """f(x; w, b) on raw inputs.
 
     inputs scales or projects x, where it isn't tokens; targets unscales the output of a regression; classes are the
-    names behind the labels; sample is what the network was built for.
+    names behind the labels; sample is what the network was built for; best is the epoch that the parameters are of,
+    if they are the best ones of a run and not the last.
     """
 
     net: Net
@@ -40,6 +42,7 @@ class Model(NamedTuple):
     targets: Scaling | None
     classes: tuple[str, ...] | None
     sample: Sample
+    best: int | None = None
 
     def predict(self, x: np.ndarray) -> np.ndarray:
         """For raw inputs (N, n₀) the network's output (N, n_L); a regression's prediction in the units of its targets.
@@ -79,7 +82,8 @@ class Model(NamedTuple):
         """In one line: widths or layers, loss and how many parameters, not the parameters."""
         loss, count = losses.get(self.net.loss).name, sum(leaf.size for leaf in jax.tree.leaves(self.params))
         shown = "-".join(map(str, self.net.sizes)) if isinstance(self.net, MLP) else f"{self.net.layer}"
-        return f"Model({shown}, {loss}, {count:,} parameters)"
+        epoch = f" of epoch {self.best}, the best" if self.best else ""
+        return f"Model({shown}, {loss}, {count:,} parameters{epoch})"
 
     def _repr_html_(self) -> str:
         """A row a layer, for a notebook."""
@@ -98,6 +102,7 @@ class Model(NamedTuple):
         """Writes params.safetensors: layer.1.w … layer.L.b, the scalings; the class names and the sample as metadata.
 
         In other networks than an MLP a layer may have other parameters: layer.3.layer.1.qkv.w.
+        The best parameters go to best.safetensors, with their epoch.
         """
         tensors = {name: np.asarray(leaf) for name, leaf in _named(self.params).items()}
         scalings = {"inputs": self.inputs, "targets": self.targets}
@@ -108,7 +113,8 @@ class Model(NamedTuple):
         metadata = {
             "classes" if isinstance(self.net, MLP) else "classes and sample": json.dumps(known)
         }  # two have no order
-        files.replace(folder / FILE, safetensors.numpy.save(tensors, metadata=metadata))
+        tensors |= {"epoch": np.array(self.best)} if self.best else {}
+        files.replace(folder / (BEST if self.best else FILE), safetensors.numpy.save(tensors, metadata=metadata))
 
 
 def _named(params: ParamTree) -> dict[str, Any]:
@@ -145,7 +151,9 @@ def finished(folder: Path) -> bool:
 
 
 def load(folder: str | Path) -> Model:
-    """The trained network of a run folder; one in float64 turns JAX's x64 mode on.
+    """The trained network of a run folder, with the best parameters if the run kept them, or else with the last ones.
+
+    One in float64 turns JAX's x64 mode on.
 
     Raises:
       UserError: the folder holds no finished run, or its files are damaged.
@@ -158,8 +166,9 @@ def load(folder: str | Path) -> Model:
     config: Config = configs.read(folder / "config.toml")
     if config.model.dtype == "float64":
         jax.config.update("jax_enable_x64", True)
+    path = folder / BEST if (folder / BEST).exists() else folder / FILE
     try:
-        with safetensors.safe_open(folder / FILE, framework="numpy") as file:
+        with safetensors.safe_open(path, framework="numpy") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
             known = {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
         if config.model.kind == "mlp":
@@ -175,9 +184,10 @@ def load(folder: str | Path) -> Model:
         targets = _saved(Scaling, tensors, "targets")
         if inputs is None and not networks.takes_tokens(net):
             raise KeyError("inputs.mean")
+        best = int(tensors["epoch"]) if path.name == BEST else None
     except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{folder / FILE}: damaged: {error}") from None
-    return Model(net, params, inputs, targets, tuple(classes) if classes else None, sample)
+        raise UserError(f"{path}: damaged: {error}") from None
+    return Model(net, params, inputs, targets, tuple(classes) if classes else None, sample, best)
 
 
 def _saved(kind: type[Kind], tensors: dict[str, np.ndarray], name: str) -> Kind | None:

@@ -18,6 +18,7 @@ from jaxbp.run import problem as problems
 from jaxbp.run.compute.epoch import evaluate
 from jaxbp.run.config import Config
 from jaxbp.run.data import Dataset
+from jaxbp.run.errors import UserError
 from jaxbp.run.problem import Problem, Split, drawn
 from jaxbp.run.store.model import Model, finished, load
 from jaxbp.run.study import curvature
@@ -55,7 +56,8 @@ class Subject(NamedTuple):
         """Which parameters the network has."""
         if not self.source.is_dir():
             return "at initialisation, untrained"
-        return "as trained" if finished(self.source) else "as trained so far, unfinished"
+        epoch = f", epoch {self.model.best}, the best" if self.model.best else ""
+        return ("as trained" if finished(self.source) else "as trained so far, unfinished") + epoch
 
 
 class Results(NamedTuple):
@@ -88,6 +90,8 @@ def prepare(source: Path, config: Config, split: str = "train", dataset: Dataset
     else:
         problem = problems.pose(config)
         model = problem.model(problem.initial())
+    if split not in problem.dataset.splits:
+        raise UserError(f"--split: {source} has no {split} set")
     return Subject(source, problem, model, split, problem.on_device(split), *problem.raw(split))
 
 

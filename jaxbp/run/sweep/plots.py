@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import NullLocator
 
+from jaxbp.run.problem import SPLITS
 from jaxbp.run.report import metrics, text
 from jaxbp.run.report.figures import fit_vertical, laid_out, marker, whole_numbers
 from jaxbp.run.report.plots import LABELS, UNITS
@@ -25,20 +26,20 @@ WORDS = 80  # members up to which the squares of the heat map have numbers
 
 def curves(found: Sequence[Group], heading: str) -> Figure:
     """The median over the seeds, in a band from the lowest to the highest value; a colour a setting."""
-    score = scores.main_score(found).removeprefix("test_")
+    splits, score = ("train", scores.held_out(found)), scores.main_score(found).partition("_")[2]
     members = max(len(g.last) + len(g.diverged) for g in found)
     seeds = f"median over {members} seeds, band from the lowest to the highest" if members > 1 else "one seed"
     figure = laid_out(f"{heading}\n{seeds}", (11.0, 7.5))
     axes = figure.subplots(2, 2, sharex=True, sharey="col")
     colours = colormaps["viridis"](np.linspace(0, 0.9, len(found)))
-    for row, split in zip(axes, ("train", "test"), strict=True):
+    for row, split in zip(axes, splits, strict=True):
         for axis, name in zip(row, ("loss", score), strict=True):
             for group, colour in zip(found, colours, strict=True):
                 _band(axis, group, f"{split}_{name}", colour)
-            axis.set(title={"train": "training set", "test": "test set"}[split], ylabel=UNITS[name])
+            axis.set(title=f"{SPLITS[split]} set", ylabel=UNITS[name])
             axis.grid(alpha=0.3)
     lived = [row for group in found for rows in group.epochs for row in rows]
-    fit_vertical(axes[0, 0], [_value(row, f"{split}_loss") for split in ("train", "test") for row in lived])
+    fit_vertical(axes[0, 0], [_value(row, f"{split}_loss") for split in splits for row in lived])
     for axis in axes[1]:
         axis.set_xlabel("epoch")
         whole_numbers(axis, range(1, max(len(group.epochs) for group in found) + 1))
@@ -61,7 +62,7 @@ def _band(axis: Axes, group: Group, name: str, colour: np.ndarray) -> None:
 
 
 class Grid(NamedTuple):
-    """The last test scores of a sweep, laid out over one of its keys and all that else differs.
+    """The last scores of a sweep, laid out over one of its keys and all that else differs.
 
     values: (rows, columns, members), NaN for a member that diverged and where there is none.
     """
@@ -100,13 +101,14 @@ def grid(found: Sequence[Group]) -> Grid:
 
 
 def against(found: Sequence[Group], heading: str) -> Figure:
-    """The last test score against what was swept, a dot a member, and as a heat map of it and what else differs."""
+    """The last score against what was swept, a dot a member, and as a heat map of it and what else differs."""
     name = scores.main_score(found)
-    unit, drawn = UNITS[name.removeprefix("test_")], grid(found)
+    unit, drawn = UNITS[name.partition("_")[2]], grid(found)
+    title = f"{scores.held_out(found)} set, {'kept' if any(group.final for group in found) else 'last'} epoch"
     figure = laid_out(heading, (11.0, max(4.5, 1.8 + 0.3 * len(drawn.rows))))
     left, right = figure.subplots(1, 2)
     _lines(left, drawn)
-    left.set(xlabel=scores.shown_key(drawn.key), ylabel=unit, title="test set, last epoch")
+    left.set(xlabel=scores.shown_key(drawn.key), ylabel=unit, title=title)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # NaN where all members of a square diverged
         medians = np.nanmedian(drawn.values, axis=2)
@@ -116,7 +118,7 @@ def against(found: Sequence[Group], heading: str) -> Figure:
     right.set_yticks(range(len(drawn.rows)), drawn.rows)
     members = ", median over the seeds" if drawn.other and drawn.values.shape[2] > 1 else ""
     right.set(xlabel=scores.shown_key(drawn.key), ylabel=drawn.other or "seed")
-    right.set_title(f"test set, last epoch{members}; gray: diverged", fontsize="medium")
+    right.set_title(f"{title}{members}; gray: diverged", fontsize="medium")
     figure.colorbar(image, ax=right, label=unit)
     return figure
 
@@ -158,7 +160,7 @@ def _lines(axis: Axes, drawn: Grid) -> None:
 
 def _heat_map(axis: Axes, last: np.ndarray, name: str) -> AxesImage:
     """Bright is good; gray where there is no number."""
-    good_is_large = name.removeprefix("test_") in LARGER_IS_BETTER
+    good_is_large = name.partition("_")[2] in LARGER_IS_BETTER
     drawn = axis.imshow(last, cmap="viridis" if good_is_large else "viridis_r", aspect="auto")
     axis.set_facecolor("lightgray")
     middle = (np.nanmin(last) + np.nanmax(last)) / 2

@@ -1,6 +1,8 @@
 """What came out of a sweep: the last scores of its members, by what was swept, over the seeds."""
 
 import csv
+import dataclasses
+import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +12,7 @@ import numpy as np
 from rich.console import Console
 
 from jaxbp.run.report import text
-from jaxbp.run.report.metrics import Divergence, EpochRow, MemberRow
+from jaxbp.run.report.metrics import Divergence, EpochRow, FinalRow, MemberRow
 from jaxbp.run.report.text import shown, shown_score
 from jaxbp.run.store import files
 
@@ -21,17 +23,28 @@ class Group(NamedTuple):
     """The members of one setting: all seeds of it.
 
     setting: the values of what is swept, by dotted keys, or the learning rate (of a schedule, its name);
-    epochs: for each epoch the rows of the members that lived to its end;  diverged: the others'.
+    epochs: for each epoch the rows of the members that lived to its end;  diverged: the others';
+    final: of members with a validation set the rows of the test set.
     """
 
     setting: dict[str, Any]
     epochs: list[list[MemberRow]]
     diverged: list[MemberRow]
+    final: list[MemberRow]
 
     @property
     def last(self) -> list[MemberRow]:
-        """The rows of the last epoch: one for each member that lives."""
-        return self.epochs[-1]
+        """Of each member that lives the row of its last epoch.
+
+        Of one that was tested the row of the epoch that it keeps, with the scores of the test set.
+        """
+        gone = {member.seed for member in self.diverged}
+        rows = {m.seed: m for m in itertools.chain(*self.epochs) if m.seed not in gone}
+        for tested in self.final:
+            kept = next(m for m in self.epochs[tested.row.epoch - 1] if m.seed == tested.seed)
+            row = dataclasses.replace(kept.row, test=tested.row.test)  # type: ignore[arg-type,union-attr]
+            rows[tested.seed] = dataclasses.replace(kept, row=row)
+        return list(rows.values())
 
     @property
     def label(self) -> str:
@@ -44,8 +57,12 @@ def groups(rows: Sequence[MemberRow]) -> list[Group]:
     found: dict[str, list[MemberRow]] = {}
     for row in rows:
         found.setdefault(json.dumps(row.setting), []).append(row)
+
+    def of_kind(mine: Sequence[MemberRow], kind: type) -> list[MemberRow]:
+        return [member for member in mine if isinstance(member.row, kind)]
+
     return [
-        Group(mine[0].setting, _by_epoch(mine), [member for member in mine if isinstance(member.row, Divergence)])
+        Group(mine[0].setting, _by_epoch(mine), of_kind(mine, Divergence), of_kind(mine, FinalRow))
         for mine in found.values()
     ]
 
@@ -72,7 +89,9 @@ def keys(found: Sequence[Group]) -> list[str]:
 
 def names(found: Sequence[Group]) -> list[str]:
     """The scores: train_loss, train_accuracy, test_loss, …"""
-    return list(next((of(member) for group in found for rows in group.epochs for member in rows), {}))
+    measured = next((of(member) for group in found for rows in group.epochs for member in rows), {})
+    tested = next((of(member) for group in found if group.final for member in group.last), {})
+    return list(measured | tested)
 
 
 def of(member: MemberRow) -> dict[str, float]:
@@ -93,20 +112,21 @@ def write(found: Sequence[Group], path: Path) -> None:
 
 
 def show(found: Sequence[Group], title: str, console: Console) -> None:
-    """Prints the test score for a person, over the members that live, and the mean of the test loss."""
-    score, rows = main_score(found), []
+    """Prints the main score for a person, over the members that live, and the means of its loss and of the test."""
+    score, split, rows = main_score(found), held_out(found), []
+    means = [f"{split}_loss", *([f"test_{score.partition('_')[2]}"] if split == "validation" else [])]
     for group in found:
         cells = [shown_score(score, value) for value in statistics(group.last, score).values()]
         gone = f"{len(group.diverged)} of {len(group.last) + len(group.diverged)}" if group.diverged else ""
-        loss = shown_score("test_loss", statistics(group.last, "test_loss")["mean"])
-        rows.append([group.label, gone, *cells, loss])
+        rows.append([group.label, gone, *cells, *(shown_score(n, statistics(group.last, n)["mean"]) for n in means)])
     text.line(console, f"\n{title}, {score.replace('_', ' ')} over the seeds\n")
     swept = ", ".join(map(shown_key, keys(found)))
-    text.table(console, (swept, "diverged", "mean", "s.d.", "min", "max", "test loss"), rows)
+    columns = (swept, "diverged", "mean", "s.d.", "min", "max", *(name.replace("_", " ") for name in means))
+    text.table(console, columns, rows)
 
 
 def best(found: Sequence[Group]) -> str:
-    """The setting with the best mean of the test score, and the best member."""
+    """The setting with the best mean of the main score, and the best member."""
     score = main_score(found)
     choose: Callable[..., Any] = min if score.endswith("rmse") else max
     group = choose((g for g in found if g.last), key=lambda g: statistics(g.last, score)["mean"])
@@ -118,14 +138,20 @@ def best(found: Sequence[Group]) -> str:
     )
 
 
+def held_out(found: Sequence[Group]) -> str:
+    """The set by which the members are compared: "validation" where they have one, or else "test"."""
+    return "validation" if "validation_loss" in names(found) else "test"
+
+
 def main_score(found: Sequence[Group]) -> str:
-    """test_accuracy, or test_rmse of a regression."""
-    return "test_rmse" if "test_rmse" in names(found) else "test_accuracy"
+    """test_accuracy, or test_rmse of a regression; with a validation set those of that."""
+    split = held_out(found)
+    return f"{split}_rmse" if f"{split}_rmse" in names(found) else f"{split}_accuracy"
 
 
 def statistics(rows: Sequence[MemberRow], name: str) -> dict[str, float | None]:
     """mean, sd, min and max over the rows; None where there are too few of them."""
-    values = np.array([of(row)[name] for row in rows], np.float64)
+    values = np.array([of(row)[name] for row in rows if name in of(row)], np.float64)
     if not values.size:
         return dict.fromkeys(("mean", "sd", "min", "max"))
     sd = float(values.std(ddof=1)) if values.size > 1 else None

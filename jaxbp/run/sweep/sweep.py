@@ -23,7 +23,7 @@ from rich.console import Console
 
 from jaxbp.mlp import Array
 from jaxbp.network import ParamTree
-from jaxbp.run import data, loop, targets
+from jaxbp.run import data, loop, monitor, targets
 from jaxbp.run import problem as problems
 from jaxbp.run.compute import mesh as meshes
 from jaxbp.run.compute import optimizers, privacy
@@ -35,7 +35,8 @@ from jaxbp.run.data import Dataset
 from jaxbp.run.errors import Diverged, Stopped, UserError
 from jaxbp.run.host import signals
 from jaxbp.run.loop import Setup
-from jaxbp.run.problem import Split
+from jaxbp.run.monitor import Best
+from jaxbp.run.problem import Problem, Split
 from jaxbp.run.report import metrics, text
 from jaxbp.run.report.metrics import EpochRow, MemberRow, Row, Timing
 from jaxbp.run.report.progress import progress
@@ -85,11 +86,13 @@ class Epoch(NamedTuple):
     params: of all members on the host, (M, …); of a diverged one those after its last whole epoch.
     rows: for each member its recorded steps, then its row or, once, why it diverged.
     timing: the seconds of the epoch of all members, their samples a second together.
+    best: the best epoch of each member, where a score is monitored.
     """
 
     params: ParamTree
     rows: list[MemberRow]
     timing: Timing
+    best: Sequence[Best | None]
 
 
 def run(config: Config, name: str, console: Console, how: How = "auto") -> Path:
@@ -152,9 +155,10 @@ def _train_cohort(cohort: Cohort, rows: list[MemberRow], path: Path, console: Co
     """Trains and saves a cohort, whose rows become more of the sweep's; Stopped after an epoch before its last one."""
     count, params = cohort.setup.problem.config.train.epochs, jax.device_get(_initial(cohort))
     before = len(rows)
+    best: Sequence[Best | None] = [None] * len(cohort.members)
     try:
         with progress(console, count) as show:
-            for params, found, timing in epochs(cohort):  # noqa: B007  (the last ones are saved below)
+            for params, found, timing, best in epochs(cohort):  # noqa: B007  (the last ones are saved below)
                 rows += found
                 folders.append(path / TIMINGS, [timing])
                 folders.append(path / METRICS, found)
@@ -163,7 +167,7 @@ def _train_cohort(cohort: Cohort, rows: list[MemberRow], path: Path, console: Co
                 if stop.signal and timing.epoch < count:
                     raise Stopped(f"stopped after epoch {timing.epoch} of {count}", stop.signal)
     finally:
-        _save(cohort, params, rows[before:], path)
+        _save(cohort, params, best, rows[before:], path)
 
 
 def prepare(config: Config) -> Sweep:
@@ -190,6 +194,8 @@ def prepare(config: Config) -> Sweep:
     }
     if len(scored) > 1:
         raise UserError("sweep: some members have an accuracy and some an RMSE, which can't be compared")
+    if len({cohort.setup.problem.dataset.splits for cohort in cohorts}) > 1:
+        raise UserError("sweep: some members have a validation set and some have none, so they can't be compared")
     return Sweep(config, tuple(cohorts), tuple(datasets.values()))
 
 
@@ -209,29 +215,46 @@ def describe(sweep: Sweep) -> str:
 def epochs(cohort: Cohort) -> Iterator[Epoch]:
     """Trains the members of a cohort, until none of them is left; gives what was measured after each epoch."""
     (problem, spec, _), config = cohort.setup, cohort.setup.problem.config
-    sets = {name: problem.on_device(name) for name in problems.SPLITS}
+    sets = {name: problem.on_device(name) for name in problem.dataset.splits}
     state, members = _start(cohort), _inputs(cohort)
     compiled = jax.jit(_program(cohort), donate_argnums=0).lower(state, members, sets, 1, 0).compile()
     params, alive = jax.device_get((state.params, state.alive))
+    best: list[Best | None] = [None] * len(cohort.members)
     count = -(-len(sets["train"].x) // spec.batch_size)
     for number in range(1, config.train.epochs + 1):
         started, done, before = time.perf_counter(), (number - 1) * count, alive
         state, *measured = compiled(state, members, sets, number, done % config.study.every)
         alive = np.array(state.alive)
         seconds = time.perf_counter() - started
-        found = jax.device_get(measured)
+        new, found = jax.device_get((state.params, measured))
+        over = np.zeros_like(alive)
         rows = list[MemberRow]()
         for i in np.flatnonzero(before):
             steps, evaluations = jax.tree.map(lambda a: a[i], found)  # noqa: B023
             mine = _rows(cohort.setup, steps, evaluations, number)
-            alive[i] &= isinstance(mine[-1], EpochRow)
+            if isinstance(row := mine[-1], EpochRow):
+                own = jax.tree.map(lambda a: a[i], new)  # noqa: B023
+                best[i] = monitor.kept(config.train, row, own, best[i])
+                over[i] = monitor.over(config.train, best[i], number)
+                mine += _tested(problem, sets, own, best[i], number) if over[i] or number == config.train.epochs else []
+            else:
+                alive[i] = False
             rows += [_tagged(cohort.members[i], cohort.setup, row) for row in mine]
-        params = jax.tree.map(functools.partial(_where_alive, alive), jax.device_get(state.params), params)
+        params = jax.tree.map(functools.partial(_where_alive, alive), new, params)
+        alive &= ~over
         state = state._replace(alive=jnp.asarray(alive))
         samples = int(before.sum()) * len(sets["train"].x)
-        yield Epoch(params, rows, Timing(number, seconds, samples / seconds))
+        yield Epoch(params, rows, Timing(number, seconds, samples / seconds), best)
         if not alive.any():
             return
+
+
+def _tested(problem: Problem, sets: dict[str, Split], params: ParamTree, best: Best | None, epochs: int) -> list[Row]:
+    """Of a member with a validation set that came to its end: the row of the test set."""
+    if "test" in problem.reported:
+        return []
+    test = evaluate(problem.scored, best.params if best else params, *sets["test"])
+    return [loop.final_row(problem, test, best.row if best else None, epochs)]
 
 
 def _program(cohort: Cohort) -> Callable[..., Any]:
@@ -246,7 +269,7 @@ def _program(cohort: Cohort) -> Callable[..., Any]:
                 optimizer = optimizers.with_learning_rate(config.optimizer, rate, spec.net)
                 mine = dataclasses.replace(spec, optimizer=optimizer)
             state, steps = epoch(mine, state, *sets["train"], jax.random.fold_in(key, epoch_number), phase)
-            reported = {name: sets[name] for name in config.privacy.reported}
+            reported = {name: sets[name] for name in problem.reported}
             return state, steps, {n: evaluate(problem.scored, state.params, *split) for n, split in reported.items()}
 
         at_once = min(cohort.at_once, len(cohort.members))
@@ -327,8 +350,11 @@ def _medians(rows: Sequence[EpochRow]) -> dict[str, float]:
     return {name: float(np.median([scores[name] for scores in found])) for name in found[0]}
 
 
-def _save(cohort: Cohort, params: ParamTree, rows: Sequence[MemberRow], path: Path) -> None:
-    """The run folder of each member, with its own rows."""
+def _save(
+    cohort: Cohort, params: ParamTree, best: Sequence[Best | None], rows: Sequence[MemberRow], path: Path
+) -> None:
+    """The run folder of each member, with its last and its best parameters and its own rows."""
+    problem = cohort.setup.problem
     measured: dict[str, list[Row]] = {}
     for row in rows:
         measured.setdefault(f"{row.seed} {row.setting}", []).append(row.row)
@@ -336,7 +362,9 @@ def _save(cohort: Cohort, params: ParamTree, rows: Sequence[MemberRow], path: Pa
         home = path / MEMBERS / member.name
         home.mkdir(parents=True)
         files.replace(home / "config.toml", tomli_w.dumps(to_dict(member.config)))
-        cohort.setup.problem.model(jax.tree.map(lambda a: a[i], params)).save(home)  # noqa: B023
+        problem.model(jax.tree.map(lambda a: a[i], params)).save(home)  # noqa: B023
+        if found := best[i]:
+            problem.model(found.params, found.row.epoch).save(home)
         folders.append(home / METRICS, measured.get(f"{member.seed} {member.setting}", []))
 
 
