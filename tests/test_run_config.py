@@ -409,6 +409,7 @@ OF_ALL = {
     "scheme": TEXT,
     "scheme_std": optional(POSITIVE),
     "dtype": st.sampled_from(["float32", "float64", "bfloat16"]),
+    "parameters": optional(TEXT),
 }
 OF_MLP = {
     "sizes": st.lists(COUNT, min_size=2, max_size=4).map(tuple),

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -168,6 +169,7 @@ def test_validation_alone_keeps_the_last_epoch() -> None:
             ["--data.validation", "0.01"],
             "data.validation: 0.01 leaves 118 of 120 samples to train with and 2 to validate",
         ),
+        (["--model.parameters", "nowhere"], "model.parameters: nowhere: not a run folder"),
     ],
 )
 def test_what_does_not_fit_is_one_line(arguments: list[str], match: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -208,3 +210,18 @@ def test_a_member_of_a_sweep_is_the_separate_run(capsys: pytest.CaptureFixture[s
     assert len(counts) == 2
     table = Path("run/scores.csv").read_text()
     assert "validation_loss" in table and "test_accuracy" in table
+
+
+# --- parameters of another run ----------------------------------------------------------------------------------------
+
+
+def test_a_run_begins_with_the_parameters_of_another_one(capsys: pytest.CaptureFixture[str]) -> None:
+    run("--train.epochs", "4", to="first")
+    begin = load("first")
+    run("--train.epochs", "1", "--optimizer.learning-rate", "0", "--model.parameters", "first", to="second")
+    for ours, theirs in zip(jax.tree.leaves(load("second").params), jax.tree.leaves(begin.params), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert "parameters of first" in capsys.readouterr().out
+    for sizes, layer in (("4,9,3", r"layer.1.w is \(8, 4\) float32, and \(9, 4\) float32 in"), ("4,3", "layer.1.w is")):
+        assert main(["run", "x.toml", "--model.parameters", "first", "--model.sizes", sizes]) == 2
+        assert re.search(f"model.parameters: first: {layer}", capsys.readouterr().err)

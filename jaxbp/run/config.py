@@ -113,6 +113,9 @@ class ModelConfig:
     layers: tuple[dict[str, Any], ...] = ()
     """Of a chain: [[model.layers]] with a kind, such as "conv2d", "layer_norm" or "residual", and its arguments as in
     `jaxbp.layers`."""
+    parameters: str | None = None
+    """The folder of a run whose parameters this one begins with: the best ones if that run kept them. Every layer has
+    to have the same shape."""
 
 
 @pydantic.with_config(STRICT)

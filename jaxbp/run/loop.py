@@ -347,9 +347,10 @@ def describe(setup: Setup) -> str:
     private = f"\n{setup.spec.privacy.describe()}" if setup.spec.privacy else ""
     parameters = sum(p.size for p in jax.tree.leaves(jax.eval_shape(problem.initial)))
     *sets, test = (f"{len(problem.raw(split)[0]):,} {problems.SPLITS[split]}" for split in dataset.splits)
+    begins = f" of {config.model.parameters}" if config.model.parameters else ""
     return (
         f"{dataset.name}: {', '.join(sets)} and {test} samples · "
-        f"{shown}, {config.model.loss}, {parameters:,} parameters in {config.model.dtype} · "
+        f"{shown}, {config.model.loss}, {parameters:,} parameters{begins} in {config.model.dtype} · "
         f"{config.optimizer.name} · {setup.program.devices(config)}{private}"
     )
 

@@ -13,13 +13,13 @@ from jaxbp import losses
 from jaxbp.initializers import BIASES, WEIGHTS, Initializer
 from jaxbp.mlp import MLP, Array, wide
 from jaxbp.network import Net, ParamTree, check_tokens, init, shapes
-from jaxbp.run import data, networks, targets
+from jaxbp.run import data, networks, paths, targets
 from jaxbp.run.config import Config, DataConfig, ModelConfig, choose
 from jaxbp.run.data import Dataset, Projection, Scaling
 from jaxbp.run.errors import UserError
 from jaxbp.run.host import processes
 from jaxbp.run.networks import Sample
-from jaxbp.run.store.model import Model
+from jaxbp.run.store.model import Model, parameters_for
 
 SPLITS = {"train": "training", "validation": "validation", "test": "test"}
 
@@ -62,10 +62,22 @@ class Problem:
         return reported if self.dataset.x_validation is None else (*reported[:-1], "validation")
 
     def initial(self) -> ParamTree:
-        """The parameters that a run begins with."""
+        """The parameters that a run begins with: those of another run, or drawn."""
+        return self._drawn() if self._taken is None else self._taken
+
+    def _drawn(self) -> ParamTree:
         weights, biases = _initializers(self.config.model)
         key, dtype = jax.random.key(self.config.train.seed), self.config.model.dtype
         return init(self.net, key, weights, biases if isinstance(self.net, MLP) else "zeros", dtype)
+
+    @functools.cached_property
+    def _taken(self) -> ParamTree | None:
+        """The parameters of the run that the config names; read before anything is traced, or outside of the trace."""
+        if self.config.model.parameters is None:
+            return None
+        folder = paths.named("model.parameters", self.config.model.parameters)
+        with jax.ensure_compile_time_eval():
+            return parameters_for(folder, jax.eval_shape(self._drawn))
 
     def model(self, params: ParamTree, best: int | None = None) -> Model:
         """The network with these parameters and the scaling, as it is saved; best: their epoch if it was the best."""

@@ -190,6 +190,23 @@ def load(folder: str | Path) -> Model:
     return Model(net, params, inputs, targets, tuple(classes) if classes else None, sample, best)
 
 
+def parameters_for(folder: Path, like: ParamTree) -> ParamTree:
+    """The trained parameters of a run folder, see `load`, for a network whose parameters are like these.
+
+    Raises:
+      UserError: as `load`, or for the first parameter of another shape or dtype.
+    """
+    try:
+        found, wanted = _named(load(folder).params), _named(like)
+    except UserError as error:
+        raise UserError(f"model.parameters: {error}") from None
+    theirs, ours = ({name: f"{a.shape} {a.dtype}" for name, a in part.items()} for part in (found, wanted))
+    for name in (name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)):
+        has, needs = theirs.get(name, "not there"), ours.get(name, "not there")
+        raise UserError(f"model.parameters: {folder}: {name} is {has}, and {needs} in this network")
+    return jax.tree.unflatten(jax.tree.structure(like), [found[name] for name in wanted])
+
+
 def _saved(kind: type[Kind], tensors: dict[str, np.ndarray], name: str) -> Kind | None:
     """The one of this name, if it was saved."""
     first, *_ = kind._fields
