@@ -467,6 +467,7 @@ TABLES = st.fixed_dictionaries(
                 "monitor": optional(TEXT),
                 "patience": optional(COUNT),
                 "min_delta": st.floats(0, 1e9),
+                "class_weights": optional(st.just("balanced") | st.lists(POSITIVE, min_size=2, max_size=3).map(tuple)),
                 "memory": st.sampled_from(["store-all", "sqrt"]) | st.fixed_dictionaries({"slots": COUNT}),
                 "micro_batches": COUNT,
                 "precision": st.sampled_from(["full", "mixed"]),

@@ -688,6 +688,21 @@ def test_npz_with_its_own_validation_set(tmp_path: Path) -> None:
         fails(match, partial(load, DataConfig(npz(tmp_path, x=X, y=LABELS, **arrays))))
 
 
+def test_npz_with_weights(tmp_path: Path) -> None:
+    """They stay with their samples; the test set has none."""
+    weights = np.arange(1.0, 21)
+    found = load(DataConfig(npz(tmp_path, x=weights[:, None], y=LABELS, weights=weights), validation=0.3))
+    assert found.weights is not None
+    np.testing.assert_array_equal(found.weights, found.x_train[:, 0])
+    assert load(DataConfig(npz(tmp_path, x=X, y=LABELS))).weights is None
+    for wrong, match in (
+        (weights[1:], r"weights has shape \(19,\); allowed: \(20,\)"),
+        (weights - 1, "weights: row 0 is 0; allowed: numbers above 0"),
+        (at(weights, 3, np.nan), "weights: row 3 is not finite"),
+    ):
+        fails(match, partial(load, DataConfig(npz(tmp_path, x=X, y=LABELS, weights=wrong))))
+
+
 def test_impossible_validation(tmp_path: Path) -> None:
     name = npz(tmp_path, x=X, y=at(at(np.zeros(20, int), 3, 1), 4, 1))
     fails("class '1' has one training sample", lambda: load(DataConfig(name, test_fraction=0.5, validation=0.5)))

@@ -1,9 +1,10 @@
-"""Validation, the best epoch, early stopping: in a run, on a mesh, in a sweep."""
+"""Validation, the best epoch, early stopping, weights: in a run, on a mesh, in a sweep."""
 
 import json
 import math
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -183,26 +184,28 @@ def test_what_does_not_fit_is_one_line(arguments: list[str], match: str, capsys:
 
 
 def test_a_mesh_stops_at_the_same_epoch() -> None:
-    """On two devices whose batches are filled up: 96 samples in batches of 20."""
-    weighted = ("--train.monitor", "validation_accuracy", "--train.batch-size", "20", "--train.patience", "4")
+    """With class weights, on two devices whose batches are filled up: 96 samples in batches of 20."""
+    weighted = ("--train.class-weights", "balanced", "--train.monitor", "validation_balanced_accuracy")
+    weighted += ("--train.batch-size", "20", "--train.patience", "4")
     one, mesh = run(*weighted, to="one"), run(*weighted, "--mesh.data", "2", to="mesh")
     assert [row["epoch"] for row in mesh] == [row["epoch"] for row in one] and one[-1]["stopped_early"]
-    for name in ("test_loss", "test_accuracy"):
+    for name in ("test_loss", "test_balanced_accuracy"):
         assert mesh[-1][name] == pytest.approx(one[-1][name], rel=1e-4)
-    assert load("mesh").best == one[-1]["epoch"] and one[-1]["best_by"] == "validation_accuracy"
+    assert load("mesh").best == one[-1]["epoch"] and one[-1]["best_by"] == "validation_balanced_accuracy"
 
 
 @pytest.mark.production
 def test_a_member_of_a_sweep_is_the_separate_run(capsys: pytest.CaptureFixture[str]) -> None:
     """Two learning rates that stop at different epochs: lines, last and best parameters, bit for bit."""
-    lines, counts = run("--sweep.learning-rate", "0.1,0.3"), set()
+    weighted = ("--train.class-weights", "1,2,3")
+    lines, counts = run(*weighted, "--sweep.learning-rate", "0.1,0.3"), set()
     shown = capsys.readouterr().out
     assert "validation accuracy over the seeds" in shown and "test accuracy" in shown
     assert "best mean validation accuracy" in shown
     for rate in (0.1, 0.3):
         member, alone = Path(f"run/members/seed-0_learning-rate-{rate}"), f"alone-{rate}"
         tag = {"seed": 0, "learning_rate": rate}
-        rows = run("--optimizer.learning-rate", str(rate), to=alone)
+        rows = run(*weighted, "--optimizer.learning-rate", str(rate), to=alone)
         assert [line for line in lines if line | tag == line] == [row | tag for row in rows]
         for name in ("params.safetensors", "best.safetensors"):
             assert (member / name).read_bytes() == Path(alone, name).read_bytes()
@@ -225,3 +228,50 @@ def test_a_run_begins_with_the_parameters_of_another_one(capsys: pytest.CaptureF
     for sizes, layer in (("4,9,3", r"layer.1.w is \(8, 4\) float32, and \(9, 4\) float32 in"), ("4,3", "layer.1.w is")):
         assert main(["run", "x.toml", "--model.parameters", "first", "--model.sizes", sizes]) == 2
         assert re.search(f"model.parameters: first: {layer}", capsys.readouterr().err)
+
+
+# --- weights ----------------------------------------------------------------------------------------------------------
+
+
+def unbalanced() -> np.ndarray:
+    """Writes d.npz with 30 samples of class 0, 12 of class 1 and 6 of class 2, and a weight each."""
+    rng, y = np.random.default_rng(0), np.repeat([0, 1, 2], [30, 12, 6])
+    weights = rng.uniform(0.5, 2, 48)
+    np.savez("d.npz", x=rng.normal(size=(48, 4)) + y[:, None], y=y, weights=weights)
+    return weights
+
+
+def test_balanced_class_weights_are_those_of_scikit_learn() -> None:
+    from sklearn.utils.class_weight import compute_sample_weight
+
+    own = unbalanced()
+    for config, names in (
+        (TrainConfig(class_weights="balanced"), "balanced"),
+        (TrainConfig(class_weights=(1.0, 2.0, 5.0)), {0: 1, 1: 2, 2: 5}),
+    ):
+        posed = problem.pose(replace(read(Path("x.toml"), ["--data.name", "d.npz"]), train=config))
+        y = posed.raw("train")[1]
+        order = np.array([np.flatnonzero((np.load("d.npz")["x"] == x).all(axis=1))[0] for x in posed.raw("train")[0]])
+        np.testing.assert_allclose(posed.weights, own[order] * compute_sample_weight(names, y), rtol=1e-6)
+    assert problem.pose(read(Path("x.toml"))).weights is None
+
+
+WEIGHTS, BALANCED = "--train.class-weights", ("--train.class-weights", "balanced")
+DIABETES = ("--data.name", "diabetes", "--model.sizes", "10,1", "--model.loss", "squared_error")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ([WEIGHTS, "1,2"], "train.class_weights: 2 numbers, iris has 3 classes"),
+        ([WEIGHTS, "1,2,0"], "train.class_weights: got 0"),
+        ([WEIGHTS, "balancd"], "train.class_weights: got 'balancd'"),
+        ([*BALANCED, "--study.quantities", "grand"], "train.class_weights: .study. is for samples that count alike"),
+        ([*BALANCED, "--privacy.max-norm", "1", "--privacy.epsilon", "1"], "train.class_weights: .privacy. is for"),
+        ([*BALANCED, *DIABETES], "train.class_weights: a sample of diabetes has no class"),
+    ],
+)
+def test_weights_that_do_not_fit_are_one_line(
+    arguments: list[str], match: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    test_what_does_not_fit_is_one_line(arguments, match, capsys)

@@ -79,6 +79,22 @@ def test_an_epoch_is_a_loop_over_batches(samples: int, size: int, loss: str) -> 
     assert_close([steps.loss], [jnp.array(losses)], 1e-12)
 
 
+def test_weights_are_those_of_the_mean_of_a_batch() -> None:
+    """Σ wₙ ∂ℓₙ / Σ wₙ over the batch, from the gradients of single samples; the loss and δ have no weights."""
+    net, params, x, y, optimizer = problem(10)
+    weights, key = jnp.asarray(np.random.default_rng(0).uniform(0.2, 3, 10)), jax.random.key(3)
+    ours, losses, delta = params, [], []
+    for rows in batches(key, 10, 4):
+        single, share = oracles.per_sample_gradients(net, ours, x[rows], y[rows]), weights[rows] / weights[rows].sum()
+        losses.append(np.mean(jax.jit(oracles.losses, static_argnums=0)(net, ours, x[rows], y[rows])))
+        delta.append([np.mean(np.square(layer.b)) for layer in single])
+        ours = jaxbp.update(ours, jax.tree.map(lambda g, share=share: jnp.tensordot(share, g, 1), single), RATE)
+    state, steps = EPOCH(StepSpec(net, optimizer, 4), start(optimizer, params), x, y, key, 0, weights)
+    assert_close(state.params, ours, 1e-12)
+    np.testing.assert_allclose(steps.loss, losses, rtol=1e-12)
+    np.testing.assert_allclose(steps.delta, delta, rtol=1e-6)
+
+
 @pytest.mark.slow
 def test_two_epochs_go_on_with_the_optimizers_state() -> None:
     net, params, x, y, _ = problem(10)
@@ -243,6 +259,16 @@ def test_scores_of_labels_and_of_numbers() -> None:
     evaluation = Evaluation(jnp.array([1.0, 3.0]), jnp.array([[0.1, 0.9], [0.8, 0.2]]))
     assert metrics.scores(evaluation, np.array([1, 1]), "hinge", None) == metrics.Scores(2.0, accuracy=0.5)
     assert metrics.root_mean(jnp.array([[9.0], [16.0]])) == [np.sqrt(12.5)]
+
+
+def test_balanced_accuracy_is_that_of_scikit_learn() -> None:
+    from sklearn.metrics import balanced_accuracy_score
+
+    rng = np.random.default_rng(0)
+    output, labels = rng.normal(size=(50, 4)), np.array([0] * 40 + [3] * 7 + [1] * 3)
+    found = metrics.balanced_accuracy(Evaluation(jnp.zeros(50), jnp.asarray(output)), labels)
+    with pytest.warns(UserWarning, match="y_pred contains classes not in y_true"):  # class 2 has no sample
+        assert found == pytest.approx(balanced_accuracy_score(labels, output.argmax(axis=1)), rel=1e-12)
 
 
 def test_rmse_and_r2_are_those_of_scikit_learn() -> None:

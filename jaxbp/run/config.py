@@ -157,6 +157,9 @@ class TrainConfig:
     """Epochs without a better score after which the run stops early; None: it does not."""
     min_delta: NonNegative = 0.0
     """By how much a score has to be better than the best one so far to count."""
+    class_weights: Annotated[tuple[Positive, ...], Field(min_length=2)] | Literal["balanced"] | None = None
+    """What a sample of each class counts in the mean of its batch: a number a class, or "balanced", so that the classes
+    of the training set count alike. The loss that is reported has no weights."""
     memory: Literal["store-all", "sqrt"] | Slots = "store-all"
     """Which layer inputs wait for the backward pass: all, those of √L checkpoints, or {slots = 8}: the best 8."""
     micro_batches: Count = 1

@@ -50,6 +50,8 @@ def posterior(run: Path, model: Model) -> Posterior:
     if loss != "squared_error" and not (model.classes and loss == "softmax_cross_entropy"):
         raise UserError(f"--laplace: it is for labels with softmax_cross_entropy, and squared_error; {run} has {loss}")
     problem = problems.of_run(configs.read(run / "config.toml"), model, run)
+    if problem.weights is not None:
+        raise UserError(f"--laplace: it takes samples that count alike, {run} was trained with weights")
     x, y = problem.on_device("train")
     rows, noise = drawn(len(x), SAMPLES), 0.0
     if loss == "squared_error":

@@ -149,6 +149,8 @@ def assemble(problem: Problem, kind: type[Program] = OneDevice, members: int = 1
     steps.check(config, samples)
     kind.check(config, problem)
     monitor.check(problem)
+    if problem.weights is not None:
+        steps.check_weighted(config)
     shapes = jax.eval_shape(problem.initial)
     count = -(-samples // config.train.batch_size)
     devices = meshes.shape(config.mesh)
@@ -334,7 +336,12 @@ def final_row(problem: Problem, test: Evaluation, best: EpochRow | None, epochs:
 
 
 def _scores(problem: Problem, split: str, evaluation: Evaluation) -> metrics.Scores:
-    return metrics.scores(evaluation, problem.raw(split)[1], problem.config.model.loss, problem.targets)
+    """Of a set; with class weights the balanced accuracy, too."""
+    y = problem.raw(split)[1]
+    found = metrics.scores(evaluation, y, problem.config.model.loss, problem.targets)
+    if problem.config.train.class_weights is None:
+        return found
+    return found._replace(balanced_accuracy=metrics.balanced_accuracy(evaluation, y))
 
 
 def describe(setup: Setup) -> str:

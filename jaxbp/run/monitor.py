@@ -41,7 +41,8 @@ def check(problem: Problem) -> None:
         key, value = ("patience", train.patience) if train.patience else ("monitor", name)
         raise UserError(f"train.{key}: {value}, but there is no validation set; data.validation = 0.1 takes one")
     labels = targets.labels(problem.config.model.loss, problem.raw("validation")[1])
-    names = ("loss", "rmse", "r2") if labels is None else ("loss", "accuracy")
+    names: tuple[str, ...] = ("loss", "rmse", "r2") if labels is None else ("loss", "accuracy")
+    names += ("balanced_accuracy",) if train.class_weights else ()
     choose("train.monitor", "score", name, dict.fromkeys(f"{split}_{n}" for split in problem.reported for n in names))
 
 

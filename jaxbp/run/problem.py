@@ -61,6 +61,26 @@ class Problem:
         reported = self.config.privacy.reported
         return reported if self.dataset.x_validation is None else (*reported[:-1], "validation")
 
+    @functools.cached_property
+    def weights(self) -> Array | None:
+        """(N,): what each training sample counts in the mean of its batch, its own weight times that of its class.
+
+        None: all count alike. UserError for class weights of samples that have no class, or of other classes.
+        """
+        found, wanted, y = self.dataset.weights, self.config.train.class_weights, self.dataset.y_train
+        if wanted is not None:
+            classes = self.dataset.classes or ()
+            if not classes or y.ndim > 1:
+                raise UserError(f"train.class_weights: a sample of {self.dataset.name} has no class")
+            if wanted != "balanced" and len(wanted) != len(classes):
+                given = f"{len(wanted)} numbers, {self.dataset.name} has {len(classes)} classes"
+                raise UserError(f"train.class_weights: {given}")
+            counts = np.bincount(y, minlength=len(classes))
+            balanced = len(y) / (np.count_nonzero(counts) * np.maximum(counts, 1))
+            of_class = (balanced if wanted == "balanced" else np.array(wanted))[y]
+            found = of_class if found is None else found * of_class
+        return None if found is None else jnp.asarray(found, wide(self.config.model.dtype))
+
     def initial(self) -> ParamTree:
         """The parameters that a run begins with: those of another run, or drawn."""
         return self._drawn() if self._taken is None else self._taken

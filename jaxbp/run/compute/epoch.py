@@ -26,12 +26,25 @@ class Evaluation(NamedTuple):
     output: Array
 
 
-def epoch(spec: StepSpec, state: State, x: Array, y: Array, key: Array, done: ArrayLike = 0) -> tuple[State, Steps]:
-    """One pass over the samples in an order drawn from the key; `done` counts the steps before it, for records."""
+def epoch(
+    spec: StepSpec, state: State, x: Array, y: Array, key: Array, done: ArrayLike = 0, weights: Array | None = None
+) -> tuple[State, Steps]:
+    """One pass over the samples in an order drawn from the key; `done` counts the steps before it, for records.
+
+    weights: (N,), what each sample counts in the mean of its batch; None: they count alike.
+    """
     rows, present = drawn(key, len(x), spec.batch_size, spec.privacy)
     if spec.text:
         x, y = moved(key, x), moved(key, y)
-    return scan(spec, state, rows, present.astype(dtype_of(state.params)), lambda rows: (x[rows], y[rows]), done, key)
+    counted = (present if weights is None else shares(weights, rows, present)).astype(dtype_of(state.params))
+    return scan(spec, state, rows, counted, lambda rows: (x[rows], y[rows]), done, key)
+
+
+def shares(weights: Array, rows: Array, present: Array) -> Array:
+    """The weights of the samples of each step, (S, B); those of a step add up to the count of its samples."""
+    found = jnp.where(present, weights[rows], 0)
+    total, samples = jnp.sum(found, axis=1, keepdims=True), jnp.sum(present, axis=1, keepdims=True, dtype=found.dtype)
+    return found * samples / total
 
 
 def moved(key: Array, blocks: Array) -> Array:

@@ -24,7 +24,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxbp.mlp import MLP, Affine, Array
 from jaxbp.network import Net, ParamTree, init
-from jaxbp.run.compute.epoch import EVALUATED_AT_ONCE, Evaluation, drawn, evaluated, scan
+from jaxbp.run.compute.epoch import EVALUATED_AT_ONCE, Evaluation, drawn, evaluated, scan, shares
 from jaxbp.run.compute.program import first_state
 from jaxbp.run.compute.step import State, Steps, StepSpec
 from jaxbp.run.config import Config, MeshConfig
@@ -62,6 +62,8 @@ class OnMesh:
     @staticmethod
     def check(config: Config, problem: Problem) -> None:
         """UserError for a mesh that the devices, the batch or a hidden layer do not fit."""
+        if problem.weights is not None and problem.inputs is None:
+            raise UserError("mesh: tokens with weights are trained on one device")
         _check_devices(config.mesh)
         _check_sizes(config, problem.net, len(problem.dataset.x_train))
 
@@ -121,7 +123,9 @@ class OnMesh:
         return self.fetch(self._state)
 
     def _drawn(self, key: Array) -> tuple[Array, Array]:
-        return drawn(key, len(self._problem.dataset.x_train), self._spec.batch_size, self._spec.privacy)
+        rows, present = drawn(key, len(self._problem.dataset.x_train), self._spec.batch_size, self._spec.privacy)
+        weights = self._problem.weights
+        return rows, present if weights is None else shares(weights, rows, present)
 
     def _place(self, state: State) -> State:
         return put(state, shardings(self._mesh, self._problem.net, state))

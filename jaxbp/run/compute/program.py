@@ -50,7 +50,7 @@ class OneDevice:
         make = functools.partial(first_state, self._problem, self._spec)
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), jax.eval_shape(make))
         jitted = jax.jit(epoch, static_argnums=0, donate_argnums=1)
-        lowered = jitted.lower(self._spec, shapes, *self.sets["train"], jax.random.key(0), 0)
+        lowered = jitted.lower(self._spec, shapes, *self.sets["train"], jax.random.key(0), 0, self._problem.weights)
         with ThreadPoolExecutor(1) as other:  # XLA holds no Python lock
             compiled = other.submit(lowered.compile)
             state = make() if saved is None else saved
@@ -61,7 +61,7 @@ class OneDevice:
     def epoch(self, key: Array, done: int) -> Steps:
         """Trains for an epoch in the order drawn from the key, `done` steps after the first one."""
         self.whole = jax.tree.map(jnp.copy, self.whole)  # the epoch takes the state away
-        self._state, steps = self._compiled(self._state, *self.sets["train"], key, done)
+        self._state, steps = self._compiled(self._state, *self.sets["train"], key, done, self._problem.weights)
         return steps
 
     def keep(self) -> None:

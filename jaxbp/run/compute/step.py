@@ -113,6 +113,14 @@ def check(config: Config, samples: int) -> None:
         raise UserError(f"train.{key}: [study] quantities need all layers of the whole batch: leave out one of the two")
 
 
+def check_weighted(config: Config) -> None:
+    """UserError where samples with weights meet [privacy] or [study]."""
+    where = "train.class_weights" if config.train.class_weights else f"data.name: {config.data.name} has weights"
+    for table, used in (("privacy", config.privacy.enabled), ("study", config.study.quantities)):
+        if used:
+            raise UserError(f"{where}: [{table}] is for samples that count alike: leave out one of the two")
+
+
 def step(
     spec: StepSpec,
     state: State,
@@ -125,7 +133,7 @@ def step(
 
     key: of dropout, and of the noise of a private step, all of whose results depend on the noisy gradient alone.
     """
-    count = jnp.sum(weights, dtype=jnp.float32)  # bfloat16 counts to 256
+    count = jnp.sum(weights, dtype=wide(dtype_of(state.params)))  # bfloat16 counts to 256
     if spec.privacy:
         count, (key, noise) = jnp.float32(spec.privacy.expected), jax.random.split(key)  # type: ignore[arg-type]
     loss, grads, deltas, factors = batch_gradient(spec, state.params, *batch, weights, count, key)
@@ -206,7 +214,8 @@ def _delta_squares(layer: FactorTree, weights: Array, count: Array) -> Array:
     if not deltas:
         return jnp.array(jnp.nan, jnp.float32)
     sums = sum(jnp.sum(jnp.square(delta.astype(jnp.float32)), axis=1) for delta in deltas)
-    return jnp.sum(jnp.where(weights == 0, 0, sums)) / (count * sum(delta.shape[1] for delta in deltas))
+    numbers = count.astype(jnp.float32) * sum(delta.shape[1] for delta in deltas)
+    return jnp.sum(jnp.where(weights == 0, 0, sums)) / numbers
 
 
 def _schedule(config: TrainConfig, net: Net) -> Schedule | None:

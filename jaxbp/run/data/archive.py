@@ -19,7 +19,7 @@ Arrays = dict[str, np.ndarray]
 
 
 class Raw(NamedTuple):
-    """What a file holds; the test and validation arrays are None where it has none."""
+    """What a file holds; the test and validation arrays and the weights of the rows of x are None where it has none."""
 
     x: np.ndarray
     y: np.ndarray
@@ -29,6 +29,7 @@ class Raw(NamedTuple):
     image_shape: tuple[int, ...] | None
     x_val: np.ndarray | None = None
     y_val: np.ndarray | None = None
+    weights: np.ndarray | None = None
 
 
 class Targets(NamedTuple):
@@ -41,9 +42,9 @@ class Targets(NamedTuple):
 def read(path: Path, in_place: bool) -> Raw:
     """x (N, D) or images and y (N,), (N, T) integers or (N,), (N, C) floats.
 
-    x_test and y_test, x_val and y_val likewise: both of a set or neither.
+    x_test and y_test, x_val and y_val likewise: both of a set or neither. weights (N,) or none.
     """
-    optional = (("x_test", "y_test"), ("x_val", "y_val"))
+    optional = (("x_test", "y_test"), ("x_val", "y_val"), ("weights",))
     return raw(path, arrays(path, ("x", "y"), optional, in_place, "data.name: "))
 
 
@@ -51,6 +52,8 @@ def raw(path: Path, found: Arrays) -> Raw:
     """The arrays x and y, and of other sets, looked at; `path` begins what is said of them."""
     x, train, image_shape = _part(path, found, "x", "y")
     made = Raw(x, train.y, None, None, train.classes, image_shape)
+    if "weights" in found:
+        made = made._replace(weights=_weights(f"{path}: weights", found["weights"], len(x)))
     for x_name, y_name in (names for names in (("x_test", "y_test"), ("x_val", "y_val")) if names[0] in found):
         other_x, other, _ = _part(path, found, x_name, y_name)
         if (other_shape := found[x_name].shape[1:]) != (shape := found["x"].shape[1:]):
@@ -132,6 +135,16 @@ def _targets(where: str, y: np.ndarray) -> Targets:
         label = y[tuple(wrong[0])]
         raise UserError(f"{where}: row {wrong[0][0]} is the label {label}; allowed: 0 to {MAX_CLASSES - 1}")
     return Targets(y.astype(np.int32), tuple(str(label) for label in range(int(y.max()) + 1)))
+
+
+def _weights(where: str, weights: np.ndarray, samples: int) -> np.ndarray:
+    _check_numbers(where, weights)
+    if weights.shape != (samples,):
+        raise UserError(f"{where} has shape {weights.shape}; allowed: ({samples},), a number for each row of x")
+    if not (weights > 0).all():
+        row = int(np.argmin(weights > 0))
+        raise UserError(f"{where}: row {row} is {weights[row]:.4g}; allowed: numbers above 0")
+    return weights.astype(np.float64)
 
 
 def _check_numbers(where: str, array: np.ndarray) -> None:

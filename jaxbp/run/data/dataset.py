@@ -34,6 +34,7 @@ class Dataset(NamedTuple):
     y those that come next.
     image_shape: what the D numbers of a sample were, if not a row.
     x_validation, y_validation: None without a validation set.
+    weights: (N,), what each training sample counts in the mean of its batch; None where all count alike.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Dataset(NamedTuple):
     image_shape: tuple[int, ...] | None
     x_validation: np.ndarray | None = None
     y_validation: np.ndarray | None = None
+    weights: np.ndarray | None = None
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -94,13 +96,13 @@ def _divided(config: DataConfig, raw: Raw) -> Dataset:
     raw = _with_validation(config, _with_test(config, raw))
     assert raw.x_test is not None and raw.y_test is not None
     sets = (raw.x, raw.y, raw.x_test, raw.y_test)
-    return Dataset(config.name, *sets, raw.classes, raw.image_shape, raw.x_val, raw.y_val)
+    return Dataset(config.name, *sets, raw.classes, raw.image_shape, raw.x_val, raw.y_val, raw.weights)
 
 
 def digest(dataset: Dataset) -> str:
     """SHA-256 of the arrays, with their types and shapes: 0.06 s for MNIST."""
     found = hashlib.sha256()
-    names = ("x_train", "y_train", "x_test", "y_test", "x_validation", "y_validation")
+    names = ("x_train", "y_train", "x_test", "y_test", "x_validation", "y_validation", "weights")
     for array in (array for name in names if (array := getattr(dataset, name)) is not None):
         found.update(f"{array.dtype.str} {array.shape} ".encode())
         for part in chunks(array):
@@ -193,7 +195,8 @@ def _split(config: DataConfig, raw: Raw, key: str, fraction: float) -> tuple[Raw
     rows, taken = train_test_split(
         np.arange(len(raw.x)), test_size=fraction, random_state=config.seed, stratify=classes
     )
-    return raw._replace(x=raw.x[rows], y=raw.y[rows]), raw.x[taken], raw.y[taken]
+    weights = None if raw.weights is None else raw.weights[rows]
+    return raw._replace(x=raw.x[rows], y=raw.y[rows], weights=weights), raw.x[taken], raw.y[taken]
 
 
 def _check_split(config: DataConfig, raw: Raw, key: str, fraction: float) -> None:

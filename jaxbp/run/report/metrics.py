@@ -27,12 +27,14 @@ class Scores(NamedTuple):
     RMSE = √(mean of the squared errors over samples and outputs), in the units of the targets as they were read;
     R² = 1 − Σ(y − ŷ)² / Σ(y − ȳ)², averaged over the outputs; NaN where a column of targets is constant.
     ŷ is the mean of the target that the loss stands for, such as eˣ of poisson.
+    Balanced accuracy, with class weights alone: the mean of the accuracies of the classes that have samples.
     """
 
     loss: float
     accuracy: float | None = None
     rmse: float | None = None
     r2: float | None = None
+    balanced_accuracy: float | None = None
 
     def named(self) -> dict[str, float]:
         """The scores that there are."""
@@ -226,6 +228,12 @@ def scores(evaluation: Evaluation, y: np.ndarray, loss: str, scaling: Scaling | 
     spread = np.where(constant, np.nan, np.sum((y - y.mean(axis=0)) ** 2, axis=0))
     r2 = 1 - np.sum(errors**2, axis=0) / spread
     return Scores(mean_loss, rmse=float(np.sqrt(np.mean(errors**2))), r2=float(np.mean(r2)))
+
+
+def balanced_accuracy(evaluation: Evaluation, labels: np.ndarray) -> float:
+    """The mean over the classes that have samples of the share of them classified correctly."""
+    right, counts = np.asarray(evaluation.output).argmax(axis=1) == labels, np.bincount(labels)
+    return float(np.mean(np.bincount(labels, right)[counts > 0] / counts[counts > 0]))
 
 
 def divergence(steps: Steps, evaluations: dict[str, Evaluation], epoch: int, done: int) -> Divergence | None:

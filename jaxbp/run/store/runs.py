@@ -14,7 +14,7 @@ MEMBERS = "members"  # of a sweep, a run folder each
 UNFINISHED = ".unfinished"  # there from the beginning of a run to its end; locked while a process works on it
 TAILS = (2**11, 2**16, None)  # bytes at the end of metrics.jsonl in which the last epoch is looked for; None: in all
 SCORES = ("train_", "validation_", "test_")  # what the names of scores begin with
-LARGER_IS_BETTER = ("accuracy", "r2")  # and end with
+LARGER_IS_BETTER = ("accuracy", "r2", "balanced_accuracy")  # and end with
 
 
 class Run(NamedTuple):

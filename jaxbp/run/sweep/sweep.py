@@ -268,7 +268,8 @@ def _program(cohort: Cohort) -> Callable[..., Any]:
             if rate is not None:  # traced: the optimiser is built from it inside the program
                 optimizer = optimizers.with_learning_rate(config.optimizer, rate, spec.net)
                 mine = dataclasses.replace(spec, optimizer=optimizer)
-            state, steps = epoch(mine, state, *sets["train"], jax.random.fold_in(key, epoch_number), phase)
+            order = jax.random.fold_in(key, epoch_number)
+            state, steps = epoch(mine, state, *sets["train"], order, phase, problem.weights)
             reported = {name: sets[name] for name in problem.reported}
             return state, steps, {n: evaluate(problem.scored, state.params, *split) for n, split in reported.items()}
 
