@@ -3,6 +3,7 @@
 import html
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -14,6 +15,7 @@ import safetensors.numpy
 
 from jaxbp import losses
 from jaxbp.mlp import MLP
+from jaxbp.names import short
 from jaxbp.network import Net, ParamTree, check_parameters, check_tokens, dtype_of, init, layer_of, shapes
 from jaxbp.run import config as configs
 from jaxbp.run import networks, targets
@@ -196,6 +198,8 @@ def parameters_for(folder: Path, like: ParamTree) -> ParamTree:
     Raises:
       UserError: as `load`, or for the first parameter of another shape or dtype.
     """
+    if not os.path.isdir(folder):
+        raise UserError(f"model.parameters: {short(str(folder))} is no folder of a run")
     try:
         found, wanted = _named(load(folder).params), _named(like)
     except UserError as error:
