@@ -17,9 +17,10 @@ from jaxbp.cli import main
 from jaxbp.run import monitor, problem
 from jaxbp.run.compute.program import OneDevice
 from jaxbp.run.config import TrainConfig, read
-from jaxbp.run.report import metrics
+from jaxbp.run.report import metrics, pictures
 from jaxbp.run.report.metrics import EpochRow, FinalRow, Scores
 from jaxbp.run.store.model import load
+from jaxbp.run.study import measure, trace
 
 IRIS = """
 [data]
@@ -110,13 +111,15 @@ def test_rows_come_back_from_their_lines() -> None:
 def test_a_run_that_stops_early_tests_its_best_epoch_once(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    evaluate, evaluated = OneDevice.evaluate, []
+    evaluate, evaluated = OneDevice.evaluate, list[str]()
+    drawn = list[Any]()
 
     def counted(self: OneDevice, params: Any, split: str) -> Any:
         evaluated.append(split)
         return evaluate(self, params, split)
 
     monkeypatch.setattr(OneDevice, "evaluate", counted)
+    monkeypatch.setattr(pictures, "draw", lambda *arguments: drawn.append(arguments[-3:]))
     *rows, final = run("--train.plots", "yes")
     epoch, epochs = final["epoch"], len(rows)
     assert evaluated == ["train", "validation"] * epochs + ["test"]
@@ -126,7 +129,8 @@ def test_a_run_that_stops_early_tests_its_best_epoch_once(
         f"stopped early after epoch {epochs}; the test set was scored with the parameters of epoch {epoch}, the best by"
     )
     assert f"{said} validation_loss\n" in capsys.readouterr().out
-    assert Path("run/learning_curves.png").exists() and Path("run/confusion.png").exists()
+    [(test, folder, ended)] = drawn
+    assert len(test.loss) == 30 and folder == Path("run") and ended.startswith(said)
     run("--train.epochs", str(epoch), "--train.patience", "None", "--train.min-delta", "0", to="shorter")
     saved, wanted = map(safetensors.numpy.load_file, ("run/best.safetensors", "shorter/params.safetensors"))
     assert all((saved[key] == wanted[key]).all() for key in wanted)
@@ -136,14 +140,19 @@ def test_a_run_that_stops_early_tests_its_best_epoch_once(
     assert model.best == epoch and f"parameters of epoch {epoch}, the best" in repr(model)
 
 
-def test_predict_and_study_take_the_best_parameters_and_say_so(capsys: pytest.CaptureFixture[str]) -> None:
+def test_predict_study_and_trace_take_the_best_parameters_and_say_so(capsys: pytest.CaptureFixture[str]) -> None:
     *_, final = run("--train.epochs", "6")
+    Path("first.toml").write_text(IRIS.replace("validation = 0.2", ""))
     np.savez("new.npz", x=np.ones((2, 4)))
     assert main(["predict", "run", "--data", "new.npz"]) == 0
     assert f"jaxbp: run: with the parameters of epoch {final['epoch']}, the best\n" in capsys.readouterr().err
-    assert main(["study", "run", "--split", "validation", "--quantities", "grand"]) == 0
-    shown = capsys.readouterr().out
-    assert f"as trained, epoch {final['epoch']}, the best" in shown and "24 validation samples" in shown
+    subject = measure.prepare(Path("run"), read(Path("run/config.toml")), "validation")
+    assert subject.state == f"as trained, epoch {final['epoch']}, the best" and len(subject.x) == 24
+    found = trace.measure(subject.net, subject.model.params, *(part[3] for part in subject.data))
+    title = trace._title(subject, trace.Request(Path("run"), 3, "validation"), found)
+    assert title.startswith(f"run, epoch {final['epoch']}, the best · iris") and "validation sample 3" in title
+    assert main(["study", "first.toml", "--split", "validation"]) == 2
+    assert "--split: first.toml has no validation set" in capsys.readouterr().err
 
 
 def test_validation_alone_keeps_the_last_epoch() -> None:
@@ -157,7 +166,7 @@ def test_validation_alone_keeps_the_last_epoch() -> None:
     [
         (
             ["--data.validation", "None"],
-            "train.patience: 2, but there is no validation set; data.validation = 0.1 takes",
+            "train.patience: there is no validation set; data.validation = 0.1 takes one",
         ),
         (["--train.patience", "None"], "train.min_delta: 0.03, but no score is monitored: set train.patience"),
         (
@@ -170,7 +179,10 @@ def test_validation_alone_keeps_the_last_epoch() -> None:
             ["--data.validation", "0.01"],
             "data.validation: 0.01 leaves 118 of 120 samples to train with and 2 to validate",
         ),
-        (["--model.parameters", "nowhere"], "model.parameters: nowhere: not a run folder"),
+        (["--model.parameters", "a\nb"], r"model.parameters: 'a\\nb' is no folder"),
+        (["--model.parameters", "x" * 10_000], "model.parameters: 'xxx.* is no folder"),
+        (["--model.parameters", "."], "model.parameters: .: not a run folder"),
+        (["--model.parameters", "nowhere"], "model.parameters: 'nowhere' is no folder of a run"),
     ],
 )
 def test_what_does_not_fit_is_one_line(arguments: list[str], match: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -38,8 +38,8 @@ def check(problem: Problem) -> None:
             raise UserError(f"train.min_delta: {train.min_delta}, but no score is monitored: set train.patience")
         return
     if "validation" not in problem.dataset.splits:
-        key, value = ("patience", train.patience) if train.patience else ("monitor", name)
-        raise UserError(f"train.{key}: {value}, but there is no validation set; data.validation = 0.1 takes one")
+        key = "patience" if train.patience else "monitor"
+        raise UserError(f"train.{key}: there is no validation set; data.validation = 0.1 takes one")
     labels = targets.labels(problem.config.model.loss, problem.raw("validation")[1])
     names: tuple[str, ...] = ("loss", "rmse", "r2") if labels is None else ("loss", "accuracy")
     names += ("balanced_accuracy",) if train.class_weights else ()

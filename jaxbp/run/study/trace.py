@@ -122,6 +122,7 @@ def _up(layer: int) -> str:
 def _title(subject: Subject, request: Request, found: Trace) -> str:
     loss = float(found.loss) + 0.0  # no -0
     run = f"{request.run.resolve().name}{'' if finished(request.run) else ' (unfinished)'}"
+    run += f", epoch {subject.model.best}, the best" if subject.model.best else ""
     head = f"{run} · {subject.problem.title} · {SPLITS[request.split]} sample {request.sample} · ℓ = {loss:.4g}"
     if subject.model.classes:
         label, guess = int(subject.y[request.sample]), int(np.argmax(np.asarray(found.tape.x[-1])))
