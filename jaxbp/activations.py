@@ -14,6 +14,7 @@ soft_sign softplus hard_tanh hard_sigmoid hard_silu squareplus
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +50,10 @@ class Activation:
     dsigma: Callable[[Array, Array], Array] = dataclasses.field(repr=False)
     needs_s: bool = dataclasses.field(default=True, repr=False)
     d2sigma: Callable[[Array, Array], Array] | None = dataclasses.field(default=None, repr=False)
+
+    def __reduce__(self) -> Any:
+        """One of this module is pickled by its name: its functions have none."""
+        return self.name if ACTIVATIONS.get(self.name) is self else super().__reduce_ex__(2)
 
 
 def _finite(s: Array) -> Array:

@@ -14,7 +14,8 @@ A run goes through these rooms, in this order. Each room is a folder here; a fil
     host/             where it runs: the other `processes`, `launch`; `signals`; `memory`
     study/ sweep/     `jaxbp study` and `jaxbp trace`; a run for many seeds, learning rates and other values
     predict.py        a trained network on new data; evaluate.py, how good it is there
-    compare.py        runs beside each other, read by store/runs.py; trained.py, all of it from Python
+    compare.py        runs beside each other, read by store/runs.py; trained.py, all of it from Python;
+                      estimators.py, scikit-learn's interface
 
 From a batch down. `loop.epochs` asks the program for an epoch. The program calls one compiled function, `epoch.epoch`:
 it draws the order of the samples from a key and scans `step.step` over the batches. A step takes the mean gradient of
