@@ -30,7 +30,7 @@ MOST_MEMBERS = 10**4  # of a sweep: each has a folder
 
 Kind = Literal["mlp", "lenet5", "conv1d", "mixer", "gpt", "chain"]
 KINDS_WITH = {  # the kinds of network that have a key of [model]; all have the others
-    **dict.fromkeys(("sizes", "hidden", "output", "bias", "bias_std"), ("mlp",)),
+    **dict.fromkeys(("sizes", "hidden_sizes", "hidden", "output", "bias", "bias_std"), ("mlp",)),
     **{"arguments": ("lenet5", "conv1d", "mixer", "gpt"), "layers": ("chain",)},
 }
 
@@ -82,8 +82,12 @@ class DataConfig:
 class ModelConfig:
     """The network: `jaxbp.MLP` and `jaxbp.init`, or another one by its kind."""
 
-    sizes: Annotated[tuple[Count, ...], Field(min_length=2, max_length=10_000)] = (64, 64, 10)
-    """Widths of the input, of the hidden layers and of the output."""
+    sizes: Annotated[tuple[Count, ...], Field(min_length=2, max_length=10_000)] | None = None
+    """Widths of the input, of the hidden layers and of the output. None: hidden_sizes between those of the data."""
+    hidden_sizes: Annotated[tuple[Count, ...], Field(max_length=10_000)] | None = dataclasses.field(
+        default=None, kw_only=True
+    )
+    """Widths of the hidden layers alone; None: 64, one layer. The config.toml of a run has the sizes instead."""
     hidden: str | tuple[str, ...] = "relu"
     """Activation of the hidden layers: one name for all, or a name a layer."""
     output: str = "identity"

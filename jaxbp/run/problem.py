@@ -87,7 +87,7 @@ class Problem:
 
 
 def pose(config: Config, in_place: bool = False, dataset: Dataset | None = None) -> Problem:
-    """Reads the data, if they are not given, and fits the scaling.
+    """Reads the data, if they are not given, and fits the scaling. The config of the problem has the sizes of its MLP.
 
     in_place: leaves on disk what can stay there, see `data.load`.
 
@@ -97,7 +97,9 @@ def pose(config: Config, in_place: bool = False, dataset: Dataset | None = None)
     if config.model.dtype == "float64":
         jax.config.update("jax_enable_x64", True)
     dataset = dataset or processes.first_then_others(lambda: data.load(config.data, in_place))
-    net = networks.network(config.model, sample_of(config.data, dataset))
+    sample = sample_of(config.data, dataset)
+    config = dataclasses.replace(config, model=networks.sized(config.model, sample))
+    net = networks.network(config.model, sample)
     _check_fit(config, net, dataset)
     _initializers(config.model)  # says what is wrong with them before anything is computed
     inputs: Scaling | Projection | None = None

@@ -125,7 +125,7 @@ def plan(config: Config, samples: int, devices: int) -> Privacy | None:
         raise UserError(f"privacy.{error}") from None
     parts = math.lcm(train.micro_batches, devices)
     room = parts * -(-private.capacity(samples, rate, steps, table.delta, spent) // parts)
-    per_layer = norm / math.sqrt(len(config.model.sizes) - 1) if table.per_layer else None
+    per_layer = norm / math.sqrt(len(config.model.sizes or ()) - 1) if table.per_layer else None
     _warn(config, samples)
     return Privacy(norm, per_layer, sigma, min(train.batch_size, samples), room, how)
 

@@ -163,7 +163,8 @@ def load(folder: str | Path) -> Model:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
             known = {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
         if config.model.kind == "mlp":
-            classes, sample = known["classes"], Sample(config.model.sizes[:1], config.model.sizes[-1], positions=False)
+            classes, sizes = known["classes"], config.model.sizes or ()
+            sample = Sample(sizes[:1], sizes[-1], positions=False)
         else:
             classes, (shape, *rest) = known["classes and sample"]
             sample = Sample(tuple(shape), *rest)

@@ -335,7 +335,8 @@ def _save(cohort: Cohort, params: ParamTree, rows: Sequence[MemberRow], path: Pa
     for i, member in enumerate(cohort.members):
         home = path / MEMBERS / member.name
         home.mkdir(parents=True)
-        files.replace(home / "config.toml", tomli_w.dumps(to_dict(member.config)))
+        config = dataclasses.replace(member.config, model=cohort.setup.problem.config.model)
+        files.replace(home / "config.toml", tomli_w.dumps(to_dict(config)))
         cohort.setup.problem.model(jax.tree.map(lambda a: a[i], params)).save(home)  # noqa: B023
         folders.append(home / METRICS, measured.get(f"{member.seed} {member.setting}", []))
 
