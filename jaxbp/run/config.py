@@ -58,8 +58,8 @@ class DataConfig:
     """Which data, which part of them is the test set, and how they are scaled."""
 
     name: str = "digits"
-    """digits, iris, wine, breast_cancer, diabetes, mnist, fashion_mnist, text, or the path of a .txt or of an .npz with
-    x and y."""
+    """digits, iris, wine, breast_cancer, diabetes, mnist, fashion_mnist, text, or the path of a .txt, of an .npz with x
+    and y, or of a table: .csv, .tsv, .parquet, .feather or .arrow."""
     test_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Part of the samples kept for the test; None: the data set's own test set, or 0.2 where it has none. Of a text its
     end; None: 0.1."""
@@ -75,6 +75,15 @@ class DataConfig:
     projections. None: the inputs themselves."""
     standardize_targets: bool = False
     """Regression: targets to mean 0 and standard deviation 1, each column."""
+    target: str | tuple[str, ...] | None = None
+    """Of a table: the column that is to be learned, or several columns of numbers."""
+    drop: tuple[str, ...] = ()
+    """Of a table: columns that are left out."""
+    missing: Literal["mean"] | None = None
+    """Of a table, for missing values: numbers get the mean of the training set, a category one of its own. None: they
+    are refused."""
+    decimal: Literal[".", ","] = "."
+    """Of a .csv or .tsv: the decimal point."""
 
 
 @pydantic.with_config(STRICT)

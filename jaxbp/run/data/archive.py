@@ -8,18 +8,22 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxbp.names import nearest
-from jaxbp.run.data import npz
+from jaxbp.run.data import labels, npz
 from jaxbp.run.data.idx import BROKEN
+from jaxbp.run.data.labels import MAX_CLASSES, Targets
 from jaxbp.run.data.scaling import chunks
+from jaxbp.run.data.tables import Columns
 from jaxbp.run.errors import UserError
 from jaxbp.run.host import memory
 
-MAX_CLASSES = 2**16  # a larger label is an identifier, not a class
 Arrays = dict[str, np.ndarray]
 
 
 class Raw(NamedTuple):
-    """What a file holds; the test arrays are None where there is no test set of its own."""
+    """What a file holds; the test arrays are None where there is no test set of its own.
+
+    columns: those of a table, and a missing number of x is NaN.
+    """
 
     x: np.ndarray
     y: np.ndarray
@@ -27,37 +31,36 @@ class Raw(NamedTuple):
     y_test: np.ndarray | None
     classes: tuple[str, ...] | None
     image_shape: tuple[int, ...] | None
+    columns: Columns | None = None
 
 
-class Targets(NamedTuple):
-    """(N,) int32 labels with classes, (N, T) of them where each position has one, or (N, C) float64 targets without."""
+def read(path: Path, in_place: bool, most_labels: int = 0) -> Raw:
+    """x (N, D) or images and y (N,), (N, T) labels or (N,), (N, C) floats; x_test and y_test likewise, or neither.
 
-    y: np.ndarray
-    classes: tuple[str, ...] | None
-
-
-def read(path: Path, in_place: bool) -> Raw:
-    """x (N, D) or images and y (N,), (N, T) integers or (N,), (N, C) floats; x_test and y_test likewise, or neither."""
-    return raw(path, arrays(path, ("x", "y"), ("x_test", "y_test"), in_place, "data.name: "))
+    most_labels: floats that are whole numbers are labels, too, where at most so many different ones are there.
+    """
+    return raw(path, arrays(path, ("x", "y"), ("x_test", "y_test"), in_place, "data.name: "), most_labels)
 
 
-def raw(path: Path, found: Arrays) -> Raw:
+def raw(path: Path, found: Arrays, most_labels: int = 0) -> Raw:
     """The arrays x and y, perhaps x_test and y_test, looked at; `path` begins what is said of them."""
-    x, train, image_shape = _part(path, found, "x", "y")
+    x, train, image_shape = _part(path, found, "x", "y", most_labels)
     if "x_test" not in found:
         return Raw(x, train.y, None, None, train.classes, image_shape)
-    x_test, test, _ = _part(path, found, "x_test", "y_test")
+    x_test, test, _ = _part(path, found, "x_test", "y_test", MAX_CLASSES if train.classes else 0)
     if found["x"].shape[1:] != found["x_test"].shape[1:]:
         shapes = f"{found['x_test'].shape[1:]}, and in x {found['x'].shape[1:]}"
         raise UserError(f"{path}: x_test: a sample has the shape {shapes}")
-    _check_test_targets(path, train, test)
+    test = _as_taught(path, train, test)
     return Raw(x, train.y, x_test, test.y, train.classes, image_shape)
 
 
-def _part(path: Path, arrays: Arrays, x_name: str, y_name: str) -> tuple[np.ndarray, Targets, tuple[int, ...] | None]:
+def _part(
+    path: Path, arrays: Arrays, x_name: str, y_name: str, most_labels: int
+) -> tuple[np.ndarray, Targets, tuple[int, ...] | None]:
     """The inputs, targets and image shape of the training or the test set."""
     x, image_shape = _inputs(f"{path}: {x_name}", arrays[x_name])
-    targets = _targets(f"{path}: {y_name}", arrays[y_name])
+    targets = _targets(f"{path}: {y_name}", arrays[y_name], most_labels)
     if len(x) != len(targets.y):
         raise UserError(f"{path}: {x_name} has {len(x)} rows and {y_name} has {len(targets.y)}; they have to agree")
     return x, targets, image_shape
@@ -109,15 +112,22 @@ def _inputs(where: str, x: np.ndarray) -> tuple[np.ndarray, tuple[int, ...] | No
     return flat(x), x.shape[1:] if x.ndim > 2 else None
 
 
-def _targets(where: str, y: np.ndarray) -> Targets:
-    """Integers are labels of the classes 0 … max; floats are the targets of a regression."""
-    _check_numbers(where, y)
-    if y.dtype.kind == "f":
+def _targets(where: str, y: np.ndarray, most_labels: int) -> Targets:
+    """Text, booleans and integers are labels, and of sequences those from 0 on; floats are targets of a regression."""
+    if y.dtype == object and all(isinstance(label, str) for label in y.flat):  # as data frames have text
+        y = y.astype(str)
+    if y.dtype.kind not in "US":
+        _check_numbers(where, y, "labels or floats")
+    if y.ndim == 2 and y.shape[1] == 1:
+        y = y[:, 0]
+    if y.dtype.kind == "f" and not (y.ndim == 1 and labels.are_labels(y, most_labels)):
         if y.ndim not in (1, 2):
             raise UserError(f"{where} has shape {y.shape}; allowed: (N,) or (N, C) for regression")
         return Targets(flat(y).astype(np.float64), None)
-    if y.ndim not in (1, 2):
-        allowed = "labels are (N,), or (N, T) of sequences, and targets of a regression floats"
+    if y.ndim == 1 and y.size:
+        return labels.numbered(where, y)
+    if y.ndim != 2 or y.dtype.kind not in "biu":
+        allowed = "labels are (N,), or (N, T) integers of sequences, and targets of a regression floats"
         raise UserError(f"{where} is {y.dtype} of shape {y.shape}; {allowed}")
     wrong = np.argwhere((y < 0) | (y >= MAX_CLASSES))
     if wrong.size:
@@ -126,10 +136,10 @@ def _targets(where: str, y: np.ndarray) -> Targets:
     return Targets(y.astype(np.int32), tuple(str(label) for label in range(int(y.max()) + 1)))
 
 
-def _check_numbers(where: str, array: np.ndarray) -> None:
+def _check_numbers(where: str, array: np.ndarray, allowed: str = "integers or floats") -> None:
     """Raises unless these are finite real numbers, at least one."""
     if array.dtype.kind not in "biuf":
-        raise UserError(f"{where} is {array.dtype}; allowed: integers or floats")
+        raise UserError(f"{where} is {array.dtype}; allowed: {allowed}")
     if array.size == 0 or array.ndim == 0:
         raise UserError(f"{where} is {'empty' if array.size == 0 else 'a single number'}: its shape is {array.shape}")
     rows = np.flatnonzero(~np.concatenate([np.isfinite(part).all(axis=1) for part in chunks(flat(array))]))
@@ -137,16 +147,20 @@ def _check_numbers(where: str, array: np.ndarray) -> None:
         raise UserError(f"{where}: row {rows[0]} is not finite (NaN or infinite), and {rows.size} rows in all")
 
 
-def _check_test_targets(path: Path, train: Targets, test: Targets) -> None:
-    """Raises unless the test set asks for what the training set teaches."""
+def _as_taught(path: Path, train: Targets, test: Targets) -> Targets:
+    """The targets of the test set, by the classes of the training set; raises unless it asks for what that teaches."""
     if (train.classes is None) != (test.classes is None):
         raise UserError(f"{path}: one of y and y_test has labels (integers), the other one targets (floats)")
     if train.y.shape[1:] != test.y.shape[1:]:
-        raise UserError(f"{path}: y_test has {test.y.shape[1]} columns, y has {train.y.shape[1]}")
+        shapes = f"{test.y.shape[1:]}, and in y {train.y.shape[1:]}"
+        raise UserError(f"{path}: y_test: a target has the shape {shapes}")
+    if train.classes and train.y.ndim == 1:
+        return labels.like(f"{path}: y_test", train, test)
     beyond = np.argwhere(test.y > train.y.max()) if train.classes else np.zeros((0, 1), int)
     if beyond.size:
         label = test.y[tuple(beyond[0])]
         raise UserError(f"{path}: y_test: row {beyond[0][0]} is the label {label}; the largest in y is {train.y.max()}")
+    return test
 
 
 def flat(x: np.ndarray) -> np.ndarray:

@@ -177,9 +177,10 @@ def prepare(config: Config) -> Sweep:
     for members in named(list(together(config))):
         first = members[0].config
         try:
-            if repr(first.data) not in datasets:
-                datasets[repr(first.data)] = data.load(first.data)
-            problem = problems.pose(first, dataset=datasets[repr(first.data)])
+            most = targets.most_labels(first.model.loss)
+            if (key := f"{first.data} {most}") not in datasets:
+                datasets[key] = data.load(first.data, most_labels=most)
+            problem = problems.pose(first, dataset=datasets[key])
             setup = loop.assemble(problem, OneDevice, len(members))
             cohorts.append(Cohort(setup, members, _at_once(config, first)))
         except UserError as error:
