@@ -77,7 +77,7 @@ def _values(of: Facts) -> str:
         return f"{' to '.join(f'{end:.6g}' for end in ends)}, {of.different:,} different"
     counts = pc.value_counts(tables.texts(of.column).drop_null()).to_pylist()
     ordered = sorted((-count["counts"], count["values"]) for count in counts)
-    shown = ", ".join(f"{name} {-count:,}" for count, name in ordered[:SHOWN])
+    shown = ", ".join(f"{' '.join(name.split())} {-count:,}" for count, name in ordered[:SHOWN])
     return f"{len(ordered):,} different: {shown}{', …' if len(ordered) > SHOWN else ''}"
 
 
@@ -116,7 +116,8 @@ def _duplicates(path: Path, goals: Sequence[Facts], left_out: Sequence[str], dec
     except UserError as error:
         yield str(error).removeprefix(f"{path}: ")
         return
-    train, test = set(map(bytes, found.x_train)), list(map(bytes, found.x_test))
+    hashes = [[hash(row.tobytes()) for row in x] for x in (found.x_train, found.x_test)]  # the rows take much memory
+    train, test = set(hashes[0]), hashes[1]
     if twice := len(goals[0].codes) - len(train | set(test)):
         both = sum(row in train for row in test)
         trained_on = f"{both:,} of {len(test):,} test samples are trained on"

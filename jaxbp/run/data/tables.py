@@ -191,8 +191,9 @@ def _column(where: object, name: str, column: Any) -> Column:
         return Column(name, ())
     categories = categories_of(column)
     words = [word for word in categories if word is not None]
-    if words and all(re.fullmatch(r"[+-]?[\d.]*,\d+", word) for word in words):
-        raise UserError(f'{where}: column {name!r} has numbers such as {words[0]}: data.decimal = "," reads them')
+    with_comma = [word for word in words if "," in word]
+    if with_comma and all(re.fullmatch(r"[+-]?\d*(,\d+)?", word) for word in words):
+        raise UserError(f'{where}: column {name!r} has numbers such as {with_comma[0]}: data.decimal = "," reads them')
     if len(categories) > MOST_CATEGORIES:
         many = f"{len(categories):,} different texts, such as {short(words[0])}"
         raise UserError(f"{where}: column {name!r} has {many}; at most {MOST_CATEGORIES:,} are categories, drop it")
