@@ -184,7 +184,7 @@ ABLE = "a,y\n1,u\n2,v\n"
         ("a,y\n2024-01-31,u\n2024-02-01,v\n", {}, "d.csv: column 'a' is of the type date32[day], allowed are "),
         ("a,y\n,u\n,v\n", {"missing": "mean"}, "d.csv: column 'a' has no values, allowed are "),
         ("a,y\ninf,u\n2,v\n", {}, "d.csv: column 'a': row 0 is infinite"),
-        ("a;y\n1,5;u\n2,5;v\n", {}, "d.csv: column 'a' has numbers such as 1,5: data.decimal = \",\" reads them"),
+        ("a;y\n1,5;u\n2;v\n", {}, "d.csv: column 'a' has numbers such as 1,5: data.decimal = \",\" reads them"),
         (
             f"a,y\n{''.join(f'n{i},u{chr(10)}' for i in range(1001))}",
             {},

@@ -7,14 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tomli_w
 from test_run_model import message, saved
 
+from jaxbp import Affine
 from jaxbp.run import problem as problems
 from jaxbp.run import targets
 from jaxbp.run.compute.epoch import Evaluation
-from jaxbp.run.config import Config, DataConfig, ModelConfig
+from jaxbp.run.config import Config, DataConfig, ModelConfig, to_dict
 from jaxbp.run.data import Scaling
-from jaxbp.run.networks import network
+from jaxbp.run.networks import Sample, network
 from jaxbp.run.predict import predict
 from jaxbp.run.report import metrics
 from jaxbp.run.store.model import FILE, UNFINISHED, Model
@@ -149,6 +151,18 @@ def test_one_output_says_whether_it_is_the_second_class(
     logits[0] *= -1
     evaluation = Evaluation(jnp.zeros(8), jnp.asarray(logits))
     assert metrics.scores(evaluation, y, "sigmoid_cross_entropy", None).accuracy == 7 / 8
+
+
+def test_predict_names_the_class_of_one_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = saved(tmp_path)
+    net = network(ModelConfig((4, 1), loss="sigmoid_cross_entropy"))
+    params = (Affine(jnp.array([[0.0, 1.0, 0.0, 0.0]]), jnp.array([0.0])),)
+    Model(net, params, model.inputs, None, model.classes, Sample((4,), 1, positions=False)).save(tmp_path)
+    table = to_dict(Config(model=ModelConfig((4, 1), loss="sigmoid_cross_entropy")))
+    (tmp_path / "config.toml").write_text(tomli_w.dumps(table))
+    np.savez(tmp_path / "x.npz", x=[[0, 12.0, 0, 0], [0, -8.0, 0, 0]])
+    predict(tmp_path, tmp_path / "x.npz", None)
+    assert capsys.readouterr().out == "index,class\n0,yés\n1,no\n"
 
 
 def test_two_outputs_for_two_classes_stay_possible(tmp_path: Path) -> None:
