@@ -676,7 +676,7 @@ HELP = {
     ("show", "--help"): ("RUN_DIR",),
     ("compare", "--help"): ("RUN", "--by", "--sort", "--out"),
     ("evaluate", "--help"): ("RUN_DIR", "--data"),
-    ("data", "--help"): ("list", "import"),
+    ("data", "--help"): ("list", "describe", "import"),
     ("data", "list", "--help"): ("jaxbp data list",),
     ("data", "import", "--help"): ("NAME", "PATH", "mnist"),
     ("--version",): ("jaxbp ",),

@@ -438,6 +438,7 @@ def test_real_mnist(monkeypatch: pytest.MonkeyPatch) -> None:
 
 X = RNG.normal(size=(20, 3))
 LABELS = np.arange(20) % 4
+SEQUENCES = np.stack([LABELS, LABELS[::-1]]).T
 TARGETS = RNG.normal(size=20)
 
 
@@ -459,6 +460,34 @@ def test_npz_classification(tmp_path: Path, x: np.ndarray) -> None:
     }
     parts = [(dataset.x_train, dataset.y_train), (dataset.x_test, dataset.y_test)]
     assert rows == {(*a, b) for xs, ys in parts for a, b in zip(xs.tolist(), ys.tolist(), strict=True)}
+
+
+@pytest.mark.parametrize(
+    ("y", "classes"),
+    [
+        (np.array(["no", "b", "a", "yes"])[LABELS], ("a", "b", "no", "yes")),
+        (np.array([b"u", b"v"])[LABELS % 2], ("u", "v")),
+        (LABELS > 1, ("False", "True")),
+        (LABELS + 1, ("1", "2", "3", "4")),
+        (LABELS[:, None] * 2 - 1, ("-1", "1", "3", "5")),
+        (LABELS.astype(np.int64) + 2**32, ("4294967296", "4294967297", "4294967298", "4294967299")),
+        (LABELS - 1.0, ("-1", "0", "1", "2")),
+    ],
+)
+def test_npz_labels_of_any_kind(tmp_path: Path, y: np.ndarray, classes: tuple[str, ...]) -> None:
+    """They are numbered by the order of their classes, also in a test set, which may lack some."""
+    x = np.unique(y, return_inverse=True)[1].reshape(20, 1)
+    dataset = load(DataConfig(npz(tmp_path, x=x, y=y)), most_labels=4)
+    assert (dataset.classes, dataset.y_train.dtype) == (classes, np.int32)
+    np.testing.assert_array_equal(dataset.y_train, dataset.x_train[:, 0])
+    dataset = load(DataConfig(npz(tmp_path, x=x, y=y, x_test=x[1:2], y_test=y[1:2])), most_labels=4)
+    assert dataset.classes == classes and dataset.y_test.tolist() == x[1].tolist()
+
+
+@pytest.mark.parametrize("most", [0, 3])
+def test_npz_whole_numbers_are_targets_where_the_loss_takes_no_labels(tmp_path: Path, most: int) -> None:
+    dataset = load(DataConfig(npz(tmp_path, x=X, y=LABELS.astype(float))), most_labels=most)
+    assert (dataset.classes, dataset.y_train.shape) == (None, (16, 1))
 
 
 @pytest.mark.parametrize(("y", "columns"), [(TARGETS, 1), (np.stack([TARGETS, TARGETS]).T.astype(np.float32), 2)])
@@ -501,7 +530,8 @@ def at(array: np.ndarray, row: int, value: float) -> np.ndarray:
         ({"x": X, "y": LABELS, "x_test": X, "y_test": LABELS[:3]}, "x_test has 20 rows and y_test has 3"),
         ({"x": X.astype(object), "y": LABELS}, "d.npz: cannot be read: Object arrays cannot be loaded"),
         ({"x": X.astype(complex), "y": LABELS}, "x is complex128; allowed: integers or floats"),
-        ({"x": X, "y": LABELS.astype(str)}, "y is <U.*; allowed: integers or floats"),
+        ({"x": X, "y": TARGETS.astype(complex)}, "y is complex128; allowed: labels or floats"),
+        ({"x": X, "y": np.tile(LABELS.astype(str), (2, 1)).T}, r"y is <U.* of shape \(20, 2\); labels are \(N,\), or"),
         ({"x": at(X, 7, np.nan), "y": LABELS}, "x: row 7 is not finite"),
         ({"x": at(at(X, 3, np.inf), 9, np.nan), "y": LABELS}, "x: row 3 is not finite .* 2 rows"),
         ({"x": X, "y": at(TARGETS, 4, -np.inf)}, "y: row 4 is not finite"),
@@ -513,12 +543,18 @@ def at(array: np.ndarray, row: int, value: float) -> np.ndarray:
         ({"x": X.reshape(5, 2, 2, 3, 1), "y": LABELS[:5]}, r"x has shape \(5, 2, 2, 3, 1\)"),
         ({"x": X, "y": X[:, :, None]}, r"y has shape \(20, 3, 1\); allowed: \(N,\) or \(N, C\)"),
         ({"x": X, "y": np.ones((20, 2, 2), int)}, r"y is int64 of shape \(20, 2, 2\); labels are \(N,\)"),
-        ({"x": X, "y": at(LABELS, 5, -1)}, "y: row 5 is the label -1; allowed: 0 to 65535"),
-        ({"x": X, "y": at(LABELS, 6, 10**9)}, "y: row 6 is the label 1000000000"),
-        ({"x": X, "y": LABELS, "x_test": X, "y_test": at(LABELS, 8, 4)}, "y_test: row 8 is the label 4; .* y is 3"),
+        ({"x": X, "y": at(SEQUENCES, 5, -1)}, "y: row 5 is the label -1; allowed: 0 to 65535"),
+        ({"x": X, "y": at(SEQUENCES, 6, 10**9)}, "y: row 6 is the label 1000000000"),
+        ({"x": X, "y": SEQUENCES, "x_test": X, "y_test": at(SEQUENCES, 8, 4)}, "row 8 is the label 4; .* y is 3"),
+        (
+            {"x": X, "y": LABELS, "x_test": X, "y_test": SEQUENCES},
+            r"y_test: a target has the shape \(2,\), and in y \(\)",
+        ),
+        ({"x": X, "y": LABELS, "x_test": X, "y_test": at(LABELS, 8, 4)}, "row 8 is the label 4; y has 0, 1, 2, 3$"),
+        ({"x": np.zeros((70_000, 1)), "y": np.arange(70_000)}, "y has 70,000 different labels; allowed: 65,536"),
         ({"x": X, "y": LABELS, "x_test": X[:, :2], "y_test": LABELS}, r"x_test: a sample has the shape \(2,\)"),
         ({"x": X, "y": LABELS, "x_test": X, "y_test": TARGETS}, "one of y and y_test has labels"),
-        ({"x": X, "y": TARGETS, "x_test": X, "y_test": X}, "y_test has 3 columns, y has 1"),
+        ({"x": X, "y": TARGETS, "x_test": X, "y_test": X}, r"y_test: a target has the shape \(3,\), and in y \(1,\)"),
     ],
 )
 def test_npz_errors(tmp_path: Path, arrays: dict[str, np.ndarray], match: str) -> None:
@@ -638,11 +674,11 @@ def test_impossible_splits(tmp_path: Path) -> None:
     fails("data.standardize_targets: true, but iris", lambda: load(DataConfig("iris", standardize_targets=True)))
 
 
-def test_missing_classes_are_kept_apart(tmp_path: Path) -> None:
-    """Labels 0 and 3 alone: four classes, two of them without samples."""
+def test_classes_without_samples_are_none(tmp_path: Path) -> None:
+    """Labels 0 and 3 alone."""
     dataset = load(DataConfig(npz(tmp_path, x=X, y=3 * (LABELS % 2)), test_fraction=0.5))
-    assert dataset.classes == ("0", "1", "2", "3")
-    assert np.bincount(dataset.y_test).tolist() == [5, 0, 0, 5]
+    assert dataset.classes == ("0", "3")
+    assert np.bincount(dataset.y_test).tolist() == [5, 5]
 
 
 def test_own_test_set_takes_no_fraction(mirror: Mirror) -> None:

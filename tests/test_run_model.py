@@ -18,7 +18,7 @@ from jaxbp import MLP, Affine
 from jaxbp.run.config import Config, ModelConfig, to_dict
 from jaxbp.run.data import Scaling
 from jaxbp.run.errors import UserError
-from jaxbp.run.networks import Sample, network
+from jaxbp.run.networks import Sample, network, sized
 from jaxbp.run.predict import predict
 from jaxbp.run.store import model as models
 from jaxbp.run.store.model import FILE, Model, load
@@ -199,7 +199,7 @@ def test_not_a_run_folder(tmp_path: Path) -> None:
         (ModelConfig(output="identitty"), "model.output: unknown activation 'identitty', did you mean 'identity'?"),
         (ModelConfig(loss="softmax"), "model.loss: unknown loss 'softmax', did you mean 'softmax_cross_entropy'?"),
         (
-            ModelConfig(hidden=("relu", "relu")),
+            ModelConfig((64, 64, 10), hidden=("relu", "relu")),
             "model.hidden: hidden has 2 activations, sizes (64, 64, 10) has 1 hidden",
         ),
         (
@@ -210,6 +210,22 @@ def test_not_a_run_folder(tmp_path: Path) -> None:
 )
 def test_a_wrong_network_is_one_line(config: ModelConfig, expected: str) -> None:
     assert message(lambda: network(config)).startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("hidden_sizes", "sizes"), [(None, (12, 64, 3)), ((), (12, 3)), ((5,), (12, 5, 3)), ((5, 4), (12, 5, 4, 3))]
+)
+def test_hidden_sizes_stand_between_those_of_the_data(
+    hidden_sizes: tuple[int, ...] | None, sizes: tuple[int, ...]
+) -> None:
+    """The config has the sizes then, so that it runs again as written."""
+    sample = Sample((3, 4), 3, positions=False)
+    found = sized(ModelConfig(hidden_sizes=hidden_sizes), sample)
+    assert found == ModelConfig(sizes) == sized(found, sample)
+    assert sized(ModelConfig(kind="gpt"), sample) == ModelConfig(kind="gpt")
+    if hidden_sizes is not None:
+        said = message(lambda: sized(ModelConfig(sizes, hidden_sizes=hidden_sizes), sample))
+        assert said == "model.hidden_sizes: model.sizes has them, too: leave out one of the two"
 
 
 def test_networks() -> None:

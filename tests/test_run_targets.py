@@ -7,14 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tomli_w
 from test_run_model import message, saved
 
+from jaxbp import Affine
 from jaxbp.run import problem as problems
 from jaxbp.run import targets
 from jaxbp.run.compute.epoch import Evaluation
-from jaxbp.run.config import Config, DataConfig, ModelConfig
+from jaxbp.run.config import Config, DataConfig, ModelConfig, to_dict
 from jaxbp.run.data import Scaling
-from jaxbp.run.networks import network
+from jaxbp.run.networks import Sample, network
 from jaxbp.run.predict import predict
 from jaxbp.run.report import metrics
 from jaxbp.run.store.model import FILE, UNFINISHED, Model
@@ -28,8 +30,7 @@ def posed(folder: Path, loss: str, y: np.ndarray, x: np.ndarray | None = None, *
     path = folder / "d.npz"
     x = RNG.normal(size=(10, 4)) if x is None else x
     np.savez(path, x=x, y=y)
-    outputs = int(y.max()) + 1 if y.ndim == 1 and y.dtype.kind == "i" else y[0].size
-    config = Config(model=ModelConfig((4, 3, outputs), loss=loss), data=DataConfig(str(path), **data))
+    config = Config(model=ModelConfig(hidden_sizes=(3,), loss=loss), data=DataConfig(str(path), **data))
     return problems.pose(config)
 
 
@@ -66,8 +67,8 @@ def test_the_other_losses_take_any_number(tmp_path: Path, loss: str) -> None:
 @pytest.mark.parametrize(
     ("labels", "outputs", "said"),
     [
-        ([1, 2, 3], 3, "ends with 3, d.npz has 4 classes: labels start at 0, its least one is 1"),
-        ([0, 1], 1, "ends with 1, d.npz has 2 classes; one output takes y as floats, 0.0 and 1.0"),
+        ([1, 2, 3], 4, "ends with 4, d.npz has 3 classes"),
+        ([0, 1], 1, "ends with 1, d.npz has 2 classes; one output takes sigmoid_cross_entropy"),
         ([0, 1, 2], 2, "ends with 2, d.npz has 3 classes"),
     ],
 )
@@ -132,6 +133,45 @@ def test_a_constant_column_has_no_r2(value: float) -> None:
     assert np.isnan(metrics.scores(Evaluation(jnp.zeros(89), jnp.asarray(y) * 2), y, "squared_error", None).r2)
 
 
+# --- two classes and one output ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("labels", [[-1, 1], [-1.0, 1.0], [0.0, 1.0], ["no", "yes"], [False, True]])
+@pytest.mark.parametrize("sizes", [None, (4, 3, 1)])
+def test_one_output_says_whether_it_is_the_second_class(
+    tmp_path: Path, labels: list[Any], sizes: tuple[int, ...] | None
+) -> None:
+    np.savez(tmp_path / "d.npz", x=RNG.normal(size=(10, 4)), y=np.array(labels * 5))
+    model = ModelConfig(sizes, loss="sigmoid_cross_entropy", hidden_sizes=None if sizes else (3,))
+    problem = problems.pose(Config(DataConfig(str(tmp_path / "d.npz")), model))
+    y = problem.dataset.y_train
+    assert problem.net == network(ModelConfig((4, 3, 1), loss="sigmoid_cross_entropy"))
+    np.testing.assert_array_equal(problem.on_device("train").y, y[:, None])
+    logits = np.where(y == 1, 0.5, -0.5)[:, None]
+    logits[0] *= -1
+    evaluation = Evaluation(jnp.zeros(8), jnp.asarray(logits))
+    assert metrics.scores(evaluation, y, "sigmoid_cross_entropy", None).accuracy == 7 / 8
+
+
+def test_predict_names_the_class_of_one_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = saved(tmp_path)
+    net = network(ModelConfig((4, 1), loss="sigmoid_cross_entropy"))
+    params = (Affine(jnp.array([[0.0, 1.0, 0.0, 0.0]]), jnp.array([0.0])),)
+    Model(net, params, model.inputs, None, model.classes, Sample((4,), 1, positions=False)).save(tmp_path)
+    table = to_dict(Config(model=ModelConfig((4, 1), loss="sigmoid_cross_entropy")))
+    (tmp_path / "config.toml").write_text(tomli_w.dumps(table))
+    np.savez(tmp_path / "x.npz", x=[[0, 12.0, 0, 0], [0, -8.0, 0, 0]])
+    predict(tmp_path, tmp_path / "x.npz", None)
+    assert capsys.readouterr().out == "index,class\n0,yés\n1,no\n"
+
+
+def test_two_outputs_for_two_classes_stay_possible(tmp_path: Path) -> None:
+    np.savez(tmp_path / "d.npz", x=RNG.normal(size=(10, 4)), y=np.array([0, 1] * 5))
+    model = ModelConfig((4, 2), loss="sigmoid_cross_entropy")
+    problem = problems.pose(Config(DataConfig(str(tmp_path / "d.npz")), model))
+    assert problem.on_device("test").y.tolist() == np.eye(2)[problem.dataset.y_test].tolist()
+
+
 # --- the range of the dtype -------------------------------------------------------------------------------------------
 
 
@@ -163,9 +203,13 @@ def test_predict_names_a_row_that_is_too_large(tmp_path: Path) -> None:
 def test_one_hot_rows_are_not_those_of_an_identity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The identity of 65,536 classes has 17 GB."""
     monkeypatch.delattr(np, "eye")
-    found = posed(tmp_path, "sigmoid_cross_entropy", np.array([0, 65535] * 5))
-    one_hot = np.asarray(found.on_device("train").y)
-    assert one_hot.shape == (8, 65536) and one_hot.sum() == one_hot[:, [0, -1]].sum() == 8
+    found = posed(tmp_path, "squared_error", np.array([0, 1] * 5))
+    y = np.array([0, 65535] * 5)
+    dataset = found.dataset._replace(y_train=y, y_test=y, classes=tuple(map(str, range(65536))))
+    model = ModelConfig((4, 65536), loss="squared_error")
+    many = problems.pose(Config(model=model), dataset=dataset)
+    one_hot = np.asarray(many.scaled(dataset.x_test, y[:2])[1])
+    assert one_hot.shape == (2, 65536) and one_hot.sum() == one_hot[:, [0, -1]].sum() == 2
 
 
 # --- predict ----------------------------------------------------------------------------------------------------------

@@ -134,7 +134,7 @@ def _of_config(path: Path, options: argparse.Namespace) -> "tuple[Table, Report]
 
     config = configs.read(path)
     start_jax()
-    net = network(config.model) if config.model.kind == "mlp" else pose(config).net  # made for the shape of its data
+    net = network(config.model) if config.model.sizes else pose(config).net  # made for the shape of its data
     report = check(net, level=options.level, seed=options.seed, dtypes=(config.model.dtype,))
     table = Table(title="largest error in ULPs of the largest element")
     for column in ("layer", "quantity", "float64", "float32"):

@@ -1,18 +1,23 @@
-"""`jaxbp data list` and `jaxbp data import`."""
+"""`jaxbp data list`, `jaxbp data describe` and `jaxbp data import`."""
 
 import argparse
 from pathlib import Path
 
 from jaxbp.commands import console
 
-HELP = "Lists the data sets, or imports one from files at hand."
+HELP = "Lists the data sets, says what is understood of a table, or imports a data set from files at hand."
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Two commands."""
+    """Three commands."""
     actions = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     listing = actions.add_parser("list", help="the data sets, their sizes and where they are")
     listing.set_defaults(action=_list)
+    describing = actions.add_parser("describe", help="what is understood of a table, and what looks wrong in it")
+    describing.add_argument("file", metavar="FILE", type=Path, help="a .csv, .tsv, .parquet, .feather or .arrow")
+    describing.add_argument("--target", metavar="NAME", action="append", default=[], help="the column to be learned")
+    describing.add_argument("--decimal", choices=[".", ","], default=".", help="the decimal point of a .csv or .tsv")
+    describing.set_defaults(action=_describe)
     importing = actions.add_parser("import", help="take a data set from files instead of downloading it")
     importing.add_argument("name", metavar="NAME", help="mnist, fashion_mnist or text")
     importing.add_argument(
@@ -22,7 +27,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """One of the two."""
+    """One of the three."""
     options.action(options)
 
 
@@ -32,6 +37,15 @@ def _list(_: argparse.Namespace) -> None:
 
     rows = [["" if v is None else f"{v:,}" if isinstance(v, int) else v for v in row] for row in data.describe()]
     text.table(console(), data.DataRow._fields, rows)
+
+
+def _describe(options: argparse.Namespace) -> None:
+    from jaxbp.run.data import description
+    from jaxbp.run.report import text
+
+    (rows, lines), to = description.describe(options.file, options.target, options.decimal), console()
+    text.table(to, description.TITLES, rows)
+    text.line(to, "\n".join(lines))
 
 
 def _import(options: argparse.Namespace) -> None:

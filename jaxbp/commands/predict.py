@@ -14,7 +14,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """The run, the data, where to write."""
     parser.add_argument("folder", metavar="RUN_DIR", help="the folder of a finished run")
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--data", metavar="FILE.npz", type=Path, help="its array x, (N, inputs), is read; raw inputs")
+    source.add_argument(
+        "--data", metavar="FILE", type=Path, help="an .npz with raw inputs x, or a table with the columns of the run's"
+    )
     source.add_argument("--prompt", metavar="TEXT", help="the beginning of a text")
     parser.add_argument(
         "--length", type=int, default=500, help="with --prompt: how many characters follow; 500 by default"

@@ -30,7 +30,7 @@ MOST_MEMBERS = 10**4  # of a sweep: each has a folder
 
 Kind = Literal["mlp", "lenet5", "conv1d", "mixer", "gpt", "chain"]
 KINDS_WITH = {  # the kinds of network that have a key of [model]; all have the others
-    **dict.fromkeys(("sizes", "hidden", "output", "bias", "bias_std"), ("mlp",)),
+    **dict.fromkeys(("sizes", "hidden_sizes", "hidden", "output", "bias", "bias_std"), ("mlp",)),
     **{"arguments": ("lenet5", "conv1d", "mixer", "gpt"), "layers": ("chain",)},
 }
 
@@ -58,8 +58,8 @@ class DataConfig:
     """Which data, which part of them is the test set, and how they are scaled."""
 
     name: str = "digits"
-    """digits, iris, wine, breast_cancer, diabetes, mnist, fashion_mnist, text, or the path of a .txt or of an .npz with
-    x and y."""
+    """digits, iris, wine, breast_cancer, diabetes, mnist, fashion_mnist, text, or the path of a .txt, of an .npz with x
+    and y, or of a table: .csv, .tsv, .parquet, .feather or .arrow."""
     test_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Part of the samples kept for the test; None: the data set's own test set, or 0.2 where it has none. Of a text its
     end; None: 0.1."""
@@ -78,6 +78,15 @@ class DataConfig:
     projections. None: the inputs themselves."""
     standardize_targets: bool = False
     """Regression: targets to mean 0 and standard deviation 1, each column."""
+    target: str | tuple[str, ...] | None = None
+    """Of a table: the column that is to be learned, or several columns of numbers."""
+    drop: tuple[str, ...] = ()
+    """Of a table: columns that are left out."""
+    missing: Literal["mean"] | None = None
+    """Of a table, for missing values: numbers get the mean of the training set, a category one of its own. None: they
+    are refused."""
+    decimal: Literal[".", ","] = "."
+    """Of a .csv or .tsv: the decimal point."""
 
 
 @pydantic.with_config(STRICT)
@@ -85,8 +94,12 @@ class DataConfig:
 class ModelConfig:
     """The network: `jaxbp.MLP` and `jaxbp.init`, or another one by its kind."""
 
-    sizes: Annotated[tuple[Count, ...], Field(min_length=2, max_length=10_000)] = (64, 64, 10)
-    """Widths of the input, of the hidden layers and of the output."""
+    sizes: Annotated[tuple[Count, ...], Field(min_length=2, max_length=10_000)] | None = None
+    """Widths of the input, of the hidden layers and of the output. None: hidden_sizes between those of the data."""
+    hidden_sizes: Annotated[tuple[Count, ...], Field(max_length=10_000)] | None = dataclasses.field(
+        default=None, kw_only=True
+    )
+    """Widths of the hidden layers alone; None: 64, one layer. The config.toml of a run has the sizes instead."""
     hidden: str | tuple[str, ...] = "relu"
     """Activation of the hidden layers: one name for all, or a name a layer."""
     output: str = "identity"

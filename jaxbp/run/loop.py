@@ -102,6 +102,7 @@ def run(
       Stopped: by SIGTERM or Ctrl-C, after a whole epoch, which is saved.
     """
     setup = processes.on_all(lambda: prepare(config, dataset))
+    config = setup.problem.config
     private = setup.spec.privacy
     digest = privacy.UNRECORDED if private else data.digest(setup.problem.dataset)
     known = private.provenance() if private else {}

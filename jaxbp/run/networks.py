@@ -1,6 +1,8 @@
 """The network of a [model] table, for the samples that it is to take."""
 
+import dataclasses
 import inspect
+import math
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -21,6 +23,7 @@ LAYERS = {
     if name not in ("Chain", "Conv", "Layer", "Tied")
 }
 """What a table of [[model.layers]] may name as its kind: conv2d, layer_norm …"""
+HIDDEN_SIZES = (64,)  # of a config that names no sizes
 
 
 class Sample(NamedTuple):
@@ -31,8 +34,18 @@ class Sample(NamedTuple):
     positions: bool
 
 
+def sized(config: ModelConfig, sample: Sample) -> ModelConfig:
+    """With the `sizes` of an MLP, whose ends the sample has where the config has none."""
+    if config.sizes and config.hidden_sizes is not None:
+        raise UserError("model.hidden_sizes: model.sizes has them, too: leave out one of the two")
+    if config.kind != "mlp" or config.sizes:
+        return config
+    hidden = HIDDEN_SIZES if config.hidden_sizes is None else config.hidden_sizes
+    return dataclasses.replace(config, sizes=(math.prod(sample.shape), *hidden, sample.outputs), hidden_sizes=None)
+
+
 def network(config: ModelConfig, sample: Sample | None = None, smoothed: bool = True) -> Net:
-    """The network of a [model] table: an MLP of its `sizes`, another one for the sample.
+    """The network of a [model] table: an MLP of its `sizes`, another one for the sample, see `sized`.
 
     smoothed: with label smoothing; without it the loss is the one that is reported.
 
@@ -44,12 +57,12 @@ def network(config: ModelConfig, sample: Sample | None = None, smoothed: bool = 
     for name in (config.hidden,) if isinstance(config.hidden, str) else config.hidden:
         choose("model.hidden", "activation", name, activations.ACTIVATIONS)
     _check_keys(config)
-    sample = sample or Sample(config.sizes[:1], config.sizes[-1], positions=False)
     if config.kind == "mlp":
         try:
-            return MLP(config.sizes, config.hidden, config.output, loss)
+            return MLP(config.sizes or (), config.hidden, config.output, loss)
         except ValueError as error:
             raise UserError(f"model.hidden: {error}") from None
+    assert sample is not None, config.kind  # an MLP alone names all of its sizes
     try:
         if config.kind == "chain":
             chain = Chain(*(_layer(f"layers[{i}]", table) for i, table in enumerate(config.layers, 1)))

@@ -12,7 +12,9 @@ import numpy as np
 
 from jaxbp import losses
 from jaxbp.network import Net, ParamTree, layer_of
+from jaxbp.run import config as configs
 from jaxbp.run import laplace, targets
+from jaxbp.run.data import tables
 from jaxbp.run.data.archive import arrays
 from jaxbp.run.errors import UserError
 from jaxbp.run.store import files
@@ -32,12 +34,12 @@ def predict(
     network's own probability of each class, or what `jaxbp.run.laplace` makes of it.
 
     Raises:
-      UserError: no run, no array x in the file, an x that does not fit the network, an output that is there already or
-        can't be written.
+      UserError: no run, no array x or no column of the run in the file, an x that does not fit the network, an output
+        that is there already or can't be written.
     """
     files.check_new(out, (".csv",), overwrite)
     model = _loaded(run)
-    x = _read(data)
+    x = _table(run, model, data) if tables.is_table(data.name) else _read(data)
     found = laplace.posterior(run, model) if certainty == "laplace" else None
     try:
         if found is not None:
@@ -135,6 +137,18 @@ def _probable_rows(model: Model, output: np.ndarray) -> list[list[object]]:
 def _sure_rows(model: Model, found: laplace.Posterior, x: np.ndarray) -> list[list[object]]:
     rows = laplace.rows(model, found, x)
     return [["index", *laplace.header(model)], *([i, *row] for i, row in enumerate(rows))]
+
+
+def _table(run: Path, model: Model, path: Path) -> np.ndarray:
+    """The inputs of a table, which may lack the target and has its columns in any order."""
+    if model.columns is None:
+        raise UserError(f"{path}: {run} was not trained on a table; it takes an .npz with an array x")
+    decimal = configs.read(run / "config.toml").data.decimal
+    x = tables.inputs(path, tables.read(path, decimal), model.columns)
+    if np.isnan(x).any():
+        row = np.isnan(x).any(axis=1).argmax()
+        raise UserError(f"{path}: row {row} has a missing number, and the run has no mean for it")
+    return x
 
 
 def _read(path: Path) -> np.ndarray:

@@ -14,7 +14,7 @@ from jaxbp.initializers import BIASES, WEIGHTS, Initializer
 from jaxbp.mlp import MLP, Array, wide
 from jaxbp.network import Net, ParamTree, check_tokens, init, shapes
 from jaxbp.run import data, networks, paths, targets
-from jaxbp.run.config import Config, DataConfig, ModelConfig, choose
+from jaxbp.run.config import Config, ModelConfig, choose
 from jaxbp.run.data import Dataset, Projection, Scaling
 from jaxbp.run.errors import UserError
 from jaxbp.run.host import processes
@@ -47,7 +47,7 @@ class Problem:
     @functools.cached_property
     def scored(self) -> Net:
         """The network with the loss that is reported: without label smoothing."""
-        return networks.network(self.config.model, sample_of(self.config.data, self.dataset), smoothed=False)
+        return networks.network(self.config.model, sample_of(self.config, self.dataset), smoothed=False)
 
     @property
     def title(self) -> str:
@@ -101,8 +101,8 @@ class Problem:
 
     def model(self, params: ParamTree, best: int | None = None) -> Model:
         """The network with these parameters and the scaling, as it is saved; best: their epoch if it was the best."""
-        sample = sample_of(self.config.data, self.dataset)
-        return Model(self.net, params, self.inputs, self.targets, self.dataset.classes, sample, best)
+        sample, data = sample_of(self.config, self.dataset), self.dataset
+        return Model(self.net, params, self.inputs, self.targets, data.classes, sample, data.columns, best)
 
     def raw(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         """Inputs and targets of "train", "validation" or "test" as they were read."""
@@ -117,7 +117,9 @@ class Problem:
         x = x.reshape(len(x), *shape)
         if self.targets is not None:
             return x, self.targets.apply(y).astype(wide(dtype))
-        return x, _one_hot(y, outputs, dtype) if losses.get(self.net.loss).target == "array" else y
+        if losses.get(self.net.loss).target != "array":
+            return x, y
+        return x, y[:, None].astype(dtype) if outputs < len(self.dataset.classes or ()) else _one_hot(y, outputs, dtype)
 
     def on_device(self, split: str) -> Split:
         """The whole of a set."""
@@ -125,7 +127,7 @@ class Problem:
 
 
 def pose(config: Config, in_place: bool = False, dataset: Dataset | None = None) -> Problem:
-    """Reads the data, if they are not given, and fits the scaling.
+    """Reads the data, if they are not given, and fits the scaling. The config of the problem has the sizes of its MLP.
 
     in_place: leaves on disk what can stay there, see `data.load`.
 
@@ -134,8 +136,11 @@ def pose(config: Config, in_place: bool = False, dataset: Dataset | None = None)
     """
     if config.model.dtype == "float64":
         jax.config.update("jax_enable_x64", True)
-    dataset = dataset or processes.first_then_others(lambda: data.load(config.data, in_place))
-    net = networks.network(config.model, sample_of(config.data, dataset))
+    most = targets.most_labels(config.model.loss)
+    dataset = dataset or processes.first_then_others(lambda: data.load(config.data, in_place, most))
+    sample = sample_of(config, dataset)
+    config = dataclasses.replace(config, model=networks.sized(config.model, sample))
+    net = networks.network(config.model, sample)
     _check_fit(config, net, dataset)
     _initializers(config.model)  # says what is wrong with them before anything is computed
     inputs: Scaling | Projection | None = None
@@ -165,16 +170,20 @@ def of_run(config: Config, model: Model, run: Path, dataset: Dataset | None = No
         problem = dataclasses.replace(problem, inputs=model.inputs)
     theirs, ours = ((*(of.inputs or ()), *(of.targets or ())) for of in (model, problem))
     same = len(theirs) == len(ours) and all(np.allclose(a, b) for a, b in zip(theirs, ours, strict=True))
-    if not same or model.classes != problem.dataset.classes:
+    same = same and (model.classes, model.columns) == (problem.dataset.classes, problem.dataset.columns)
+    if not same:
         raise UserError(f"{run}: {config.data.name} is not the data that the run was trained on")
     return problem
 
 
-def sample_of(config: DataConfig, dataset: Dataset) -> Sample:
+def sample_of(config: Config, dataset: Dataset) -> Sample:
     """What a network for these data takes."""
-    outputs = len(dataset.classes) if dataset.classes else dataset.y_train.shape[1]
+    outputs, sizes = len(dataset.classes) if dataset.classes else dataset.y_train.shape[1], config.model.sizes
+    if dataset.classes and outputs == 2 and config.model.kind == "mlp" and targets.most_labels(config.model.loss) == 2:
+        outputs = sizes[-1] if sizes and sizes[-1] == 2 else 1  # one output says whether it is the second class
     positions = dataset.classes is not None and dataset.y_train.ndim > 1
-    shape = (config.pca,) if config.pca else dataset.image_shape or dataset.x_train.shape[1:]
+    pca = config.data.pca
+    shape = (pca,) if pca else dataset.image_shape or dataset.x_train.shape[1:]
     return Sample(shape, outputs, positions)
 
 
@@ -203,8 +212,8 @@ def _tokens(net: Net, dataset: Dataset) -> Dataset:
 
 def _check_fit(config: Config, net: Net, dataset: Dataset) -> None:
     if isinstance(net, MLP):
-        _check_sizes(config.data, net, dataset)
-    elif shapes(net)[1][-1] != (outputs := sample_of(config.data, dataset).outputs):
+        _check_sizes(config, net, dataset)
+    elif shapes(net)[1][-1] != (outputs := sample_of(config, dataset).outputs):
         raise UserError(f"model.layers: end with {shapes(net)[1][-1]}, {dataset.name} has {outputs} outputs")
     if config.data.pca and networks.takes_tokens(net):
         raise UserError("data.pca: tokens have no principal directions: leave it out")
@@ -220,21 +229,20 @@ def _check_fit(config: Config, net: Net, dataset: Dataset) -> None:
         raise UserError(f"data.standardize_targets: true, but {config.model.loss} takes {kind.allowed}, as they are")
 
 
-def _check_sizes(config: DataConfig, net: MLP, dataset: Dataset) -> None:
-    inputs = config.pca or dataset.x_train.shape[1]
+def _check_sizes(config: Config, net: MLP, dataset: Dataset) -> None:
+    inputs = config.data.pca or dataset.x_train.shape[1]
     _, outputs, positions = sample_of(config, dataset)
     if positions:
         raise UserError(f'model.kind: "mlp" gives one output, {dataset.name} has a label for each position; "gpt" fits')
     if net.sizes[0] != inputs:
-        has = "data.pca gives" if config.pca else f"{dataset.name} has"
+        has = "data.pca gives" if config.data.pca else f"{dataset.name} has"
         raise UserError(f"model.sizes: begins with {net.sizes[0]}, {has} {inputs} inputs")
     if net.sizes[-1] != outputs:
-        what, hint = "classes" if dataset.classes else "targets", ""
-        if dataset.classes and dataset.y_train.min() > 0:
-            hint = f": labels start at 0, its least one is {dataset.y_train.min()}"
-        elif outputs == 2 and net.sizes[-1] == 1 and dataset.classes:
-            hint = "; one output takes y as floats, 0.0 and 1.0"
-        raise UserError(f"model.sizes: ends with {net.sizes[-1]}, {dataset.name} has {outputs} {what}{hint}")
+        count, hint = f"{outputs} targets", ""
+        if dataset.classes:
+            count = f"{len(dataset.classes)} classes"
+            hint = "; one output takes sigmoid_cross_entropy" if net.sizes[-1] == 1 and outputs == 2 else ""
+        raise UserError(f"model.sizes: ends with {net.sizes[-1]}, {dataset.name} has {count}{hint}")
 
 
 def _check_range(problem: Problem, split: str) -> None:

@@ -1,11 +1,13 @@
-"""What a loss says of its targets: which numbers are allowed, which mean of them the network's output stands for."""
+"""What a loss says of its targets: which numbers are allowed, which are labels, what the network's output means."""
 
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
+from jaxbp.losses import LOSSES
 from jaxbp.run.data import Scaling
+from jaxbp.run.data.labels import MAX_CLASSES
 from jaxbp.run.errors import UserError
 
 
@@ -69,11 +71,25 @@ def check(loss: str, y: np.ndarray, where: str) -> None:
         raise UserError(f"model.loss: {loss} takes {kind.allowed}, {found}; squared_error takes any numbers")
 
 
+def most_labels(loss: str) -> int:
+    """How many different whole numbers are labels, where they could be targets of a regression, too."""
+    if kind_of(loss) is SHARES:
+        return 2
+    return MAX_CLASSES if loss in LOSSES and LOSSES[loss].target != "array" else 0
+
+
 def labels(loss: str, y: np.ndarray) -> np.ndarray | None:
     """The labels (N,), or (N, T); also those of the largest probability; None where targets are other numbers."""
     if y.dtype.kind == "i":
         return y
     return y.argmax(axis=1) if kind_of(loss) is PROBABILITIES else None
+
+
+def guesses(loss: str, output: np.ndarray) -> np.ndarray:
+    """The labels (N,) that outputs (N, C) stand for: the largest one; of one output for two classes σ(x) > ½."""
+    if kind_of(loss) is SHARES and output.shape[1] == 1:
+        return (output[:, 0] > 0).astype(np.int32)
+    return output.argmax(axis=1)
 
 
 def predicted(loss: str, output: np.ndarray, scaling: Scaling | None) -> np.ndarray:

@@ -46,7 +46,7 @@ class Run:
 
     def predict(self, x: Any) -> np.ndarray:
         """The class of each sample, a number where their names are numbers; of a regression the targets (N, C)."""
-        output = self.model.predict(np.asarray(x))
+        output = self.model.predict(x)
         if not self.model.classes:
             return output
         names = np.array(self.model.classes)
@@ -55,14 +55,14 @@ class Run:
     def predict_proba(self, x: Any) -> np.ndarray:
         """The probability of each class, (N, C); ValueError where the loss has none."""
         loss = losses.get(self.model.net.loss).name
-        p = targets.probabilities(loss, self.model.predict(np.asarray(x))) if self.model.classes else None
+        p = targets.probabilities(loss, self.model.predict(x)) if self.model.classes else None
         if p is None:
             raise ValueError(f"{loss} has no probabilities of classes")
         return p
 
     def score(self, x: Any, y: Any) -> float:
         """The accuracy, y by names or numbers; of a regression R², averaged over the outputs."""
-        output, y = self.model.predict(np.asarray(x)), np.asarray(y)
+        output, y = self.model.predict(x), np.asarray(y)
         if not self.model.classes:
             return regression(y.reshape(output.shape), output)["r2"]
         names, which = np.unique(y, return_inverse=True)
@@ -87,7 +87,7 @@ def train(
     Args:
       config: tables with their keys, the path of a TOML file, or a `Config`.
       data: (x, y) or (x, y, x_test, y_test) instead of what [data] names: anything that NumPy makes arrays of, such as
-        columns of pandas or polars. Integers in y, from 0 on, are classes; other numbers make a regression.
+        columns of pandas or polars. Text, booleans and integers in y are classes; other numbers make a regression.
       callbacks: called after every epoch with its row of metrics.jsonl and the parameters, a copy. What one raises ends
         the run; a note on the exception names it.
       folder: the run folder, as train.folder: a new one, or that of an unfinished run, which goes on. None: the next of
@@ -111,7 +111,7 @@ def train(
     dataset = None
     if data is not None:
         found = dataclasses.replace(found, data=dataclasses.replace(found.data, name=ARRAYS))
-        dataset = from_arrays(found.data, data)
+        dataset = from_arrays(found.data, data, targets.most_labels(found.model.loss))
     if folder is not None:
         found = dataclasses.replace(found, train=dataclasses.replace(found.train, folder=str(folder)))
     name = Path(config if isinstance(config, str | Path) else found.data.name).stem

@@ -125,7 +125,7 @@ def plan(config: Config, samples: int, devices: int) -> Privacy | None:
         raise UserError(f"privacy.{error}") from None
     parts = math.lcm(train.micro_batches, devices)
     room = parts * -(-private.capacity(samples, rate, steps, table.delta, spent) // parts)
-    per_layer = norm / math.sqrt(len(config.model.sizes) - 1) if table.per_layer else None
+    per_layer = norm / math.sqrt(len(config.model.sizes or ()) - 1) if table.per_layer else None
     _warn(config, samples)
     return Privacy(norm, per_layer, sigma, min(train.batch_size, samples), room, how)
 
@@ -156,8 +156,9 @@ def _checked(config: Config) -> float:
         raise UserError("privacy: a text is cut at other places in each epoch, so no block of it stays a sample")
     if config.model.dtype == "bfloat16":
         raise UserError('model.dtype: "bfloat16" rounds sums of gradients, [privacy] needs "float32" or "float64"')
-    for key, value in (("standardize", data.standardize), ("standardize_targets", data.standardize_targets)):
-        if value in ("feature", "global", True):
+    of_all = {key: getattr(data, key) for key in ("standardize", "standardize_targets", "missing")}
+    for key, value in of_all.items():
+        if value in ("feature", "global", "mean", True):
             hint = 'take "none" or {mean = …, scale = …}' if key == "standardize" else "leave it out"
             raise UserError(f"data.{key}: {value} comes from all training samples, which ε does not cover: {hint}")
     return table.max_norm

@@ -8,18 +8,22 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxbp.names import nearest
-from jaxbp.run.data import npz
+from jaxbp.run.data import labels, npz
 from jaxbp.run.data.idx import BROKEN
+from jaxbp.run.data.labels import MAX_CLASSES, Targets
 from jaxbp.run.data.scaling import chunks
+from jaxbp.run.data.tables import Columns
 from jaxbp.run.errors import UserError
 from jaxbp.run.host import memory
 
-MAX_CLASSES = 2**16  # a larger label is an identifier, not a class
 Arrays = dict[str, np.ndarray]
 
 
 class Raw(NamedTuple):
-    """What a file holds; the test and validation arrays and the weights of the rows of x are None where it has none."""
+    """What a file holds; the test and validation arrays and the weights of the rows of x are None where it has none.
+
+    columns: those of a table, and a missing number of x is NaN.
+    """
 
     x: np.ndarray
     y: np.ndarray
@@ -30,44 +34,40 @@ class Raw(NamedTuple):
     x_val: np.ndarray | None = None
     y_val: np.ndarray | None = None
     weights: np.ndarray | None = None
+    columns: Columns | None = None
 
 
-class Targets(NamedTuple):
-    """(N,) int32 labels with classes, (N, T) of them where each position has one, or (N, C) float64 targets without."""
-
-    y: np.ndarray
-    classes: tuple[str, ...] | None
-
-
-def read(path: Path, in_place: bool) -> Raw:
-    """x (N, D) or images and y (N,), (N, T) integers or (N,), (N, C) floats.
+def read(path: Path, in_place: bool, most_labels: int = 0) -> Raw:
+    """x (N, D) or images and y (N,), (N, T) labels or (N,), (N, C) floats.
 
     x_test and y_test, x_val and y_val likewise: both of a set or neither. weights (N,) or none.
+    most_labels: floats that are whole numbers are labels, too, where at most so many different ones are there.
     """
     optional = (("x_test", "y_test"), ("x_val", "y_val"), ("weights",))
-    return raw(path, arrays(path, ("x", "y"), optional, in_place, "data.name: "))
+    return raw(path, arrays(path, ("x", "y"), optional, in_place, "data.name: "), most_labels)
 
 
-def raw(path: Path, found: Arrays) -> Raw:
+def raw(path: Path, found: Arrays, most_labels: int = 0) -> Raw:
     """The arrays x and y, and of other sets, looked at; `path` begins what is said of them."""
-    x, train, image_shape = _part(path, found, "x", "y")
+    x, train, image_shape = _part(path, found, "x", "y", most_labels)
     made = Raw(x, train.y, None, None, train.classes, image_shape)
     if "weights" in found:
         made = made._replace(weights=_weights(f"{path}: weights", found["weights"], len(x)))
     for x_name, y_name in (names for names in (("x_test", "y_test"), ("x_val", "y_val")) if names[0] in found):
-        other_x, other, _ = _part(path, found, x_name, y_name)
+        other_x, other, _ = _part(path, found, x_name, y_name, MAX_CLASSES if train.classes else 0)
         if (other_shape := found[x_name].shape[1:]) != (shape := found["x"].shape[1:]):
             raise UserError(f"{path}: {x_name}: a sample has the shape {other_shape}, and in x {shape}")
-        _check_other_targets(path, train, other, y_name)
-        sets: dict[str, Any] = {x_name: other_x, y_name: other.y}
+        sets: dict[str, Any] = {x_name: other_x, y_name: _as_taught(path, train, other, y_name).y}
         made = made._replace(**sets)
     return made
 
 
-def _part(path: Path, arrays: Arrays, x_name: str, y_name: str) -> tuple[np.ndarray, Targets, tuple[int, ...] | None]:
+def _part(
+    path: Path, arrays: Arrays, x_name: str, y_name: str, most_labels: int
+) -> tuple[np.ndarray, Targets, tuple[int, ...] | None]:
     """The inputs, targets and image shape of the training or the test set."""
     x, image_shape = _inputs(f"{path}: {x_name}", arrays[x_name])
-    targets = _targets(f"{path}: {y_name}", arrays[y_name])
+    targets = _targets(f"{path}: {y_name}", arrays[y_name], most_labels)
     if len(x) != len(targets.y):
         raise UserError(f"{path}: {x_name} has {len(x)} rows and {y_name} has {len(targets.y)}; they have to agree")
     return x, targets, image_shape
@@ -120,15 +120,22 @@ def _inputs(where: str, x: np.ndarray) -> tuple[np.ndarray, tuple[int, ...] | No
     return flat(x), x.shape[1:] if x.ndim > 2 else None
 
 
-def _targets(where: str, y: np.ndarray) -> Targets:
-    """Integers are labels of the classes 0 … max; floats are the targets of a regression."""
-    _check_numbers(where, y)
-    if y.dtype.kind == "f":
+def _targets(where: str, y: np.ndarray, most_labels: int) -> Targets:
+    """Text, booleans and integers are labels, and of sequences those from 0 on; floats are targets of a regression."""
+    if y.dtype == object and all(isinstance(label, str) for label in y.flat):  # as data frames have text
+        y = y.astype(str)
+    if y.dtype.kind not in "US":
+        _check_numbers(where, y, "labels or floats")
+    if y.ndim == 2 and y.shape[1] == 1:
+        y = y[:, 0]
+    if y.dtype.kind == "f" and not (y.ndim == 1 and labels.are_labels(y, most_labels)):
         if y.ndim not in (1, 2):
             raise UserError(f"{where} has shape {y.shape}; allowed: (N,) or (N, C) for regression")
         return Targets(flat(y).astype(np.float64), None)
-    if y.ndim not in (1, 2):
-        allowed = "labels are (N,), or (N, T) of sequences, and targets of a regression floats"
+    if y.ndim == 1 and y.size:
+        return labels.numbered(where, y)
+    if y.ndim != 2 or y.dtype.kind not in "biu":
+        allowed = "labels are (N,), or (N, T) integers of sequences, and targets of a regression floats"
         raise UserError(f"{where} is {y.dtype} of shape {y.shape}; {allowed}")
     wrong = np.argwhere((y < 0) | (y >= MAX_CLASSES))
     if wrong.size:
@@ -147,10 +154,10 @@ def _weights(where: str, weights: np.ndarray, samples: int) -> np.ndarray:
     return weights.astype(np.float64)
 
 
-def _check_numbers(where: str, array: np.ndarray) -> None:
+def _check_numbers(where: str, array: np.ndarray, allowed: str = "integers or floats") -> None:
     """Raises unless these are finite real numbers, at least one."""
     if array.dtype.kind not in "biuf":
-        raise UserError(f"{where} is {array.dtype}; allowed: integers or floats")
+        raise UserError(f"{where} is {array.dtype}; allowed: {allowed}")
     if array.size == 0 or array.ndim == 0:
         raise UserError(f"{where} is {'empty' if array.size == 0 else 'a single number'}: its shape is {array.shape}")
     rows = np.flatnonzero(~np.concatenate([np.isfinite(part).all(axis=1) for part in chunks(flat(array))]))
@@ -158,16 +165,20 @@ def _check_numbers(where: str, array: np.ndarray) -> None:
         raise UserError(f"{where}: row {rows[0]} is not finite (NaN or infinite), and {rows.size} rows in all")
 
 
-def _check_other_targets(path: Path, train: Targets, other: Targets, name: str) -> None:
-    """Raises unless another set, whose targets have this name, asks for what the training set teaches."""
+def _as_taught(path: Path, train: Targets, other: Targets, name: str) -> Targets:
+    """The targets of another set by the classes of the training set; raises unless it asks for what that teaches."""
     if (train.classes is None) != (other.classes is None):
         raise UserError(f"{path}: one of y and {name} has labels (integers), the other one targets (floats)")
     if train.y.shape[1:] != other.y.shape[1:]:
-        raise UserError(f"{path}: {name} has {other.y.shape[1]} columns, y has {train.y.shape[1]}")
+        shapes = f"{other.y.shape[1:]}, and in y {train.y.shape[1:]}"
+        raise UserError(f"{path}: {name}: a target has the shape {shapes}")
+    if train.classes and train.y.ndim == 1:
+        return labels.like(f"{path}: {name}", train, other)
     beyond = np.argwhere(other.y > train.y.max()) if train.classes else np.zeros((0, 1), int)
     if beyond.size:
         label = other.y[tuple(beyond[0])]
         raise UserError(f"{path}: {name}: row {beyond[0][0]} is the label {label}; the largest in y is {train.y.max()}")
+    return other
 
 
 def flat(x: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The [data] table: scikit-learn's bundled data sets, MNIST, Fashion-MNIST and any .npz, and their split."""
+"""The [data] table: scikit-learn's bundled data sets, MNIST, Fashion-MNIST, any .npz and any table; their split."""
 
 import hashlib
 import math
@@ -11,13 +11,15 @@ import numpy as np
 from jaxbp.names import nearest
 from jaxbp.run import paths
 from jaxbp.run.config import DataConfig
-from jaxbp.run.data import archive, idx, text
+from jaxbp.run.data import archive, idx, tables, text
 from jaxbp.run.data.archive import Raw, flat
 from jaxbp.run.data.scaling import chunks
+from jaxbp.run.data.tables import Columns
 from jaxbp.run.errors import UserError
 from jaxbp.run.host import memory
 
 TEST_FRACTION = 0.2
+OF_TABLES = ("target", "drop", "missing", "decimal")  # keys of [data]
 BUNDLED: dict[str, tuple[int, int, int | None]] = {  # samples, inputs, classes (None: regression)
     "digits": (1797, 64, 10),
     "iris": (150, 4, 3),
@@ -32,7 +34,7 @@ class Dataset(NamedTuple):
 
     Of sequences y may be (N, T) labels, one for each position. Of a text x are the T characters as numbers (int32), and
     y those that come next.
-    image_shape: what the D numbers of a sample were, if not a row.
+    image_shape: what the D numbers of a sample were, if not a row;  columns: of which table's they are made.
     x_validation, y_validation: None without a validation set.
     weights: (N,), what each training sample counts in the mean of its batch; None where all count alike.
     """
@@ -47,6 +49,7 @@ class Dataset(NamedTuple):
     x_validation: np.ndarray | None = None
     y_validation: np.ndarray | None = None
     weights: np.ndarray | None = None
+    columns: Columns | None = None
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -65,38 +68,44 @@ class DataRow(NamedTuple):
     where: str
 
 
-def load(config: DataConfig, in_place: bool = False) -> Dataset:
+def load(config: DataConfig, in_place: bool = False, most_labels: int = 0) -> Dataset:
     """Reads and splits the data that `config` names, downloading MNIST or Fashion-MNIST if they are not there yet.
 
     Inputs and targets come back unscaled. With `in_place` the arrays of an .npz that is not compressed stay on disk and
-    are loaded where they are used; a split copies them. Raises a UserError for whatever the user can mend.
+    are loaded where they are used; a split copies them. A column of whole numbers that could be the targets of a
+    regression is labels where it has at most `most_labels` different ones. Raises a UserError for whatever the user can
+    mend.
 
     >>> load(DataConfig("iris", test_fraction=0.3)).x_test.shape
     (45, 4)
     """
+    for key in OF_TABLES if not tables.is_table(config.name) else ():
+        if getattr(config, key) != getattr(DataConfig, key):
+            raise UserError(f"data.{key}: {config.name} is no table such as a .csv; leave out")
     if text.is_text(config.name):
         return Dataset(config.name, **text.read(config)._asdict(), image_shape=None)
     if config.block is not None:
         raise UserError(f"data.block: {config.block}, but {config.name} is no text; leave out")
-    return _divided(config, _read(config.name, in_place))
+    return _divided(config, _read(config, in_place, most_labels))
 
 
-def from_arrays(config: DataConfig, arrays: Sequence[Any]) -> Dataset:
+def from_arrays(config: DataConfig, arrays: Sequence[Any], most_labels: int = 0) -> Dataset:
     """x and y, perhaps x_test and y_test too, instead of what `config` names: whatever NumPy makes arrays of."""
     if len(arrays) not in (2, 4):
         raise UserError(f"data: got {len(arrays)} arrays, allowed: (x, y) or (x, y, x_test, y_test)")
     named = zip(("x", "y", "x_test", "y_test"), map(np.asarray, arrays), strict=False)
-    return _divided(config, archive.raw(Path(config.name), dict(named)))
+    return _divided(config, archive.raw(Path(config.name), dict(named), most_labels))
 
 
 def _divided(config: DataConfig, raw: Raw) -> Dataset:
     """Into training, validation and test set, unless the data have their own."""
     if config.standardize_targets and raw.classes is not None:
         raise UserError(f"data.standardize_targets: true, but {config.name} has classes; it is for regression only")
-    raw = _with_validation(config, _with_test(config, raw))
+    columns, raw = raw.columns, _with_validation(config, _with_test(config, raw))
     assert raw.x_test is not None and raw.y_test is not None
     sets = (raw.x, raw.y, raw.x_test, raw.y_test)
-    return Dataset(config.name, *sets, raw.classes, raw.image_shape, raw.x_val, raw.y_val, raw.weights)
+    others = (raw.x_val, raw.y_val, raw.weights, columns)
+    return _filled(config, Dataset(config.name, *sets, raw.classes, raw.image_shape, *others))
 
 
 def digest(dataset: Dataset) -> str:
@@ -125,15 +134,29 @@ def describe() -> list[DataRow]:
     return [*rows, DataRow(text.NAME, "text", None, None, None, where)]
 
 
-def _read(name: str, in_place: bool) -> Raw:
+def _filled(config: DataConfig, dataset: Dataset) -> Dataset:
+    """What is missing in the inputs of a table becomes a mean of the training set."""
+    if dataset.columns is None or config.missing is None:
+        return dataset
+    columns, means = tables.fitted(dataset.columns, dataset.x_train)
+    sets: dict[str, Any] = {f"x_{split}": getattr(dataset, f"x_{split}") for split in dataset.splits}
+    filled = {name: np.where(np.isnan(x), means, x) for name, x in sets.items()}
+    return dataset._replace(**filled | {"columns": columns})
+
+
+def _read(config: DataConfig, in_place: bool, most_labels: int) -> Raw:
+    name = config.name
     if name in BUNDLED:
         return _read_bundled(name)
     if name in idx.SOURCES:
         return _read_images(name)
     if name.endswith(".npz"):
-        return archive.read(paths.named("data.name", name), in_place)
+        return archive.read(paths.named("data.name", name), in_place, most_labels)
+    if tables.is_table(name):
+        x, columns, (y, classes) = tables.load(paths.named("data.name", name), config, most_labels)
+        return Raw(x, y, None, None, classes, None, columns=columns)
     names = (*BUNDLED, *idx.SOURCES, text.NAME)
-    allowed = f"Allowed: {', '.join(names)}, or a path that ends in .npz or .txt"
+    allowed = f"Allowed: {', '.join(names)}, or a path that ends in .npz, .txt, {', '.join(tables.SUFFIXES)}"
     raise UserError(f"data.name: {name!r} is not a data set{nearest(name, names) or '.'} {allowed}")
 
 

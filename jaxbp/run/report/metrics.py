@@ -221,7 +221,7 @@ def scores(evaluation: Evaluation, y: np.ndarray, loss: str, scaling: Scaling | 
     mean_loss = float(jnp.mean(evaluation.loss))
     if (labels := targets.labels(loss, y)) is not None:
         output = np.asarray(evaluation.output)
-        guesses = output if y.ndim > 1 and y.dtype.kind == "i" else output.argmax(axis=1)
+        guesses = output if y.ndim > 1 and y.dtype.kind == "i" else targets.guesses(loss, output)
         return Scores(mean_loss, accuracy=float(np.mean(guesses == labels)))
     errors = targets.predicted(loss, np.asarray(evaluation.output), scaling) - y
     constant = y.max(axis=0) == y.min(axis=0)  # the sum of its rounded deviations from its mean may not be 0

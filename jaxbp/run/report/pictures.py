@@ -68,7 +68,8 @@ def _of_the_network(
         predicted = targets.predicted(problem.config.model.loss, output, model.targets)
         yield "residuals", plots.residuals(y, predicted, heading)
         return
-    classes, guesses = model.classes or tuple(map(str, range(output.shape[1]))), output.argmax(axis=1)
+    classes = model.classes or tuple(map(str, range(output.shape[1])))
+    guesses = targets.guesses(problem.config.model.loss, output)
     if len(classes) <= CLASSES_SHOWN:
         yield "confusion", plots.confusion(labels, guesses, classes, heading)
     if shape is not None and len(shape) == 2:

@@ -20,7 +20,8 @@ from jaxbp.network import Net, ParamTree, check_parameters, check_tokens, dtype_
 from jaxbp.run import config as configs
 from jaxbp.run import networks, targets
 from jaxbp.run.config import Config
-from jaxbp.run.data import Projection, Scaling
+from jaxbp.run.data import Projection, Scaling, tables
+from jaxbp.run.data.tables import Column, Columns
 from jaxbp.run.errors import UserError
 from jaxbp.run.networks import Sample
 from jaxbp.run.store import files
@@ -34,8 +35,8 @@ class Model(NamedTuple):
     """f(x; w, b) on raw inputs.
 
     inputs scales or projects x, where it isn't tokens; targets unscales the output of a regression; classes are the
-    names behind the labels; sample is what the network was built for; best is the epoch that the parameters are of,
-    if they are the best ones of a run and not the last.
+    names behind the labels; sample is what the network was built for; columns are those of a table, if it learned one;
+    best is the epoch that the parameters are of, if they are the best ones of a run and not the last.
     """
 
     net: Net
@@ -44,22 +45,31 @@ class Model(NamedTuple):
     targets: Scaling | None
     classes: tuple[str, ...] | None
     sample: Sample
+    columns: Columns | None = None
     best: int | None = None
 
-    def predict(self, x: np.ndarray) -> np.ndarray:
+    def predict(self, x: Any) -> np.ndarray:
         """For raw inputs (N, n₀) the network's output (N, n_L); a regression's prediction in the units of its targets.
 
-        Images may keep their shape. Of a sequence of tokens (N, T) the output is (N, T, C).
+        Images may keep their shape. Of a sequence of tokens (N, T) the output is (N, T, C). Where a table was
+        learned, x may be a `pyarrow.Table` or a data frame of pandas or polars with its columns, in any order.
+
+        One output x for two classes is given as −x and x, so that the larger one and σ(x) are those of a class.
 
         A regression predicts the mean of the target that its loss stands for: eˣ with poisson, σ(x) with
         sigmoid_cross_entropy, softmax(x) with softmax_cross_entropy and kl_divergence, or else the output x.
 
         Raises:
           ValueError: x has a wrong shape; a row of x, or what the network makes of it, is not finite in its dtype.
+          UserError: a table without one of the columns, or with a value that can't be one of it.
         """
+        if self.columns is not None and hasattr(x, "__arrow_c_stream__"):
+            x = tables.inputs("x", x, self.columns)
         scaled = self.scaled(np.asarray(x))
         output = np.asarray(_outputs(self.net, self.params, scaled), np.float64)
         _check_finite(output, "the network's output for row {} of x is not finite")
+        if self.classes and output.shape[-1] < len(self.classes):
+            return np.concatenate([-output, output], axis=1)
         return output if self.classes else targets.predicted(losses.get(self.net.loss).name, output, self.targets)
 
     def scaled(self, x: np.ndarray) -> jax.Array:
@@ -111,10 +121,11 @@ class Model(NamedTuple):
         tensors |= {
             f"{name}.{k}": v for name, scaling in scalings.items() if scaling for k, v in scaling._asdict().items()
         }
-        known = self.classes if isinstance(self.net, MLP) else [self.classes, self.sample]
-        metadata = {
-            "classes" if isinstance(self.net, MLP) else "classes and sample": json.dumps(known)
-        }  # two have no order
+        known: dict[str, Any] = {"classes": self.classes}
+        known |= {} if isinstance(self.net, MLP) else {"sample": self.sample}
+        known |= {"columns": self.columns} if self.columns else {}
+        names, values = " and ".join(known), list(known.values())  # together, because two of metadata have no order
+        metadata = {names: json.dumps(values if len(values) > 1 else values[0])}
         tensors |= {"epoch": np.array(self.best)} if self.best else {}
         files.replace(folder / (BEST if self.best else FILE), safetensors.numpy.save(tensors, metadata=metadata))
 
@@ -172,11 +183,14 @@ def load(folder: str | Path) -> Model:
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-            known = {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
+            [(names, values)] = (file.metadata() or {}).items()
+        known = json.loads(values)
+        known = dict(zip(names.split(" and "), known if " and " in names else [known], strict=True))
         if config.model.kind == "mlp":
-            classes, sample = known["classes"], Sample(config.model.sizes[:1], config.model.sizes[-1], positions=False)
+            sizes = config.model.sizes or (0,)
+            sample = Sample(sizes[:1], sizes[-1], positions=False)
         else:
-            classes, (shape, *rest) = known["classes and sample"]
+            shape, *rest = known["sample"]
             sample = Sample(tuple(shape), *rest)
         net = networks.network(config.model, sample)
         expected = jax.eval_shape(lambda: init(net, jax.random.key(0)))
@@ -187,9 +201,11 @@ def load(folder: str | Path) -> Model:
         if inputs is None and not networks.takes_tokens(net):
             raise KeyError("inputs.mean")
         best = int(tensors["epoch"]) if path.name == BEST else None
+        classes = tuple(known["classes"]) if known["classes"] else None
+        columns = tuple(Column(name, tuple(words), mean) for name, words, mean in known.get("columns", ()))
     except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: damaged: {error}") from None
-    return Model(net, params, inputs, targets, tuple(classes) if classes else None, sample, best)
+    return Model(net, params, inputs, targets, classes, sample, columns or None, best)
 
 
 def parameters_for(folder: Path, like: ParamTree) -> ParamTree:

@@ -29,7 +29,8 @@ def table(subject: Subject, columns: Columns, asked: set[str]) -> Columns:
         table["accuracy"] = np.mean(output == subject.y, axis=1)
     elif model.classes:
         names = np.array(model.classes)
-        table |= {"label": names[subject.y], "prediction": names[output.argmax(axis=1)]}
+        guesses = targets.guesses(losses.get(model.net.loss).name, output)
+        table |= {"label": names[subject.y], "prediction": names[guesses]}
     else:
         predicted = targets.predicted(losses.get(model.net.loss).name, output, model.targets)
         for name, values in (("target", subject.y), ("prediction", predicted)):

@@ -125,7 +125,8 @@ def _title(subject: Subject, request: Request, found: Trace) -> str:
     run += f", epoch {subject.model.best}, the best" if subject.model.best else ""
     head = f"{run} · {subject.problem.title} · {SPLITS[request.split]} sample {request.sample} · ℓ = {loss:.4g}"
     if subject.model.classes:
-        label, guess = int(subject.y[request.sample]), int(np.argmax(np.asarray(found.tape.x[-1])))
+        [guess] = targets.guesses(losses.get(subject.net.loss).name, np.asarray(found.tape.x[-1])[None])
+        label = int(subject.y[request.sample])
         return f"{head} · label {subject.model.classes[label]}, predicted {subject.model.classes[guess]}"
     outcome = _outcome(found, subject, request.sample)
     pairs = (", ".join(f"{v:.4g}" for v in values[:4]) for values in (outcome.target, outcome.predicted))
@@ -147,8 +148,10 @@ def _outcome(found: Trace, subject: Subject, sample: int) -> Outcome:
             "output",
             [str(k) for k in range(len(predicted))],
         )
-    label = np.arange(len(classes)) == subject.y[sample]
-    return Outcome(name, kind.mean(output)[0] if kind else output[0], label.astype(np.float64), "class", classes)
+    label, predicted = np.arange(len(classes)) == subject.y[sample], kind.mean(output)[0] if kind else output[0]
+    if len(predicted) < len(classes):  # one output for two classes
+        predicted = np.append(1 - predicted, predicted)
+    return Outcome(name, predicted, label.astype(np.float64), "class", classes)
 
 
 def _print(found: Trace, title: str, console: Console) -> None:

@@ -181,9 +181,10 @@ def prepare(config: Config) -> Sweep:
     for members in named(list(together(config))):
         first = members[0].config
         try:
-            if repr(first.data) not in datasets:
-                datasets[repr(first.data)] = data.load(first.data)
-            problem = problems.pose(first, dataset=datasets[repr(first.data)])
+            most = targets.most_labels(first.model.loss)
+            if (key := f"{first.data} {most}") not in datasets:
+                datasets[key] = data.load(first.data, most_labels=most)
+            problem = problems.pose(first, dataset=datasets[key])
             setup = loop.assemble(problem, OneDevice, len(members))
             cohorts.append(Cohort(setup, members, _at_once(config, first)))
         except UserError as error:
@@ -362,7 +363,8 @@ def _save(
     for i, member in enumerate(cohort.members):
         home = path / MEMBERS / member.name
         home.mkdir(parents=True)
-        files.replace(home / "config.toml", tomli_w.dumps(to_dict(member.config)))
+        config = dataclasses.replace(member.config, model=problem.config.model)  # with all sizes
+        files.replace(home / "config.toml", tomli_w.dumps(to_dict(config)))
         problem.model(jax.tree.map(lambda a: a[i], params)).save(home)  # noqa: B023
         if found := best[i]:
             problem.model(found.params, found.row.epoch).save(home)
