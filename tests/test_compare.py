@@ -262,7 +262,7 @@ def test_groups_by_a_key_pair_what_agrees_in_all_else(capsys: pytest.CaptureFixt
 
 
 def test_the_table_as_a_file(capsys: pytest.CaptureFixture[str]) -> None:
-    made("runs/a"), made("runs/b", "--model.sizes", "64,10")
+    made("runs/a", "--model.sizes", "64,64,10"), made("runs/b", "--model.sizes", "64,10")
     for name in ("t.csv", "t.json", "t.md", "t.png"):
         shown(capsys, "compare", "runs", "--out", name)
     rows: list[dict[str, Any]] = json.loads(Path("t.json").read_text())

@@ -139,9 +139,9 @@ def _filled(config: DataConfig, dataset: Dataset) -> Dataset:
     if dataset.columns is None or config.missing is None:
         return dataset
     columns, means = tables.fitted(dataset.columns, dataset.x_train)
-    sets: dict[str, Any] = {f"x_{split}": getattr(dataset, f"x_{split}") for split in dataset.splits}
-    filled = {name: np.where(np.isnan(x), means, x) for name, x in sets.items()}
-    return dataset._replace(**filled | {"columns": columns})
+    sets = {f"x_{split}": getattr(dataset, f"x_{split}") for split in dataset.splits}
+    filled: dict[str, Any] = {name: np.where(np.isnan(x), means, x) for name, x in sets.items()}
+    return dataset._replace(columns=columns, **filled)
 
 
 def _read(config: DataConfig, in_place: bool, most_labels: int) -> Raw:
