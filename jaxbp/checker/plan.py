@@ -161,7 +161,7 @@ def _numbers(trial: Trial) -> Numbers:
             found.append(jaxpr())
         except Exception:  # NumPy code has no jaxpr
             continue
-    return numbers_of(found)
+    return numbers_of(found, len(trial.given))
 
 
 def _by_autodiff(
