@@ -214,16 +214,16 @@ class Trial:
         return Truth(exact[:first], cotangents, bounds[:first], bounds[value:], exact[own:value], bounds[own:value])
 
     def _evaluated(
-        self, points: Leaves, us: Leaves, dtype: str, unit: float, units: np.ndarray, zero: float = 0.0
+        self, points: Leaves, us: Leaves, dtype: str, own: Any, units: np.ndarray, zero: float = 0.0
     ) -> tuple[Leaves, Leaves, Leaves]:
-        """Outputs and cotangents in float64; the least and the greatest where the arguments are moved by 4 × the unit,
-        the result of every operation by 4 × its own, a 0 as if it were another number.
+        """Outputs and cotangents in float64; the least and the greatest where the leaves and the result of every
+        operation are moved by 4 × their own units, a 0 as if it were another number.
         """
         found = self._traced(dtype)[0]
         run = self._once(("truth", found.text), lambda: jax.jit(rounding.with_spread(found), **QUICK))
         leaves = [f64(a) if is_float(a) else a for a in (*points, *us)]
         with precise():
-            outputs = run(found.consts, leaves, found.literals, units, unit, zero, self._noise)
+            outputs = run(found.consts, leaves, found.literals, units, np.full(len(leaves), own), zero, self._noise)
         exact, low, high = map(arrays, outputs)
         return exact, low, high
 
@@ -258,11 +258,12 @@ class Trial:
         return [*zip(low, high, strict=True)]
 
     def _cotangents_near(self, points: Leaves, us: Leaves, unit: float, moved: float) -> list[Leaves]:
-        """Those of the reference at the points; the least and the greatest with these moved by 4 × the unit, and the
-        results of operations by 4 × another.
+        """Those of the reference at the points; the least and the greatest with what is differentiated moved by 4 × the
+        unit, and the results of operations by 4 × another. A mask stays as it is.
         """
+        own = np.isin(np.arange(len(points) + len(us)), self.subject.arguments.wrt) * unit
         units = np.full_like(self._traced(self.oracle)[0].units, moved)
-        found = self._evaluated(points, us, self.oracle, unit, units, zero=1.0)
+        found = self._evaluated(points, us, self.oracle, own, units, zero=1.0)
         return [self.projected(points, part[sum(self._traced(self.oracle)[1]) :]) for part in found]
 
     def _traced(self, dtype: str) -> Any:
