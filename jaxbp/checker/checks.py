@@ -36,7 +36,7 @@ def algebra(trial: Trial, points: Points, us: Leaves, dtype: str) -> list[Row]:
     zeros = [np.zeros(g.shape) for g in first]
     rows += _rows(ALGEBRA, trial, dtype, "backward(0)", pulled([0 * f64(u) for u in us]), zeros, exact, text)
     given = trial.bounds(points, us, dtype)[0]
-    half = int(np.log2(float(trial.info(dtype).max)) / 2) - 4
+    half = int(np.log2(float(trial.info(dtype).max)) / 2) - 2
     powers = {20, half} if half > 20 else {half}
     for scale in (sign * 2.0**power for power in powers for sign, power in ((1, power), (-1, power), (1, -power))):
         scaled = [g / scale for g in pulled([f64(u) * scale for u in us])]

@@ -222,11 +222,14 @@ def guarded(
 
 
 def _cotangents(trial: Trial, settings: Settings) -> dict[str, Leaves]:
-    """By name: dense N(0, 1); −1 or 1 at one output, 0 elsewhere; 0 but for one leaf. That of a gradient is 1."""
+    """By name: dense N(0, 1); all 1, as a mean has it, where sums grow long; −1 or 1 at one output, 0 elsewhere; 0 but
+    for one leaf. That of a gradient is 1.
+    """
     like = trial.inputs
     found = {"dense": trial.dense()}
     if trial.subject.kind == "gradient":
         return found
+    found["constant"] = [np.ones(v.shape) for v in like]
     rng = np.random.default_rng(settings.seed + 6)
     for n, v in enumerate(like):
         if len(like) > 1:
@@ -289,7 +292,7 @@ def _tried(
     trial: Trial, regimes: Regimes, us: dict[str, Leaves], dtype: str
 ) -> Iterator[tuple[str, Leaves, str, Leaves]]:
     for n, (regime, leaves) in enumerate(regimes.items()):
-        if dtype != "float64" and regime.startswith("magnitudes"):
-            continue  # a square or a cube of these overflows in the shorter dtypes
+        if dtype not in ("float64", "float32") and regime.startswith("magnitudes"):
+            continue  # hardly one of these is a number in the shorter dtypes
         for name, u in us.items() if n == 0 else [("dense", us["dense"])]:
             yield regime, leaves, name, u

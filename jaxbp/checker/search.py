@@ -89,7 +89,9 @@ def _lattice(step: float, x: np.ndarray, rng: np.random.Generator) -> np.ndarray
 
 
 def _magnitudes(reach: float, x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    return np.asarray(np.sign(x) * 10.0 ** rng.uniform(-reach, min(reach, 20.0), x.shape))
+    """Some of them the least and the greatest, whose squares are 0 and ∞ in float32."""
+    low, high = -reach, min(reach, 20.0)
+    return np.asarray(np.sign(x) * 10.0 ** np.clip(1.5 * rng.uniform(low, high, x.shape), low, high))
 
 
 def _around(numbers: Sequence[float]) -> list[float]:
