@@ -35,16 +35,15 @@ def diagnose(
     if not np.all(np.isfinite(want)):
         return ""
     if not np.any(got):
-        return "all zero: the cotangent is lost (None, stop_gradient, or a term never added)" if np.any(want) else ""
+        return "all zero: the cotangent is lost (None, stop_gradient, a lost term, an overflow)" if np.any(want) else ""
     error = np.max(np.abs(got - want), initial=0.0)
-    finite = np.where(np.isfinite(bound), bound, 0.0)
+    left = np.maximum(np.where(np.isfinite(bound), bound, 0.0), 1e-3 * error)
+    live = int(np.sum(np.abs(want) > left))  # the numbers that tell something
 
     def explains(changed: Array) -> bool:
-        if changed.shape != want.shape:
-            return False
-        return bool(np.all(np.abs(changed - want) <= np.maximum(finite, 1e-3 * error)))
+        return changed.shape == want.shape and bool(np.all(np.abs(changed - want) <= left))
 
-    return next(_found(got, want, argument, others, lengths, explains), "")
+    return next(_found(got, want, argument, others, lengths, explains, live), "")
 
 
 Explains = Callable[[Array], bool]
@@ -57,8 +56,8 @@ def _found(
     others: Mapping[str, Array],
     lengths: Sequence[int],
     explains: Explains,
+    live: int,
 ) -> Iterator[str]:
-    live = int(np.sum(want != 0))
     yield from _scaled(got, want, lengths, explains, live)
     if live < 2:
         return  # of one number nothing can be told
@@ -67,10 +66,11 @@ def _found(
             yield f"matches after a transpose {axes}"
     yield from (f"matches what {path} should get: swapped" for path, other in others.items() if _close(got, other))
     yield from _subsets(got, want, explains)
-    if argument.shape == got.shape and np.sum(argument != 0) > 1:
+    size = np.abs(argument)
+    if argument.shape == got.shape and np.sum(size > CLOSE * np.max(size, initial=0.0)) > 1:
         factor = _ratio(argument, want - got)
         if explains(got + factor * argument):
-            yield f"differs by {factor:.6g} × the argument itself: an L2 term missing or too much"
+            yield f"differs by {factor:.6g} × the argument itself, as if an L2 term were missing or too much"
     if explains(np.flip(got)):
         yield "matches after a flip"
     error = want - got
@@ -84,7 +84,7 @@ def _scaled(got: Array, want: Array, lengths: Sequence[int], explains: Explains,
         return
     if abs(factor + 1) < CLOSE:
         yield "matches after a change of sign"
-    for n in sorted({n for n in lengths if n > 1}):
+    for n in sorted({n for n in lengths if n > 2}):  # a factor of 2 has many causes
         for name, value in ((f"× N, N = {n}", n), (f"÷ N, N = {n}", 1 / n), (f"× N², N = {n}", n**2)):
             if abs(factor / value - 1) < CLOSE:
                 yield f"matches after {name} (the size of an axis)"
