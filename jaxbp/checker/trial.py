@@ -161,13 +161,10 @@ class Trial:
     def rounded(self, us: Leaves, dtype: str) -> list[np.ndarray]:
         """Cotangents as the outputs' own dtypes hold them."""
         if self.subject.forward:
-            return self.cast_wrt(us, dtype)
+            arguments = self.subject.arguments
+            return arguments.differentiated(self.cast(arguments.replaced(self.given, us), dtype))
         with np.errstate(over="ignore"):
             return [np.asarray(u).astype(v.dtype) for u, v in zip(us, self._shapes(dtype), strict=True)]
-
-    def cast_wrt(self, wrt: Leaves, dtype: str) -> list[np.ndarray]:
-        leaves = self.subject.arguments.replaced(self.given, wrt)
-        return self.subject.arguments.differentiated(self.cast(leaves, dtype))
 
     def run(self, leaves: Sequence[Any], us: Leaves, dtype: str) -> Pulled:
         """What the rule gives in a dtype; under the caller's own x64 setting unless that is float64."""
