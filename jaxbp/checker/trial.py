@@ -204,9 +204,14 @@ class Trial:
             self.scales = [np.max(np.abs(c), initial=0.0, where=np.isfinite(c)) for c in exact[value:]]
         lost = self.accuracy + 2.2e-16 * (dtype == "float64")  # of two numbers that differ by 1e-22 the difference is 0
         bounds[value:] = [b + lost * scale for b, scale in zip(bounds[value:], self.scales, strict=True)]
-        if self.oracle and dtype in ("float64", "float32"):  # p (u − Σ p u) loses ε |u| where p is about 1
-            sums = zip(bounds[value:], self.scales, self.coupled, strict=True)
-            bounds[value:] = [b + 16 * float(jnp.finfo(dtype).eps) * scale * several for b, scale, several in sums]
+        if self.oracle and dtype in ("float64", "float32"):
+            # p (u − Σ p u) loses ε |u| where p is about 1, and p = exp(a − log Σ exp a) loses ε |a| p
+            unit, sums = 16 * float(jnp.finfo(dtype).eps), zip(self.scales, self.coupled, strict=True)
+            sizes = (np.max(np.abs(v), initial=1.0, where=np.isfinite(v)) for v in exact[:value])
+            lost = unit * max(sizes) * self.has_exp
+            for n, (scale, several) in enumerate(sums, value):
+                share = np.minimum(np.abs(exact[n]), scale) if lost < 1 else scale
+                bounds[n] = bounds[n] + unit * scale * several + lost * np.nan_to_num(share)
         first, cotangents = own or value, self.projected([f64(a) for a in points], exact[value:])
         return Truth(exact[:first], cotangents, bounds[:first], bounds[value:], exact[own:value], bounds[own:value])
 
@@ -331,6 +336,10 @@ class Trial:
     def splits_ties(self) -> bool:
         """The reference goes through max, min or abs: its derivative at a tie is nobody's convention."""
         return splits_ties(self.formula.jaxpr)
+
+    @cached_property
+    def has_exp(self) -> bool:
+        return "exp" in primitives(self.formula.jaxpr)
 
     @cached_property
     def waits(self) -> bool:
