@@ -541,6 +541,39 @@ vjp(
     domain={1: (0.2, 0.5)},
 )
 
+# Recomputed ----------------------------------------------------------------------------------------------------------
+
+
+def coupled(a: Array, b: Array, w: Array) -> tuple[Array, Array]:
+    for k in range(3):
+        a = a + jnp.tanh(w[k] * b)
+        b = b + jnp.sin(a)
+    return a, b
+
+
+def coupled_back(res: Any, g: Any) -> Any:
+    (a, b, w), (ga, gb), slopes = res, g, []
+    for k in reversed(range(3)):
+        b = b - jnp.sin(a)
+        ga = ga + gb * jnp.cos(a)
+        t = jnp.tanh(w[k] * b)
+        a = a - t
+        slopes.append(jnp.sum(ga * (1 - t * t) * b))
+        gb = gb + ga * (1 - t * t) * w[k]
+    return ga, gb, jnp.stack(slopes[::-1])
+
+
+vjp(
+    "approximate",
+    "activations from the output, 1e-5",
+    lambda: (n(0, 4), n(1, 4), n(2, 3)),
+    coupled,
+    coupled_back,
+    lambda a, b, w: (y := coupled(a, b, w), (*y, w)),
+    domain=(-2.0, 2.0),
+    accuracy=1e-5,
+)
+
 # Not JAX code, not differentiable by JAX, approximate -----------------------------------------------------------------
 
 vjp(

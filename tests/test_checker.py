@@ -103,6 +103,12 @@ def test_whole_numbers_are_tried_where_they_are_compared() -> None:
     assert numbers.whole[3] == []
 
 
+def test_complex_arguments_can_be_said_as_text() -> None:
+    (z,) = inputs("c64[3]", "zeros")
+    assert (z.shape, z.dtype) == ((3,), np.complex64)
+    assert np.any(z.real != 0) and np.any(z.imag != 0)
+
+
 def test_a_linear_solve_is_checked_in_float64() -> None:
     logdet = custom(
         lambda a: jnp.linalg.slogdet(a)[1],

@@ -1463,7 +1463,7 @@ signature(
 
 # Mathematics and contracts --------------------------------------------------------------------------------------------
 
-M3 = lambda: (n(0, 3, 3) + 3 * jnp.eye(3),)  # noqa: E731
+M3 = lambda: (n(0, 3, 3) + 3 * jnp.eye(3, dtype=np.float32),)  # noqa: E731
 vjp(
     "algebra",
     "inverse: not transposed",

@@ -145,8 +145,8 @@ def _contract_in(trial: Trial, dtype: str) -> list[Row]:
 
 
 def _extra(trial: Trial) -> tuple[str, ...]:
-    """Dtypes beside those of the example; loops that wait for convergence may not end in shorter ones."""
-    if trial.main == MIXED or not trial.traceable or not trial.oracle or trial.waits:
+    """Dtypes beside those of the example; what solves to some accuracy may not end, or not solve, in shorter ones."""
+    if trial.main == MIXED or not trial.traceable or not trial.oracle or trial.waits or trial.accuracy:
         return ()
     shorter = () if trial.subject.arguments.has_complex else ("bfloat16", "float16")
     return tuple(dtype for dtype in ("float32", *shorter) if dtype != trial.main)
