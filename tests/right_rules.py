@@ -541,6 +541,25 @@ vjp(
     domain={1: (0.2, 0.5)},
 )
 
+by(
+    "float32 inside",
+    "NumPy model that keeps its data in float32",
+    "gradient",
+    lambda: (np.linspace(-1, 1, 3, dtype=np.float32),),
+    lambda w: np.sum(np.tanh(np.eye(5, 3, dtype=np.float32) @ np.asarray(w, np.float32)) ** 2),
+    lambda w: np.eye(3, dtype=np.float32) @ (2 * (t := np.tanh(np.asarray(w, np.float32))) * (1 - t * t)),
+)
+vjp(
+    "signature",
+    "None and a counter among the parameters",
+    lambda: ({"w": n(0, 4), "average": None, "step": jnp.asarray(3)}, n(1, 4)),
+    lambda p, x: jnp.sum(jnp.sin(p["w"] * x)),
+    lambda r, g: (
+        {"w": g * jnp.cos(r[0]["w"] * r[1]) * r[1], "average": None, "step": None},
+        g * jnp.cos(r[0]["w"] * r[1]) * r[0]["w"],
+    ),
+)
+
 # Recomputed ----------------------------------------------------------------------------------------------------------
 
 
