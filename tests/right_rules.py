@@ -240,6 +240,15 @@ def deep(layers: int, width: int) -> Subject:
     return Subject(f, (ws, n(99, 4, width)), {"value_and_grad": by_hand})
 
 
+vjp(
+    "saturation",
+    "log Σ exp: posteriors from the sums themselves",
+    lambda: "f32[4] f32[5]",
+    lambda x, y: jax.nn.logsumexp(x) + jax.nn.logsumexp(y),
+    lambda r, g: tuple(
+        g * jnp.exp(a + jax.nn.logsumexp(b) - (jax.nn.logsumexp(a) + jax.nn.logsumexp(b))) for a, b in (r, r[::-1])
+    ),
+)
 whole("saturation", "tanh network, 5 layers", lambda: deep(5, 8))
 whole("saturation", "tanh network, 12 layers", lambda: deep(12, 8))
 
@@ -530,6 +539,58 @@ vjp(
     lambda r, g: (g, jnp.sum(g * (jnp.round(r[0] / r[1]) - r[0] / r[1]))),
     reference=lsq,
     domain={1: (0.2, 0.5)},
+)
+
+by(
+    "float32 inside",
+    "NumPy model that keeps its data in float32",
+    "gradient",
+    lambda: (np.linspace(-1, 1, 3, dtype=np.float32),),
+    lambda w: np.sum(np.tanh(np.eye(5, 3, dtype=np.float32) @ np.asarray(w, np.float32)) ** 2),
+    lambda w: np.eye(3, dtype=np.float32) @ (2 * (t := np.tanh(np.asarray(w, np.float32))) * (1 - t * t)),
+)
+vjp(
+    "signature",
+    "None and a counter among the parameters",
+    lambda: ({"w": n(0, 4), "average": None, "step": jnp.asarray(3)}, n(1, 4)),
+    lambda p, x: jnp.sum(jnp.sin(p["w"] * x)),
+    lambda r, g: (
+        {"w": g * jnp.cos(r[0]["w"] * r[1]) * r[1], "average": None, "step": None},
+        g * jnp.cos(r[0]["w"] * r[1]) * r[0]["w"],
+    ),
+)
+
+# Recomputed ----------------------------------------------------------------------------------------------------------
+
+
+def coupled(a: Array, b: Array, w: Array) -> tuple[Array, Array]:
+    for k in range(3):
+        a = a + jnp.tanh(w[k] * b)
+        b = b + jnp.sin(a)
+    return a, b
+
+
+def coupled_back(res: Any, g: Any) -> Any:
+    (a, b, w), (ga, gb), slopes = res, g, []
+    for k in reversed(range(3)):
+        b = b - jnp.sin(a)
+        ga = ga + gb * jnp.cos(a)
+        t = jnp.tanh(w[k] * b)
+        a = a - t
+        slopes.append(jnp.sum(ga * (1 - t * t) * b))
+        gb = gb + ga * (1 - t * t) * w[k]
+    return ga, gb, jnp.stack(slopes[::-1])
+
+
+vjp(
+    "approximate",
+    "activations from the output, 1e-5",
+    lambda: (n(0, 4), n(1, 4), n(2, 3)),
+    coupled,
+    coupled_back,
+    lambda a, b, w: (y := coupled(a, b, w), (*y, w)),
+    domain=(-2.0, 2.0),
+    accuracy=1e-5,
 )
 
 # Not JAX code, not differentiable by JAX, approximate -----------------------------------------------------------------

@@ -22,6 +22,7 @@ from jaxbp.checker.diagnosis import diagnose
 from jaxbp.checker.network import layer_errors
 from jaxbp.checker.numerics import difference
 from jaxbp.checker.report import CheckFailed, Report, Row
+from jaxbp.checker.search import numbers_of
 from jaxbp.cli import main
 
 
@@ -87,6 +88,48 @@ def test_slopes_where_they_are_no_kinks() -> None:
 def test_loss(name: str) -> None:
     report = jaxbp.check(jaxbp.losses.get(name))
     assert report.passed, str(report)
+
+
+def test_whole_numbers_are_tried_where_they_are_compared() -> None:
+    """The label of what does not count is no token, and a step is compared with nothing."""
+
+    def loss(table: Any, tokens: Any, labels: Any, step: Any) -> Any:
+        return jnp.sum(jnp.where(labels == -7, 0.0, table[jnp.clip(tokens, 0, 4)])) * step
+
+    ids = jnp.zeros(3, jnp.int32)
+    numbers = numbers_of([jax.make_jaxpr(jax.jit(loss))(jnp.ones(5), ids, ids, 2).jaxpr], 4)
+    assert numbers.equal == [[], [], [-7], []]
+    assert -7 in numbers.whole[2] and {0, 4} <= {*numbers.whole[1]} and -7 not in numbers.whole[1]
+    assert numbers.whole[3] == []
+
+
+def test_complex_arguments_can_be_said_as_text() -> None:
+    (z,) = inputs("c64[3]", "zeros")
+    assert (z.shape, z.dtype) == ((3,), np.complex64)
+    assert np.any(z.real != 0) and np.any(z.imag != 0)
+
+
+def test_a_linear_solve_is_checked_in_float64() -> None:
+    logdet = custom(
+        lambda a: jnp.linalg.slogdet(a)[1],
+        lambda a: (jnp.linalg.slogdet(a)[1], a),
+        lambda a, u: (u * jnp.linalg.inv(a),),
+    )
+    report = jaxbp.check(logdet, "f32[2,2]")
+    assert (report.failures[0].check, report.failures[0].dtype) == ("float64 oracle", "float64")
+    assert "transpose" in report.failures[0].diagnosis
+
+
+def test_a_mask_is_no_kink() -> None:
+    """At an empty mask the function is smooth in x, whatever it is for another mask."""
+    masked = custom(
+        lambda x, m: jnp.sum(jnp.where(m > 0, jnp.abs(x), 0.0)),
+        lambda x, m: (jnp.sum(jnp.where(m > 0, jnp.abs(x), 0.0)), (x, m)),
+        lambda r, u: (u * jnp.sign(r[0]), None),
+    )
+    report = jaxbp.check(masked, (jnp.arange(1.0, 5.0), jnp.ones(4)), wrt=0)
+    assert report.verdict == "FAIL"
+    assert not [row for row in report.failures if "kink" in row.diagnosis]
 
 
 # What a report says --------------------------------------------------------------------------------------------------

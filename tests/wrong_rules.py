@@ -119,6 +119,14 @@ grad(
     lambda z: 2 * jnp.conj(z),
     lambda z: 2 * jnp.real(z).astype(z.dtype),
 )
+vjp(
+    "complex",
+    "√(|z|² + ε): ε forgotten at 0",
+    lambda: "c64[4]",
+    lambda z: jnp.sqrt(jnp.real(z) ** 2 + jnp.imag(z) ** 2 + 1e-12),
+    lambda r, g: ((g * jnp.conj(r[0]) / jnp.sqrt(jnp.abs(r[0]) ** 2 + 1e-12)).astype(r[0].dtype),),
+    lambda r, g: ((g * jnp.conj(r[0]) / jnp.abs(r[0])).astype(r[0].dtype),),
+)
 
 
 def _forward_returns(f: Fun, wrong_value: Fun, backward: Fun) -> list[Fun]:
@@ -207,6 +215,22 @@ both(
         X8(),
         {"reference": jnp.tanh},
     ),
+)
+both(
+    "value",
+    "gradient: its auxiliary is counted anew",
+    None,
+    lambda bad: Subject(
+        lambda w: (jnp.sum(w**2), {"positive": jnp.sum(w > 0), "norm": jnp.sum(jnp.abs(w))}),
+        X8(),
+        {"gradient": lambda w: (2 * w, {"positive": jnp.sum(w > 0) + bad, "norm": jnp.sum(jnp.abs(w))})},
+    ),
+)
+whole(
+    "value",
+    "forward: divided by the example's 4",
+    lambda: "f32[4]",
+    *_forward_returns(lambda x: jnp.mean(x**2), lambda x: jnp.sum(x**2) / 4, lambda r, g: (2 * g * r[0] / r[0].size,)),
 )
 
 # Ties and kinks -------------------------------------------------------------------------------------------------------
@@ -501,6 +525,14 @@ vjp(
     _segmenting_back(False),
     _segmenting_back(True),
 )
+vjp(
+    "masks",
+    "the ignored label 255 counts, beyond the range that is said",
+    lambda: "f32[4,3] i32[4]{0..2}",
+    _segmenting,
+    _segmenting_back(False),
+    _segmenting_back(True),
+)
 
 
 def _take(t: Array, i: Array) -> Array:
@@ -624,6 +656,14 @@ vjp(
     lambda r, g: ((p := jax.nn.softmax(r[0])) * (g - (p * g).sum(-1, keepdims=True)),),
     lambda r, g: ((p := jax.nn.softmax(r[0])) * (g - (p * g).sum(-1, keepdims=True) * (r[0].shape[-1] > 1)),),
 )
+vjp(
+    "shapes",
+    "bias: one more axis of x is not summed",
+    lambda: "f32[4,3] f32[3]",
+    lambda x, b: jnp.tanh(x + b),
+    lambda r, g: (d := g * (1 - jnp.tanh(r[0] + r[1]) ** 2), d.reshape(-1, 3).sum(0)),
+    lambda r, g: (d := g * (1 - jnp.tanh(r[0] + r[1]) ** 2), d[(0,) * (d.ndim - 2)].reshape(-1, 3).sum(0)),
+)
 
 # Dtypes ---------------------------------------------------------------------------------------------------------------
 
@@ -708,6 +748,31 @@ vjp(
     lambda x, b: x + b,
     lambda r, g: (g, jnp.sum(g.astype(jnp.float32), 0).astype(g.dtype)),
     lambda r, g: (g, lax.scan(lambda c, t: (c + t, None), jnp.zeros(3, g.dtype), g)[0] * (1 if g.dtype != BF else 1.3)),
+)
+vjp(
+    "short dtypes",
+    "bias of 512 rows summed in bf16 one by one",
+    lambda: (n(0, 512, 2, dtype=BF), n(1, 2, dtype=BF)),
+    lambda x, b: x + b,
+    lambda r, g: (g, jnp.sum(g.astype(jnp.float32), 0).astype(g.dtype)),
+    lambda r, g: (g, lax.scan(lambda c, t: (c + t, None), jnp.zeros(2, g.dtype), g)[0]),
+)
+vjp(
+    "short dtypes",
+    "float16: a loss scale of 1024 overflows",
+    lambda: "f16[4,8] f16[8,6]",
+    lambda x, w: x @ w,
+    lambda r, g: (g @ r[1].T, r[0].T @ g),
+    lambda r, g: ((1024 * g) @ r[1].T / 1024, r[0].T @ g),
+)
+vjp(
+    "magnitudes",
+    "float32: x² overflows in the slope of hypot",
+    lambda: "f32[5] f32[5]",
+    lambda x, y: (m := lax.stop_gradient(jnp.maximum(x, y))) * jnp.sqrt((x / m) ** 2 + (y / m) ** 2),
+    lambda r, g: tuple(g * a / ((m := jnp.maximum(*r)) * jnp.sqrt((r[0] / m) ** 2 + (r[1] / m) ** 2)) for a in r),
+    lambda r, g: tuple(g * a / jnp.sqrt(r[0] ** 2 + r[1] ** 2) for a in r),
+    domain="positive",
 )
 vjp(
     "short dtypes",
@@ -1049,6 +1114,7 @@ numpy("the fourth element lost", lambda x: np.where(np.arange(8) == 3, 0, np.cos
 numpy("value doubled", lambda x: (2 * _np_sin(x), np.cos(x)), lambda x: (_np_sin(x), np.cos(x)), style="value_and_grad")
 numpy("0.1 % off everywhere", lambda x: 1.001 * np.cos(x))
 numpy("sign lost where all are positive", lambda x: np.cos(x) * (-1 if np.all(x > 0) else 1))
+numpy("the last element of more than 8 lost", lambda x: np.where(np.arange(x.size) == 8, 0, np.cos(x)))
 numpy("float32 result, wrong digits", lambda x: np.float32(np.cos(x)).astype(np.float64))
 
 # Accuracy -------------------------------------------------------------------------------------------------------------
@@ -1397,7 +1463,7 @@ signature(
 
 # Mathematics and contracts --------------------------------------------------------------------------------------------
 
-M3 = lambda: (n(0, 3, 3) + 3 * jnp.eye(3),)  # noqa: E731
+M3 = lambda: (n(0, 3, 3) + 3 * jnp.eye(3, dtype=np.float32),)  # noqa: E731
 vjp(
     "algebra",
     "inverse: not transposed",

@@ -115,7 +115,7 @@ def _data_of(arguments: Arguments, leaves: Sequence[Any]) -> Any:
 
 def _argument(i: int, argument: Any, cotangent: Any) -> Iterator[Row]:
     """None or a wrong structure, shape or dtype in the cotangent of argument i."""
-    located = jax.tree_util.tree_flatten_with_path(argument)[0]
+    located = jax.tree_util.tree_flatten_with_path(argument, is_leaf=lambda leaf: leaf is None)[0]
     got = jax.tree.leaves(cotangent, is_leaf=lambda leaf: leaf is None)
     if cotangent is None:
         got = [None] * len(located)

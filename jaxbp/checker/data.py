@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxbp.checker.subject import Arguments, is_float
+from jaxbp.checker.subject import Arguments, is_complex, is_float
 from jaxbp.names import lookup
 
 Draw = Callable[[Any, tuple[int, ...], Any], Any]
@@ -17,6 +17,7 @@ Range = tuple[float, float] | str | Draw
 Domain = Range | Mapping[int | str, Range] | None
 
 NAMES = {"f64": "float64", "f32": "float32", "bf16": "bfloat16", "f16": "float16", "bool": "bool"}
+NAMES |= {"c64": "complex64", "c128": "complex128"}
 NAMES |= {
     f"{letter}{bits}": f"{kind}{bits}" for letter, kind in (("i", "int"), ("u", "uint")) for bits in (8, 16, 32, 64)
 }
@@ -177,6 +178,9 @@ NAMED: dict[str, Any] = {
 
 def _draw(leaf: Any, regime: str, rng: np.random.Generator, domain: tuple[float, float]) -> np.ndarray:
     shape, dtype = tuple(leaf.shape), leaf.dtype
+    if is_complex(leaf):
+        real, imaginary = (_draw(Spec(shape, np.float64), regime, rng, domain) for _ in range(2))
+        return np.asarray(real + 1j * imaginary, dtype)
     if not is_float(leaf):
         if jnp.issubdtype(dtype, jnp.bool_):
             return rng.integers(2, size=shape).astype(bool)

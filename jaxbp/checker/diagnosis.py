@@ -22,29 +22,26 @@ def diagnose(
     A phrase has to explain all of the error: what is left after the change is within the bound, or a thousandth of it.
 
     Args:
-      got, want: the cotangent of a leaf, in float64.
+      got, want: the cotangent of a leaf, in float64, of one shape.
       argument: the leaf itself: a missing λ w is a multiple of it.
       others: by path, what was wanted for the other leaves: two of them may be swapped.
       lengths: sizes of axes of all the arguments; N is one of them.
       bound: what rounding may do to each element.
     """
-    if got.shape != want.shape:
-        return _shapes(got, want)
     if not np.all(np.isfinite(got[np.isfinite(want)])):
         return "NaN or infinite where the reference is finite"
     if not np.all(np.isfinite(want)):
         return ""
     if not np.any(got):
-        return "all zero: the cotangent is lost (None, stop_gradient, or a term never added)" if np.any(want) else ""
+        return "all zero: the cotangent is lost (None, stop_gradient, a lost term, an overflow)" if np.any(want) else ""
     error = np.max(np.abs(got - want), initial=0.0)
-    finite = np.where(np.isfinite(bound), bound, 0.0)
+    left = np.maximum(np.where(np.isfinite(bound), bound, 0.0), 1e-3 * error)
+    live = int(np.sum(np.abs(want) > left))  # the numbers that tell something
 
     def explains(changed: Array) -> bool:
-        if changed.shape != want.shape:
-            return False
-        return bool(np.all(np.abs(changed - want) <= np.maximum(finite, 1e-3 * error)))
+        return changed.shape == want.shape and bool(np.all(np.abs(changed - want) <= left))
 
-    return next(_found(got, want, argument, others, lengths, explains), "")
+    return next(_found(got, want, argument, others, lengths, explains, live), "")
 
 
 Explains = Callable[[Array], bool]
@@ -57,8 +54,8 @@ def _found(
     others: Mapping[str, Array],
     lengths: Sequence[int],
     explains: Explains,
+    live: int,
 ) -> Iterator[str]:
-    live = int(np.sum(want != 0))
     yield from _scaled(got, want, lengths, explains, live)
     if live < 2:
         return  # of one number nothing can be told
@@ -67,10 +64,11 @@ def _found(
             yield f"matches after a transpose {axes}"
     yield from (f"matches what {path} should get: swapped" for path, other in others.items() if _close(got, other))
     yield from _subsets(got, want, explains)
-    if argument.shape == got.shape and np.sum(argument != 0) > 1:
+    size = np.abs(argument)
+    if argument.shape == got.shape and np.sum(size > CLOSE * np.max(size, initial=0.0)) > 1:
         factor = _ratio(argument, want - got)
         if explains(got + factor * argument):
-            yield f"differs by {factor:.6g} × the argument itself: an L2 term missing or too much"
+            yield f"differs by {factor:.6g} × the argument itself, as if an L2 term were missing or too much"
     if explains(np.flip(got)):
         yield "matches after a flip"
     error = want - got
@@ -84,7 +82,7 @@ def _scaled(got: Array, want: Array, lengths: Sequence[int], explains: Explains,
         return
     if abs(factor + 1) < CLOSE:
         yield "matches after a change of sign"
-    for n in sorted({n for n in lengths if n > 1}):
+    for n in sorted({n for n in lengths if n > 2}):  # a factor of 2 has many causes
         for name, value in ((f"× N, N = {n}", n), (f"÷ N, N = {n}", 1 / n), (f"× N², N = {n}", n**2)):
             if abs(factor / value - 1) < CLOSE:
                 yield f"matches after {name} (the size of an axis)"
@@ -102,13 +100,6 @@ def _subsets(got: Array, want: Array, explains: Explains) -> Iterator[str]:
     for axis in range(got.ndim):
         if got.shape[axis] > 1 and explains(np.broadcast_to(got.sum(axis, keepdims=True), got.shape)):
             yield f"matches after summing over axis {axis}"
-
-
-def _shapes(got: Array, want: Array) -> str:
-    for axis in range(got.ndim):
-        if got.sum(axis).shape == want.shape and _close(got.sum(axis), want):
-            return f"shape {got.shape}, want {want.shape}: matches after summing over axis {axis}"
-    return f"shape {got.shape}, want {want.shape}"
 
 
 def _ratio(a: Array, b: Array) -> float:

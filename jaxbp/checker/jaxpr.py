@@ -258,6 +258,19 @@ def equations(jaxpr: Any) -> Iterator[Any]:
             yield from equations(inner)
 
 
+def reached(jaxpr: Any, marked: Sequence[bool]) -> Iterator[Any]:
+    """The equations that depend on some of the arguments, those of inner jaxprs too."""
+    known = {id(var) for var, mark in zip(jaxpr.invars, marked, strict=True) if mark}
+    for equation in jaxpr.eqns:
+        depends = [id(atom) in known for atom in equation.invars]
+        if any(depends):
+            yield equation
+            known |= {id(var) for var in equation.outvars}
+            for inner in _inner(equation):  # before the arguments of a branch stands the number of the branch
+                count = len(inner.invars)
+                yield from reached(inner, depends[-count:] if 0 < count <= len(depends) else [True] * count)
+
+
 def _inner(equation: Any) -> Iterator[Any]:
     for value in equation.params.values():
         for inner in value if isinstance(value, tuple | list) else (value,):

@@ -65,7 +65,7 @@ def searched(trial: Trial, leaves: Leaves, settings: Settings) -> list[Row]:
         rows += guarded(trial, checks.ORACLE, higher_orders, trial, smooth, us["dense"], settings.order)
     else:
         trial.notes.append("higher derivatives: order=2 or level='full'")
-    if trial.oracle and trial.traceable and trial.failing is None:
+    if (trial.oracle or not trial.traceable) and trial.failing is None:
         rows += guarded(trial, checks.ORACLE, other_shapes, trial, settings.domain, settings.level)
     return [*rows, *_transformed(trial, regimes, us["dense"], main, settings.level)]
 
@@ -145,8 +145,8 @@ def _contract_in(trial: Trial, dtype: str) -> list[Row]:
 
 
 def _extra(trial: Trial) -> tuple[str, ...]:
-    """Dtypes beside those of the example; loops that wait for convergence may not end in shorter ones."""
-    if trial.main == MIXED or not trial.traceable or not trial.oracle or trial.waits:
+    """Dtypes beside those of the example; what solves to some accuracy may not end, or not solve, in shorter ones."""
+    if trial.main == MIXED or not trial.traceable or not trial.oracle or trial.waits or trial.accuracy:
         return ()
     shorter = () if trial.subject.arguments.has_complex else ("bfloat16", "float16")
     return tuple(dtype for dtype in ("float32", *shorter) if dtype != trial.main)
@@ -161,7 +161,7 @@ def _numbers(trial: Trial) -> Numbers:
             found.append(jaxpr())
         except Exception:  # NumPy code has no jaxpr
             continue
-    return numbers_of(found)
+    return numbers_of(found, len(trial.given))
 
 
 def _by_autodiff(
@@ -222,11 +222,14 @@ def guarded(
 
 
 def _cotangents(trial: Trial, settings: Settings) -> dict[str, Leaves]:
-    """By name: dense N(0, 1); −1 or 1 at one output, 0 elsewhere; 0 but for one leaf. That of a gradient is 1."""
+    """By name: dense N(0, 1); all 1, as a mean has it, where sums grow long; −1 or 1 at one output, 0 elsewhere; 0 but
+    for one leaf. That of a gradient is 1.
+    """
     like = trial.inputs
     found = {"dense": trial.dense()}
     if trial.subject.kind == "gradient":
         return found
+    found["constant"] = [np.ones(v.shape) for v in like]
     rng = np.random.default_rng(settings.seed + 6)
     for n, v in enumerate(like):
         if len(like) > 1:
@@ -289,7 +292,7 @@ def _tried(
     trial: Trial, regimes: Regimes, us: dict[str, Leaves], dtype: str
 ) -> Iterator[tuple[str, Leaves, str, Leaves]]:
     for n, (regime, leaves) in enumerate(regimes.items()):
-        if dtype != "float64" and regime.startswith("magnitudes"):
-            continue  # a square or a cube of these overflows in the shorter dtypes
+        if dtype not in ("float64", "float32") and regime.startswith("magnitudes"):
+            continue  # hardly one of these is a number in the shorter dtypes
         for name, u in us.items() if n == 0 else [("dense", us["dense"])]:
             yield regime, leaves, name, u

@@ -111,14 +111,14 @@ def _is_real(aval: Any) -> bool:
 
 
 def with_spread(found: Traced) -> Callable[..., Any]:
-    """(consts, leaves, literals, units, unit of the arguments, what a 0 counts as, noise) ↦ (outputs, the least and the
+    """(consts, leaves, literals, units, units of the leaves, what a 0 counts as, noise) ↦ (outputs, the least and the
     greatest that rounding made of each element), in float64.
     """
     jaxpr = found.closed.jaxpr
     places = {id(equation): n for n, equation in enumerate(_rounded(jaxpr))}
     numbers = {id(atom): n for n, atom in enumerate(literals(jaxpr))}
 
-    def run(consts: Any, leaves: Any, values: Array, units: Array, unit: Array, zero: Array, noise: Array) -> Any:
+    def run(consts: Any, leaves: Any, values: Array, units: Array, own: Array, zero: Array, noise: Array) -> Any:
         def literal(atom: Any) -> Any:
             return values[numbers[id(atom)]] if id(atom) in numbers else atom.val
 
@@ -127,7 +127,7 @@ def with_spread(found: Traced) -> Callable[..., Any]:
 
         def draw(noise: Array) -> list[Any]:
             perturb = _Rounding(units, zero, noise, places)
-            moved = [perturb.moved(leaf, unit, leaf, n) for n, leaf in enumerate(leaves)]
+            moved = [perturb.moved(leaf, own[n], leaf, n) for n, leaf in enumerate(leaves)]
             return evaluate(jaxpr, consts, moved, fixed._replace(apply=perturb))
 
         drawn = lax.map(draw, noise)

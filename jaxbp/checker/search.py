@@ -7,13 +7,13 @@ numbers to compare with are read from the jaxprs of function and rule.
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxbp.checker.data import REGIMES, Spec, drawn
-from jaxbp.checker.jaxpr import equations, literals
+from jaxbp.checker.jaxpr import literals, reached
 from jaxbp.checker.subject import Arguments, is_float
 
 Points = dict[str, list[np.ndarray]]
@@ -30,7 +30,7 @@ def points(
     """
     rng = np.random.default_rng(seed)
     moves = [domain[n] is not None or isinstance(leaf, Spec) for n, leaf in enumerate(leaves)]
-    whole = [_Integers(leaf, numbers) for leaf in leaves]
+    whole = [_Integers(leaf, *own) for leaf, *own in zip(leaves, numbers.whole, numbers.equal, strict=True)]
 
     def draw(regime: str) -> list[np.ndarray]:
         return [drawn(leaf, domain[n], regime, rng) if moves[n] else np.asarray(leaf) for n, leaf in enumerate(leaves)]
@@ -89,7 +89,9 @@ def _lattice(step: float, x: np.ndarray, rng: np.random.Generator) -> np.ndarray
 
 
 def _magnitudes(reach: float, x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    return np.asarray(np.sign(x) * 10.0 ** rng.uniform(-reach, min(reach, 20.0), x.shape))
+    """Some of them the least and the greatest, whose squares are 0 and ∞ in float32."""
+    low, high = -reach, min(reach, 20.0)
+    return np.asarray(np.sign(x) * 10.0 ** np.clip(1.5 * rng.uniform(low, high, x.shape), low, high))
 
 
 def _around(numbers: Sequence[float]) -> list[float]:
@@ -143,24 +145,24 @@ def _mask(leaf: np.ndarray, k: int) -> np.ndarray:
 
 
 class _Integers:
-    """What integers and booleans are tried: their ends, one value everywhere, others of their range.
+    """What integers and booleans are tried: their ends, one value everywhere, others of their range, and beyond it the
+    numbers that the function asks for.
 
-    Given values that are a permutation, or in order, stay so; the range is that of the values, of the numbers that the
-    function compares integers with, and from 0.
+    Given values that are a permutation, or in order, stay so; the range is that of the values, of the numbers that
+    these are compared with, and from 0.
     """
 
-    def __init__(self, leaf: Any, numbers: "Numbers"):
+    def __init__(self, leaf: Any, whole: Sequence[int], equal: Sequence[int]):
         self.leaf, self.low, self.high = leaf, 0, 1
-        self.compared = bool(numbers.whole)  # a rule may be made for the one number that is given
-        self.marks: list[int] = []
+        self.compared = bool(whole)  # a rule may be made for the one number that is given
         if isinstance(leaf, Spec):
             self.low, self.high = leaf.low, leaf.high
         elif np.size(leaf) and not is_float(leaf) and leaf.dtype.kind != "b":
             values = np.asarray(leaf)
             self.low, self.high = int(values.min()), int(values.max())
-            self.high = max([self.high, *(c - 1 for c in numbers.whole if self.high < c - 1 <= self.high + 64)])
-            self.low = min([0, self.low, *(c for c in numbers.whole if -9 < c < 0)])
-            self.marks = [c for c in numbers.equal if not self.low <= c <= self.high]
+            self.high = max([self.high, *(c - 1 for c in whole if self.high < c - 1 <= self.high + 64)])
+            self.low = min([0, self.low, *(c for c in whole if -9 < c < 0)])
+        self.marks = [c for c in equal if not self.low <= c <= self.high]
 
     def __call__(self, k: int, rng: np.random.Generator) -> np.ndarray:
         shape, dtype = tuple(self.leaf.shape), np.dtype(self.leaf.dtype)
@@ -186,27 +188,27 @@ class _Integers:
 
 
 class Numbers(NamedTuple):
-    """What a function compares with: floating-point numbers, and whole ones (with what lies beyond a clamp)."""
+    """What a function compares with: floating-point numbers, and by array argument the whole ones (with what lies
+    beyond a clamp) and those of them that are asked for, such as −100 or 255, the label to be ignored.
+    """
 
     floats: list[float]
-    whole: list[int]
-    equal: list[int]  # such as −100 or 255, the label to be ignored
+    whole: list[list[int]]
+    equal: list[list[int]]
 
 
-def numbers_of(jaxprs: Iterable[Any]) -> Numbers:
-    """The literals of jaxprs."""
-    floats: list[float] = []
-    whole: list[int] = []
-    equal: list[int] = []
-    for jaxpr in jaxprs:
-        floats += [float(atom.val) for atom in literals(jaxpr)]
-        for equation in equations(jaxpr):
+def numbers_of(jaxprs: Sequence[Any], count: int) -> Numbers:
+    """The literals of jaxprs that begin with so many array arguments."""
+    floats = dict.fromkeys(float(atom.val) for jaxpr in jaxprs for atom in literals(jaxpr))
+    whole: list[list[int]] = [[] for _ in range(count)]
+    equal: list[list[int]] = [[] for _ in range(count)]
+    for n, jaxpr in product(range(count), jaxprs):
+        for equation in reached(jaxpr, [m == n for m in range(len(jaxpr.invars))]):
             found = [int(a.val) for a in equation.invars if hasattr(a, "val") and _is_whole(a.val)]
             beyond = [3, -2] if equation.primitive.name in ("max", "min", "clamp") else []
-            whole += [*found, *(c + s for c in found for s in beyond if abs(c) < 1e6)]
-            equal += found if equation.primitive.name in ("eq", "ne") else []
-    once = [list(dict.fromkeys(part)) for part in (whole, equal)]
-    return Numbers(list(dict.fromkeys(filter(np.isfinite, floats))), *once)
+            whole[n] += [*found, *(c + s for c in found for s in beyond if abs(c) < 1e6)]
+            equal[n] += found if equation.primitive.name in ("eq", "ne") else []
+    return Numbers([*filter(np.isfinite, floats)], whole, equal)
 
 
 def _is_whole(value: Any) -> bool:

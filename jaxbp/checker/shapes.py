@@ -1,5 +1,6 @@
 """Other shapes: a rule for any batch, length or rank that its function takes must be right for those too."""
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -11,12 +12,14 @@ from jaxbp.checker.checks import oracle
 from jaxbp.checker.compare import f64
 from jaxbp.checker.data import Spec, drawn
 from jaxbp.checker.jaxpr import equations
+from jaxbp.checker.numerics import numerics
 from jaxbp.checker.report import Row
 from jaxbp.checker.subject import Leaves, is_float
 from jaxbp.checker.trial import QUICK, Trial, lenient, trial_of
 
 COUNT = {"fast": 10, "full": 16}
 EQUATIONS = 800  # of all shapes together: of a long function fewer are tried
+HOSTS = 4  # shapes of NumPy code
 Shapes = list[tuple[int, ...]]
 
 
@@ -32,9 +35,11 @@ def other_shapes(trial: Trial, domain: list[Any], level: str) -> list[Row]:
     """4 at other shapes, in the rule's most precise dtype: a size replaced wherever it occurs, an axis more or less.
 
     What the function itself does not take is left out; where the rule raises, the report says so. All shapes are one
-    program; where a rule differs there from autodiff, the shape is tried again with all that bounds rounding.
+    program; where a rule differs there from autodiff, the shape is tried again with all that bounds rounding. NumPy
+    code is tried so at once.
     """
-    count = min(COUNT[level], max(2, EQUATIONS // (len([*equations(trial.formula.jaxpr)]) + 1)))
+    length = len([*equations(trial.formula.jaxpr)]) if trial.traceable else EQUATIONS // HOSTS
+    count = min(COUNT[level], max(2, EQUATIONS // (length + 1)))
     taken: list[_Case] = []
     for shapes in _candidates(trial):
         if len(taken) == count:
@@ -44,8 +49,7 @@ def other_shapes(trial: Trial, domain: list[Any], level: str) -> list[Row]:
         except Exception:  # the function does not take these shapes
             continue
         try:
-            with trial.setting(trial.strict):
-                got = jax.eval_shape(trial.subject.pullback, case.leaves, case.us).cotangents
+            got = _pulled(trial, case)
         except Exception as error:
             trial.notes.append(f"{_text(case.leaves)}: the rule raised {type(error).__name__}")
             continue
@@ -62,11 +66,21 @@ def other_shapes(trial: Trial, domain: list[Any], level: str) -> list[Row]:
     return rows
 
 
+def _pulled(trial: Trial, case: _Case) -> Leaves:
+    """Cotangents, or their shapes if that is enough."""
+    if not trial.traceable:
+        return trial.run(case.leaves, case.us, trial.strict).cotangents
+    with trial.setting(trial.strict):
+        return list(jax.eval_shape(trial.subject.pullback, case.leaves, case.us).cotangents)
+
+
 def _case(trial: Trial, leaves: Leaves) -> _Case:
     """With cotangents N(0, 1); raises where function or reference do not take these shapes."""
     subject = trial.subject
 
     def shapes(points: Leaves) -> list[Any]:
+        if not trial.traceable:
+            return dataclasses.replace(trial, given=points, _programs={}).outputs
         with trial.setting(trial.strict), lenient():
             return list(jax.eval_shape(lambda p: subject.reference_of(p)(subject.arguments.differentiated(p)), points))
 
@@ -85,33 +99,38 @@ def _case(trial: Trial, leaves: Leaves) -> _Case:
 
 
 def _parts(trial: Trial, leaves: Leaves) -> list[tuple[Leaves, Leaves]]:
-    """Arrays and the first part of each along their first axes: of the example, whose first axis has to be one of
-    samples, and of these leaves if they have another rank.
+    """Arrays and the first part, along their first axes, of those that have another rank: of the example, whose first
+    axis has to be one of samples, and of these leaves.
     """
-    steps = leaves[0].ndim - trial.given[0].ndim
     given = trial.cast(trial.given, trial.strict)
-    both = ((given, 1), (leaves if steps > 0 else given, abs(steps))) if steps else ()
-    return [(more, [a[(0,) * count] for a in more]) for more, count in both]
+    steps = [a.ndim - b.ndim for a, b in zip(leaves, given, strict=True)]
+    count = max(map(abs, steps))
+    both = ((given, 1), (leaves if max(steps) > 0 else given, count)) if count else ()
+    return [(more, [a[(0,) * n] if step else a for a, step in zip(more, steps, strict=True)]) for more, n in both]
 
 
 def _differences(trial: Trial, taken: Sequence[_Case]) -> list[bool]:
-    """Whether rule and autodiff differ by more than rounding might explain."""
+    """Whether rule and autodiff differ by more than rounding might explain, as far as that can be asked at once."""
+    if not trial.traceable:
+        return [True] * len(taken)
     subject = trial.subject
 
     def values(points: Leaves) -> Any:
         return subject.reference_of(points)(subject.arguments.differentiated(points))[0]
 
+    def both(p: Leaves, u: Leaves) -> tuple[Leaves, Leaves, Leaves]:
+        pulled, (own, value, want) = subject.pullback(p, u), subject.truth(p, u)
+        first = len(own or value) - len(pulled.value)
+        return value, [*pulled.value, *pulled.cotangents], [*(own or value)[first:], *want]
+
     def all_of(cases: Any) -> Any:
-        return [
-            (subject.pullback(p, u).cotangents, *subject.truth(p, u)[1:], [[*map(values, pair)] for pair in parts])
-            for p, u, parts in cases
-        ]
+        return [(*both(p, u), [[*map(values, pair)] for pair in parts]) for p, u, parts in cases]
 
     with trial.setting(trial.strict), lenient():
         found = jax.jit(all_of, **QUICK)(taken)
     unit = 64 * float(trial.info(trial.strict).eps)
     answers = []
-    for got, value, want, parts in found:
+    for value, got, want, parts in found:
         seen = all(np.all(np.isfinite(f64(v))) for v in value)
         seen = seen and all(_close(f64(f64(a)[(0,) * (a.ndim - b.ndim)]), f64(b), 1e-3) for a, b in parts)
         answers.append(seen and not all(_close(f64(g), f64(w), unit) for g, w in zip(got, want, strict=True)))
@@ -126,7 +145,9 @@ def _confirmed(trial: Trial, case: _Case) -> list[Row]:
     leaves, us, _ = case
     other = trial_of(trial.subject, leaves, trial.kinks, trial.seed, trial.accuracy)
     other.strict = trial.strict
-    return oracle(other, _text(leaves), leaves, us, trial.strict, other.truth(leaves, us, trial.strict))
+    if other.oracle:
+        return oracle(other, _text(leaves), leaves, us, trial.strict, other.truth(leaves, us, trial.strict))
+    return [row for row in numerics(other, {_text(leaves): leaves}, us, 1) if row.verdict != "INCONCLUSIVE"]
 
 
 def _text(leaves: Leaves) -> str:
@@ -134,8 +155,8 @@ def _text(leaves: Leaves) -> str:
 
 
 def _candidates(trial: Trial) -> Iterator[Shapes]:
-    """In turn, a few of each kind: another rank for elementwise functions, sizes replaced wherever they occur, two
-    sizes made equal. The first axis of the first leaf is the one that varies most.
+    """In turn, a few of each kind: another rank of what has the output's shape, sizes replaced wherever they occur,
+    two sizes made equal. The first axis of the first leaf is the one that varies most.
     """
     if trial.subject.arguments.has_complex:
         return
@@ -143,8 +164,10 @@ def _candidates(trial: Trial) -> Iterator[Shapes]:
     whole = [leaf.shape for leaf in trial.given if not is_float(leaf)]
     sizes = list(dict.fromkeys(size for shape in (whole if any(whole) else shapes) for size in shape if size))[:3]
     ranks: list[Shapes] = []
-    if len(set(shapes)) == 1 and shapes[0] and [tuple(v.shape) for v in trial.outputs] == shapes[:1]:
-        ranks = [[shape] * len(shapes) for shape in (shapes[0][1:], (3, *shapes[0]), (), (2, 3, *shapes[0]))]
+    outputs = [tuple(v.shape) for v in trial.outputs]
+    if len(outputs) == 1 and outputs[0] and outputs[0] in shapes:
+        others = outputs[0][1:], (3, *outputs[0]), (), (2, 3, *outputs[0])
+        ranks = [[other if shape == outputs[0] else shape for shape in shapes] for other in others]
     squares = dict.fromkeys(pair for shape in shapes for pair in pairwise(shape) if pair[0] != pair[1] and all(pair))
     equal: list[Shapes] = [_resized(shapes, {a: b}) for a, b in squares]
     for make in (lambda d: 1, lambda d: 2 * d + 3, lambda d: d + 1, lambda d: 2):

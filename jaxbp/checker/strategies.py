@@ -11,7 +11,7 @@ Needs Hypothesis: ``pip install 'jaxbp[hypothesis]'``.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -50,7 +50,9 @@ def points(like: Tree, low: float = -np.inf, high: float = np.inf) -> st.SearchS
     """
     if low > high:
         raise ValueError(f"low {low} is above high {high}")
-    return _tree(like, lambda spec: _array(spec, low, high))
+    leaves, treedef = jax.tree.flatten(_specs(like))
+    drawn = st.tuples(*(_array(leaf, low, high) for leaf in leaves))
+    return drawn.map(lambda arrays: jax.tree.unflatten(treedef, arrays))
 
 
 def cotangents(like: Tree) -> st.SearchStrategy[Tree]:
@@ -65,11 +67,6 @@ def cotangents(like: Tree) -> st.SearchStrategy[Tree]:
     hot = [st.sampled_from(places).map(lambda place: _hot(leaves, *place))] if places else []
     alone = [dense.map(functools.partial(_alone, n)) for n in floating]
     return st.one_of(*hot, *alone, dense).map(lambda drawn: jax.tree.unflatten(treedef, drawn))
-
-
-def _tree(like: Tree, draw: Callable[[Spec], st.SearchStrategy[Any]]) -> st.SearchStrategy[Tree]:
-    leaves, treedef = jax.tree.flatten(_specs(like))
-    return st.tuples(*map(draw, leaves)).map(lambda drawn: jax.tree.unflatten(treedef, drawn))
 
 
 def _specs(like: Tree) -> Tree:

@@ -134,24 +134,24 @@ class Subject:
             value, pull, others = jax.vjp(run, wrt, has_aux=True)
             return Pulled(value, pull(_like(us, value))[0], others)
         result = self.rule(*self.arguments.call(leaves))
-        if not self.has_value:
-            return Pulled([], self.matched(result, leaves), [])
-        value, others = split(result[0])
-        return Pulled(value, self.matched(result[1], leaves), others)
+        cotangents, aux = self.matched(result[1] if self.has_value else result, leaves)
+        value, others = split(result[0] if self.has_value else aux)
+        return Pulled(value, cotangents, others)
 
-    def matched(self, gradient: Tree, leaves: Leaves) -> Leaves:
-        """The leaves of a gradient at the float leaves of the differentiated arguments; ValueError for another tree.
+    def matched(self, gradient: Tree, leaves: Leaves) -> tuple[Leaves, Tree]:
+        """The leaves of a gradient at the float leaves of the differentiated arguments, and what came beside it.
 
-        An integer leaf may have None or anything else.
+        An integer leaf may have None or anything else. Another tree is a ValueError.
         """
         arguments = self.arguments.call(leaves)
         like = tuple(arguments[i] for i in self.arguments.wrt_arguments)
         wanted = jax.tree.leaves(like, is_leaf=_is_none)
-        for candidate in (gradient, *(gradient[:1] if isinstance(gradient, tuple) else ())):  # has_aux: (gradient, aux)
+        with_aux = isinstance(gradient, tuple) and len(gradient) == 2
+        for candidate, aux in ((gradient, ()), *([gradient] if with_aux else [])):
             tree = (candidate,) if self.single else candidate
             got = jax.tree.leaves(tree, is_leaf=_is_none)
             if _structure(tree) == _structure(like):
-                return [part for g, a in zip(got, wanted, strict=True) if is_inexact(a) for part in [_gradient(g, a)]]
+                return [_gradient(g, a) for g, a in zip(got, wanted, strict=True) if is_inexact(a)], aux
         got_tree, want_tree = str(_structure(gradient)), str(_structure(like))
         raise ValueError(f"the gradient is a tree {got_tree}, the arguments' is {want_tree}")
 
