@@ -54,6 +54,7 @@ def test_in_a_pipeline_and_a_search() -> None:
     np.testing.assert_array_equal(fitted.classes_[p.argmax(axis=1)], search.predict(x))
     assert [row["epoch"] for row in fitted.history_] == [*range(1, 11)]
     assert fitted.history_[-1]["train_loss"] < fitted.history_[0]["train_loss"]
+    assert not any(name.startswith("test") for name in fitted.history_[0])
 
 
 def test_a_regression_of_several_targets_in_their_units() -> None:
@@ -61,6 +62,14 @@ def test_a_regression_of_several_targets_in_their_units() -> None:
     y = 100 + 5 * x @ [[1.0, 2.0], [3.0, 4.0]]
     fitted = MLPRegressor((), learning_rate=0.1, epochs=60, random_state=1).fit(x, y)
     assert fitted.predict(x).shape == (64, 2) and fitted.score(x, y) > 0.999
+
+
+def test_a_fit_that_stops_early_has_the_best_parameters() -> None:
+    x, y = load_iris(return_X_y=True)
+    how = {"data": {"validation": 0.4}, "train": {"patience": 2}}
+    fitted = MLPClassifier((16,), learning_rate=0.3, epochs=60, config=how, random_state=0).fit(x, y)
+    losses = [row["validation_loss"] for row in fitted.history_]
+    assert len(losses) == np.argmin(losses) + 1 + 2 < 60 and fitted.model_.best == np.argmin(losses) + 1
 
 
 def test_what_does_not_fit_is_said() -> None:

@@ -195,6 +195,7 @@ def test_what_does_not_fit_is_one_line(arguments: list[str], match: str, capsys:
 # --- a mesh and a sweep -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_mesh_stops_at_the_same_epoch() -> None:
     """With class weights, on two devices whose batches are filled up: 96 samples in batches of 20."""
     weighted = ("--train.class-weights", "balanced", "--train.monitor", "validation_balanced_accuracy")

@@ -18,6 +18,7 @@ from jaxbp.run.config import Config, DataConfig, ModelConfig, to_dict
 from jaxbp.run.data import description, load, tables
 from jaxbp.run.data.labels import MAX_CLASSES
 from jaxbp.run.data.tables import Column
+from jaxbp.run.evaluate import measured
 from jaxbp.run.predict import predict
 from jaxbp.run.store.model import Model
 from jaxbp.run.store.model import load as load_model
@@ -248,6 +249,20 @@ def test_a_table_is_predicted_in_any_order_of_its_columns(tmp_path: Path, capsys
     predict(tmp_path, tmp_path / "new.parquet", None)
     names = [line.split(",")[1] for line in capsys.readouterr().out.splitlines()[1:]]
     assert model.classes is not None and names == [model.classes[k] for k in expected.argmax(axis=1)]
+
+
+def test_a_table_is_evaluated_by_the_names_of_its_target(tmp_path: Path) -> None:
+    """Some of the rows, in another order, without a class of the training."""
+    model, rows = trained(tmp_path), [k for k, name in enumerate(SPECIES) if name != SPECIES[0]][::-1]
+    pa.parquet.write_table(TABLE.take(rows), tmp_path / "some.parquet")
+    name, found = measured(tmp_path, tmp_path / "some.parquet")
+    assert model.columns is not None and model.classes is not None
+    guesses = model.predict(tables.inputs("", TABLE.take(rows), model.columns)).argmax(axis=1)
+    right = [model.classes[guess] == SPECIES[row] for guess, row in zip(guesses, rows, strict=True)]
+    assert found["scores"]["accuracy"] == [np.mean(right)] and name.startswith(f"{len(rows)} samples of")
+    pa.parquet.write_table(TABLE.drop_columns("species"), tmp_path / "none.parquet")
+    said = message(lambda: measured(tmp_path, tmp_path / "none.parquet"))
+    assert "none.parquet has no column 'species'" in said
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,12 @@ AUC by class, calibration and confusion matrix; of a regression RMSE, mean absol
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The run and the samples."""
     parser.add_argument("folder", metavar="RUN_DIR", type=Path, help="the folder of a finished run")
-    parser.add_argument("--data", metavar="FILE.npz", type=Path, help="its arrays x and y; the test set by default")
+    parser.add_argument(
+        "--data",
+        metavar="FILE",
+        type=Path,
+        help="an .npz with x and y, or a table with the columns of the run; the test set by default",
+    )
 
 
 def run(options: argparse.Namespace) -> None:

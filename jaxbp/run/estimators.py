@@ -16,7 +16,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from jaxbp.run import config as configs
 from jaxbp.run import loop, targets
 from jaxbp.run import problem as problems
-from jaxbp.run.data import Dataset
+from jaxbp.run.data.dataset import from_arrays
 from jaxbp.run.store.model import Model
 
 ROWS = 256  # are predicted at once, the last ones filled up: what a row gives does not depend on the others
@@ -45,13 +45,13 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
         self.config = config
         self.random_state = random_state
 
-    def _trained(self, x: np.ndarray, y: np.ndarray, classes: tuple[str, ...] | None, loss: str) -> None:
+    def _trained(self, x: np.ndarray, y: np.ndarray, outputs: int, loss: str) -> None:
         """Trains; the network and the rows of its epochs are model_ and history_."""
         hidden = self.hidden if isinstance(self.hidden, str) else list(self.hidden)
-        sizes = [x.shape[1], *self.hidden_sizes, len(classes) if classes else y.shape[1]]
+        sizes = [x.shape[1], *self.hidden_sizes, outputs]
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         tables: dict[str, dict[str, Any]] = {
-            "data": {"name": "arrays", "standardize_targets": classes is None and targets.kind_of(loss) is None},
+            "data": {"name": "arrays", "standardize_targets": loss == "squared_error"},
             "model": {"sizes": sizes, "hidden": hidden, "loss": loss},
             "optimizer": {"name": self.optimizer, "learning_rate": self.learning_rate},
             "train": {"epochs": self.epochs, "batch_size": self.batch_size, "seed": seed},
@@ -59,10 +59,14 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
         given = self.config or {}
         tables |= {name: tables.get(name, {}) | dict(table) for name, table in given.items()}
         config = configs.validate(tables, type(self).__name__)
-        dataset = Dataset("arrays", x, y, x[:1], y[:1], classes, None)  # its test set is no test: nobody looks at it
+        dataset = from_arrays(config.data, (x, y, x[:1], y[:1]))  # the test set is one sample, and no test
         setup = loop.assemble(problems.pose(config, dataset=dataset))
-        self.history_ = [epoch.row.line() for epoch in loop.epochs(setup)]
-        self.model_: Model = setup.problem.model(setup.program.fetch(setup.program.whole))
+        self.history_, best = list[dict[str, Any]](), None
+        for epoch in loop.epochs(setup):
+            row, best = epoch.row.line(), epoch.best
+            self.history_.append({name: value for name, value in row.items() if not name.startswith("test_")})
+        params = best.params if best else setup.program.whole
+        self.model_: Model = setup.problem.model(setup.program.fetch(params), best.row.epoch if best else None)
 
     def _outputs(self, x: Any) -> np.ndarray:
         check_is_fitted(self)
@@ -97,8 +101,7 @@ class MLPClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
         self.classes_, labels = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(f"MLPClassifier: y has one class, {self.classes_[0]}; a classifier takes at least 2")
-        names = tuple(map(str, self.classes_))
-        self._trained(X, labels.astype(np.int32), names, "softmax_cross_entropy")
+        self._trained(X, labels, len(self.classes_), "softmax_cross_entropy")
         return self
 
     def predict_proba(self, X: Any) -> np.ndarray:
@@ -129,7 +132,8 @@ class MLPRegressor(RegressorMixin, _Estimator):  # type: ignore[misc]
         """Trains on samples (N, D) and their targets (N,) or (N, C)."""
         X, y = validate_data(self, X, y, dtype=np.float64, multi_output=True, y_numeric=True)
         self._flat = y.ndim == 1
-        self._trained(X, y.reshape(len(y), -1).astype(np.float64), None, "squared_error")
+        y = y.reshape(len(y), -1).astype(np.float64)
+        self._trained(X, y, y.shape[1], "squared_error")
         return self
 
     def predict(self, X: Any) -> np.ndarray:

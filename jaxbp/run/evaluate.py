@@ -12,6 +12,7 @@ from jaxbp.run import config as configs
 from jaxbp.run import problem as problems
 from jaxbp.run import targets
 from jaxbp.run.data import archive
+from jaxbp.run.data.tables import is_table, samples_like
 from jaxbp.run.errors import UserError
 from jaxbp.run.report import text
 from jaxbp.run.store.model import Model, load
@@ -24,7 +25,7 @@ Tables = dict[str, Columns]
 
 
 def evaluate(run: Path, data: Path | None, console: Console) -> None:
-    """Prints the scores of a run on its test set, or on the arrays x and y of a file.
+    """Prints the scores of a run on its test set, or on those of a file.
 
     Raises:
       UserError: no run, samples that don't fit it.
@@ -131,18 +132,24 @@ def _area(right: np.ndarray, ranked: np.ndarray) -> float:
 
 def _samples(run: Path, model: Model, data: Path | None) -> tuple[str, np.ndarray, np.ndarray]:
     """What they are called, inputs and targets as they were read."""
+    config = configs.read(run / "config.toml")
     if data is None:
-        problem = problems.of_run(configs.read(run / "config.toml"), model, run)
+        problem = problems.of_run(config, model, run)
         return f"the test set of {problem.dataset.name}", *problem.raw("test")
-    raw = archive.read(data, in_place=False)
-    if bool(raw.classes) != bool(model.classes):
-        there, here = ("labels" if classes else "numbers" for classes in (raw.classes, model.classes))
+    most = targets.most_labels(config.model.loss)
+    if model.columns and is_table(data.name):
+        x, (y, classes) = samples_like(data, config.data, model.columns, most)
+    else:
+        raw = archive.read(data, in_place=False, most_labels=most)
+        x, y, classes = raw.x, raw.y, raw.classes
+    if bool(classes) != bool(model.classes):
+        there, here = ("labels" if of else "numbers" for of in (classes, model.classes))
         raise UserError(f"{data}: y has {there}, {run} was trained on {here}")
-    if raw.classes and model.classes:
-        return str(data), raw.x, renumbered(f"{data}: y", raw.classes, model.classes)[raw.y]
-    if raw.y.shape[1] != model.sample.outputs:
-        raise UserError(f"{data}: y has {raw.y.shape[1]} columns, {run} was trained on {model.sample.outputs}")
-    return str(data), raw.x, raw.y
+    if classes and model.classes:
+        return str(data), x, renumbered(f"{data}: y", classes, model.classes)[y]
+    if y.shape[1] != model.sample.outputs:
+        raise UserError(f"{data}: y has {y.shape[1]} columns, {run} was trained on {model.sample.outputs}")
+    return str(data), x, y
 
 
 def renumbered(where: str, theirs: Sequence[str], ours: Sequence[str]) -> np.ndarray:

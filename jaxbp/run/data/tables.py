@@ -65,7 +65,7 @@ def load(path: Path, config: DataConfig, most_labels: int) -> tuple[np.ndarray, 
     table = read(path, config.decimal)
     if not config.target:
         raise UserError(f"data.target: name the column of {path} that is to be learned: {_listed(table.column_names)}")
-    wanted = (config.target,) if isinstance(config.target, str) else config.target
+    wanted = _wanted(config)
     check_names(path, table, "data.target", wanted)
     check_names(path, table, "data.drop", config.drop)
     left = [name for name in table.column_names if name not in (*wanted, *config.drop)]
@@ -74,6 +74,17 @@ def load(path: Path, config: DataConfig, most_labels: int) -> tuple[np.ndarray, 
     targets = _targets(path, table, wanted, most_labels)
     columns = columns_of(path, table.select(left), config.missing is not None)
     return inputs(path, table, columns), columns, targets
+
+
+def samples_like(path: Path, config: DataConfig, columns: Columns, most_labels: int) -> tuple[np.ndarray, Targets]:
+    """The inputs and targets of another table than the one with these columns, for the same [data]."""
+    table, wanted = read(path, config.decimal), _wanted(config)
+    check_names(path, table, "data.target", wanted)
+    return inputs(path, table, columns), _targets(path, table, wanted, most_labels)
+
+
+def _wanted(config: DataConfig) -> tuple[str, ...]:
+    return (config.target,) if isinstance(config.target, str) else config.target or ()
 
 
 def check_names(path: Path, table: Any, key: str, names: Iterable[str]) -> None:
