@@ -19,7 +19,7 @@ from tiers import one_in
 import jaxbp
 from jaxbp.checker import checks, inputs
 from jaxbp.checker.diagnosis import diagnose
-from jaxbp.checker.network import layer_errors
+from jaxbp.checker.network import layer_errors, parts
 from jaxbp.checker.numerics import difference
 from jaxbp.checker.report import CheckFailed, Report, Row
 from jaxbp.checker.search import numbers_of
@@ -81,6 +81,18 @@ def test_slopes_where_they_are_no_kinks() -> None:
     for name in ("leaky_relu", "hard_silu"):
         report = jaxbp.check(jaxbp.activations.get(name))
         assert report.passed, str(report)
+
+
+@pytest.mark.slow
+def test_second_derivatives_by_hand() -> None:
+    """σ″ beside σ, and the Hessian of a network, which level "full" adds; each once wrong."""
+    bent = jaxbp.Activation("bent", jnp.sin, lambda s, x: jnp.cos(s), d2sigma=lambda s, x: jnp.sin(s))
+    report = jaxbp.check(bent)
+    assert {(row.subject, row.path) for row in report.failures} == {("second derivatives", "[0]['σ′ bent']")}
+    for hidden, verdict in (("tanh", "PASS"), (bent, "FAIL")):
+        *_, hessian = parts(jaxbp.MLP((2, 2, 2), hidden), 0, "full")
+        assert hessian.name == "hvp"
+        assert jaxbp.check(hessian.fun, hessian.args, dtypes=("float32",), **hessian.options).verdict == verdict
 
 
 @pytest.mark.slow

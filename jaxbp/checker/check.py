@@ -186,7 +186,7 @@ def _refuse(net: Net | Activation | Loss, given: Mapping[str, Any]) -> None:
 
 def _network(subject: Net | Activation | Loss, start: float, **settings: Any) -> Report:
     """One report of all parts of a network: the rule that a wrong gradient would come from is checked before it."""
-    found = parts(subject, settings["seed"])
+    found = parts(subject, settings["seed"], settings["level"])
     reports = {part.name: check(part.fun, part.args, **part.options, **settings) for part in found}
     rows = [dataclasses.replace(row, subject=name) for name, report in reports.items() for row in report.rows]
     notes = [note for report in reports.values() for note in report.not_covered]

@@ -31,6 +31,7 @@ def at_kinks(
     together = [[np.full(shape, side) for shape in shapes] for side in (-1.0, 1.0)]
     around = [trial.near(points, us, dtype, shifts) for shifts in together]
     side = around[trial.kinks == "right"]
+    closer = [trial.near(points, us, dtype, [shift / 1e5 for shift in shifts]) for shifts in together]
     if not any(exceeds(g, w.cotangent, w.bound) for g, w in zip(got, wanted, strict=True)) and not any(
         np.any(_visible(np.minimum(a, b), np.maximum(a, b))) for a, b in zip(*around, strict=True)
     ):
@@ -55,7 +56,8 @@ def at_kinks(
                 at = trial.near(points, us, dtype, _at(shapes, n, index, s))[n][index]
                 low[index], high[index] = min(low[index], at), max(high[index], at)
         more = inside[n] if fits else (low, high)
-        found.append(_at_kink(trial, f64(g), w, (low, high, side[n], *more), dtype, fits))
+        lasts = np.abs(closer[1][n] - closer[0][n]) > np.abs(around[1][n] - around[0][n]) / 2
+        found.append(_at_kink(trial, f64(g), w, (low, high, side[n], *more), dtype, fits, lasts))
     return found
 
 
@@ -109,9 +111,17 @@ def _at(shapes: Sequence[tuple[int, ...]], leaf: int, index: Any, side: float) -
 
 
 def _at_kink(
-    trial: Trial, got: np.ndarray, wanted: Wanted, sides: Sequence[np.ndarray], dtype: str, fits: bool
+    trial: Trial,
+    got: np.ndarray,
+    wanted: Wanted,
+    sides: Sequence[np.ndarray],
+    dtype: str,
+    fits: bool,
+    lasts: np.ndarray,
 ) -> Wanted:
     """At a kink: the chosen side; or got itself if it fits in sum and is between the sides element by element.
+
+    lasts: where the sides differ as much 10⁵ times as near; sin at 1e10 has no kink.
 
     Where the sides agree with each other and not with autodiff at the point itself, autodiff split a tie inside a
     smooth function (logaddexp(0, 0) by a max and a where): the derivative is the limit.
@@ -124,6 +134,7 @@ def _at_kink(
     removable = ~kink & (np.abs(want - middle) > visible)
     want, bound = np.where(removable, middle, want), np.where(removable, bound + rounded, bound)
     if trial.kinks in ("left", "right"):
+        kink &= lasts
         smooth = high - low < 1e-8 * np.max(size, initial=0.0)  # as where a smooth function goes through 0
         rounded = rounded + np.where(smooth, high - low, 0.0)
         want, bound = np.where(kink, side, want), np.where(kink, bound + rounded, bound)

@@ -1,13 +1,13 @@
 """The checker pointed at jaxbp's own parts: an activation, a loss, a whole network, and its errors layer by layer."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxbp import losses, mlp, network
+from jaxbp import activations, curvature, losses, mlp, network
 from jaxbp.activations import Activation
 from jaxbp.checker.compare import f64
 from jaxbp.checker.data import cast
@@ -20,6 +20,7 @@ from jaxbp.network import Net, Network, ParamTree
 
 BATCH = 5
 CLASSES = 4
+LINEAR = ("identity", "absolute_error", "hinge")  # σ and ℓ in pieces: σ″ and H_ℓ are 0
 LATTICE = np.array([0.0, -0.0, 0.1, 0.5, 0.9, 1.0, 2.5, 3.0, 6.0, 10.0, 20.0, 80.0, 1e-4, 1e-30, 1e4, 1e10])
 LATTICE = np.concatenate([LATTICE, -LATTICE]).astype(np.float32)
 
@@ -52,15 +53,16 @@ def name_of(subject: Net | Activation | Loss) -> str:
     return f"MLP{subject.sizes}" if isinstance(subject, MLP) else subject.name
 
 
-def parts(subject: Net | Activation | Loss, seed: int) -> list[Part]:
+def parts(subject: Net | Activation | Loss, seed: int, level: str) -> list[Part]:
     """What there is to check in a network: σ′ and ∂ℓ/∂x, the backward pass behind `apply`, and the mean gradient.
 
-    In place of σ′ a `Network` has the backward pass of each of its layers.
+    In place of σ′ a `Network` has the backward pass of each of its layers. At level "full" of a perceptron also σ″,
+    H_ℓ and the Hessian times a vector, where there is one; of an activation or a loss they are always checked.
     """
     if isinstance(subject, Activation):
-        return [_rules([subject])]
+        return _rules([subject])
     if isinstance(subject, Loss):
-        return [_rules([], subject, (CLASSES,), seed)]
+        return _rules([], subject, (CLASSES,), seed)
     loss, outputs = losses.get(subject.loss), network.shapes(subject)[1]
     params, x, y = example(subject, seed)
     layers = [_layers(subject, params, x[0], seed)] if isinstance(subject, Network) else []
@@ -74,12 +76,38 @@ def parts(subject: Net | Activation | Loss, seed: int) -> list[Part]:
         return jnp.mean(jax.vmap(loss.ell)(output(params, x), y))
 
     gradient = {"value_and_grad": lambda params, x, y: network.value_and_grad(subject, params, x, y)}
+    rules, *second = _rules(sigmas, loss, outputs, seed)
     return [
         *layers,
-        _rules(sigmas, loss, outputs, seed),
+        rules,
         Part("apply", lambda params, x: apply(subject, params, x), (params, x), {"reference": output}),
         Part("value_and_grad", mean_loss, (params, x, y), gradient),
+        *(second if level == "full" else []),
+        *([_hessian(subject, mean_loss, params, x, y)] if level == "full" and _is_curved(subject) else []),
     ]
+
+
+def _is_curved(net: Net) -> TypeGuard[MLP]:
+    """Whether there is a Hessian by hand."""
+    known = isinstance(net, MLP) and all(sigma.d2sigma for sigma in net.activations)
+    return known and losses.get(net.loss).hvp is not None
+
+
+def _hessian(net: MLP, mean_loss: Callable[..., Array], params: ParamTree, x: Array, y: Array) -> Part:
+    """The R-passes as the backward pass of the gradient: the Hessian is symmetric."""
+
+    def gradient(params: ParamTree, x: Array, y: Array) -> ParamTree:
+        found: ParamTree = jax.grad(mean_loss)(params, x, y)
+        return found
+
+    def forward_rule(params: ParamTree, x: Array, y: Array) -> tuple[ParamTree, Any]:
+        return gradient(params, x, y), (params, x, y)
+
+    def backward_rule(residuals: Any, v: ParamTree) -> tuple[ParamTree, None, None]:
+        params, x, y = residuals
+        return curvature.hvp(net, params, x, y, v), None, None
+
+    return Part("hvp", gradient, (params, x, y), {"vjp": (forward_rule, backward_rule), "wrt": (0,)})
 
 
 def _layers(net: Network, params: ParamTree, x: Array, seed: int) -> Part:
@@ -138,42 +166,72 @@ def example(net: Net, seed: int) -> tuple[ParamTree, Array, Array]:
     return params, x, jnp.asarray(y)
 
 
+class Rule(NamedTuple):
+    """A function by hand: its point, (x, y) ↦ value, (x or None, value, y, u) ↦ cotangent of x; y: a loss's target."""
+
+    point: Array
+    value: Callable[..., Array]
+    backward: Callable[..., Array]
+    y: Array | None = None
+    forgets: bool = False  # the backward is not given x
+
+
 def _rules(
     sigmas: Sequence[Activation], loss: Loss | None = None, outputs: tuple[int, ...] = (), seed: int = 0
-) -> Part:
-    """Every σ on a lattice and ℓ of one sample for each kind of target, as the leaves of one function: what there is
-    to compile does not grow with the number of activations.
+) -> list[Part]:
+    """Every σ on a lattice and ℓ of one sample for each kind of target; then σ′ and ∂ℓ/∂x of those with curvature.
 
-    Its backward is u ⊙ σ′(s) and u ∂ℓ/∂x; at a kink the slope is that on the left.
+    The backward is u ⊙ σ′(s) and u ∂ℓ/∂x, at a kink with the slope on the left; then u ⊙ σ″(s) and H_ℓ u.
     """
-    points: dict[str, Array] = {f"σ {sigma.name}": jnp.asarray(LATTICE) for sigma in sigmas}
-    targets: dict[str, Array] = {}
-    for y in _targets(loss, (1, *outputs), seed) if loss else ():
-        kind = "label" if y.ndim == len(outputs) else "array"
-        targets[f"ℓ {loss.name}, {kind} y"] = jnp.asarray(y[0])  # type: ignore[union-attr]
-    x = np.random.default_rng(seed).standard_normal(outputs).astype(np.float32)
-    points |= {name: jnp.asarray(x) for name in targets}
+    s, first, second = jnp.asarray(LATTICE), {}, {}
+    known: Any = loss
+    for sigma in sigmas:
+        first[f"σ {sigma.name}"] = _slope(sigma, s)
+        if sigma.d2sigma not in (None, activations.no_curvature):
+            second[f"σ′ {sigma.name}"] = _curvature(sigma, s)
+    x = jnp.asarray(np.random.default_rng(seed).standard_normal(outputs).astype(np.float32))
+    for target in _targets(loss, (1, *outputs), seed) if loss else ():
+        y, name = jnp.asarray(target[0]), f"{known.name}, {'label' if target.ndim == len(outputs) else 'array'} y"
+        first[f"ℓ {name}"] = Rule(x, known.ell, lambda x, _, y, u: u * known.dl_dx(x, y), y)
+        if known.hvp is not None:
+            second[f"∂ℓ/∂x {name}"] = Rule(x, known.dl_dx, lambda x, _, y, u: known.hvp(x, y, u), y)
+    zero = [f"[0]['{name}']" for name, rule in first.items() if rule.y is not None and outputs[-1] == 1]
+    flat = [f"[0]['{name}']" for name in second if name.split(",")[0].split()[1] in LINEAR]
+    return [
+        _joined("rules", first, {"kinks": "left", "allow_zero": zero}),
+        *([_joined("second derivatives", second, {"allow_zero": [*zero, *flat]})] if second else []),
+    ]
+
+
+def _slope(sigma: Activation, s: Array) -> Rule:
+    return Rule(s, lambda s, _: sigma.sigma(s), lambda s, x, _, u: u * sigma.dsigma(s, x), None, not sigma.needs_s)
+
+
+def _curvature(sigma: Any, s: Array) -> Rule:
+    def slope(s: Array, _: None) -> Array:
+        found: Array = sigma.dsigma(s, sigma.sigma(s))
+        return found
+
+    return Rule(s, slope, lambda s, _, __, u: u * sigma.d2sigma(s, sigma.sigma(s)))
+
+
+def _joined(name: str, rules: dict[str, Rule], options: dict[str, Any]) -> Part:
+    """The rules as the leaves of one function: what there is to compile does not grow with their number."""
+    points = {name: rule.point for name, rule in rules.items()}
+    targets = {name: rule.y for name, rule in rules.items() if rule.y is not None}
 
     def values(points: dict[str, Array], targets: dict[str, Array]) -> dict[str, Array]:
-        found = {f"σ {sigma.name}": sigma.sigma(points[f"σ {sigma.name}"]) for sigma in sigmas}
-        return found | {name: loss.ell(points[name], y) for name, y in targets.items()}  # type: ignore[union-attr]
+        return {name: rule.value(points[name], targets.get(name)) for name, rule in rules.items()}
 
     def forward_rule(points: dict[str, Array], targets: dict[str, Array]) -> tuple[Any, Any]:
         x = values(points, targets)
-        s = {name: None for name in x} | {name: s for name, s in points.items() if name not in forgotten}
-        return x, (s, x, targets)
+        return x, ({name: None if rules[name].forgets else s for name, s in points.items()}, x, targets)
 
-    def backward_rule(residuals: Any, dl_dx: dict[str, Array]) -> tuple[Any, None]:
+    def backward_rule(residuals: Any, u: dict[str, Array]) -> tuple[Any, None]:
         s, x, targets = residuals
-        slopes = {name: sigma.dsigma(s[name], x[name]) for sigma in sigmas for name in (f"σ {sigma.name}",)}
-        slopes |= {name: loss.dl_dx(s[name], y) for name, y in targets.items()}  # type: ignore[union-attr]
-        return {name: dl_dx[name] * slope for name, slope in slopes.items()}, None
+        return {name: rule.backward(s[name], x[name], targets.get(name), u[name]) for name, rule in rules.items()}, None
 
-    forgotten = {f"σ {sigma.name}" for sigma in sigmas if not sigma.needs_s}
-    single = [name for name in targets if outputs[-1] == 1]
-    allow_zero = [f"[0]['{name}']" for name in single]
-    options = {"vjp": (forward_rule, backward_rule), "wrt": (0,), "kinks": "left", "allow_zero": allow_zero}
-    return Part("rules", values, (points, targets), options)
+    return Part(name, values, (points, targets), {"vjp": (forward_rule, backward_rule), "wrt": (0,), **options})
 
 
 def _targets(loss: Loss, shape: tuple[int, ...], seed: int) -> list[np.ndarray]:
