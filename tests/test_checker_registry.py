@@ -1,5 +1,7 @@
 """A sample of the registries of wrong and right rules; all: python -m experiments.checker_tables wrong-rules."""
 
+from collections.abc import Callable
+
 import jax
 import pytest
 import right_rules
@@ -12,20 +14,22 @@ from jaxbp.checker.report import Report
 WRONG, RIGHT = wrong_rules.CASES[8::24], [*wrong_rules.CASES[14::60], *right_rules.CASES[::20]]
 
 
-def checked(subject: wrong_rules.Subject) -> Report:
+def checked(build: Callable[[], wrong_rules.Subject]) -> Report:
+    """Of a subject that is built, too, as its author runs JAX."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        subject = build()
         return jaxbp.check(subject.fun, subject.args, **subject.options)
 
 
 @pytest.mark.parametrize("case", one_in(13, WRONG), ids=lambda case: case.name)
 def test_a_wrong_rule_is_caught(case: wrong_rules.Case) -> None:
-    report = checked(case.wrong())
+    report = checked(case.wrong)
     assert report.verdict == "FAIL", report
 
 
 @pytest.mark.parametrize("case", one_in(14, RIGHT), ids=lambda case: case.name)
 def test_a_right_rule_is_not_accused(case: right_rules.Case) -> None:
-    report = checked(case.right())
+    report = checked(case.right)
     assert report.verdict == "PASS", report
 
 
