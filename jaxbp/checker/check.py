@@ -62,7 +62,8 @@ def check(
       `jax.grad` and `jax.value_and_grad` would (also with has_aux), with the same wrt;
     * a function and a forward/backward pair as `jax.custom_vjp.defvjp` takes them: ``check(f, args, vjp=(fwd, bwd))``,
       or a rule as `jax.custom_jvp.defjvp` takes it: ``check(f, args, jvp=rule)``;
-    * a `jaxbp.MLP`, `jaxbp.Network`, `jaxbp.Activation` or `jaxbp.Loss`: ``check(net)``.
+    * a `jaxbp.MLP`, `jaxbp.Network`, `jaxbp.Activation` or `jaxbp.Loss`: ``check(net)``. Of an activation and a loss σ″
+      and H_ℓ are checked too, of a perceptron at level "full", with its Hessian.
 
     Nine checks: contract, provenance of the rule, algebra of the cotangent, elementwise float64 autodiff oracle,
     adjoint identity, independent numerics, production dtype, transformations, edges and vacuity. Bounds are
