@@ -31,11 +31,11 @@ def at_kinks(
     together = [[np.full(shape, side) for shape in shapes] for side in (-1.0, 1.0)]
     around = [trial.near(points, us, dtype, shifts) for shifts in together]
     side = around[trial.kinks == "right"]
-    closer = [trial.near(points, us, dtype, [shift / 1e5 for shift in shifts]) for shifts in together]
     if not any(exceeds(g, w.cotangent, w.bound) for g, w in zip(got, wanted, strict=True)) and not any(
         np.any(_visible(np.minimum(a, b), np.maximum(a, b))) for a, b in zip(*around, strict=True)
     ):
         return wanted
+    closer = [trial.near(points, us, dtype, [shift / 1e5 for shift in shifts]) for shifts in together]
     drawn = [(low, high, *sides) for (low, high), *sides in zip(trial.around(points, us, dtype), *around, strict=True)]
     spread = [(np.array(np.min(leaf, axis=0)), np.array(np.max(leaf, axis=0))) for leaf in drawn]
     kinks = [_visible(low, high) for low, high in spread]

@@ -121,4 +121,5 @@ def _duplicates(path: Path, goals: Sequence[Facts], left_out: Sequence[str], dec
     if twice := len(goals[0].codes) - len(train | set(test)):
         both = sum(row in train for row in test)
         trained_on = f"{both:,} of {len(test):,} test samples are trained on"
-        yield f"{twice:,} rows repeat the inputs of another one, {trained_on}"
+        but = f" but for {', '.join(left_out)}" if left_out else ""
+        yield f"{twice:,} rows repeat the inputs of another one{but}, {trained_on}"

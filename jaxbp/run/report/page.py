@@ -177,7 +177,7 @@ def _small(parts: Sequence[Part]) -> tuple[list[Part], int]:
             if room > 0:
                 pictures.append(picture)
         missing = len(part.pictures) - len(pictures)
-        lines = [*part.lines, *[f"{missing} pictures are left out: a page has 2 MB; they are in the folder."][:missing]]
-        kept.append(part._replace(pictures=pictures, lines=lines))
+        said = f"Left out, because a page has 2 MB: {missing} of its pictures. They are in its folder."
+        kept.append(part._replace(pictures=pictures, lines=[*part.lines, *[said] * bool(missing)]))
         left_out += missing
     return kept, left_out
