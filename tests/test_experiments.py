@@ -377,9 +377,25 @@ def test_private_runs_spend_their_budget_and_no_more() -> None:
 
 def test_private_runs_of_digits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = tmp_path / "private.toml"
-    *_, last = private.CONFIG.read_text().split("[[runs]]")
-    run = last.replace("epochs = 20", "epochs = 15").replace("batch_size = 2400", "batch_size = 200")
-    config.write_text(f'data = "digits"\ninputs = 20\nhidden = 16\ndelta = 1e-4\n[[runs]]{run}')
+    config.write_text(
+        """
+        data = "digits"
+        inputs = 20
+        hidden = 16
+        delta = 1e-4
+        [[runs]]
+        recipe = "small"
+        epsilon = 8.0
+        pca_noise = 4.0
+        epochs = 15
+        batch_size = 200
+        learning_rate = 10.0
+        max_norm = 0.2
+        activation = "tanh"
+        momentum = 0.9
+        decay = true
+        """
+    )
     with jax.numpy_dtype_promotion("standard"):  # as Optax's schedules have it
         private.main(["--config", str(config), "--seeds", "1", "--out", str(tmp_path)])
     [found] = json.loads((tmp_path / "private.json").read_text())["runs"]
