@@ -4,6 +4,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
+# pip would compile all that it installs, most of which is never imported: what is, Python compiles and keeps.
+unexport PYTHONDONTWRITEBYTECODE
+
 # The studies that are run by `make gallery`: by their seconds in experiments/README.md 12 minutes on two cores.
 GALLERY := nielsen_overfitting nielsen_weight_initialization jax_mnist_classifier mislabelled noise_scale pruning \
 	vanishing_gradients backward_cost activation_memory
@@ -62,5 +65,5 @@ clean:
 	$(PYTHON) -c 'import sys; sys.exit("jaxbp needs Python 3.11 or newer: make PYTHON=python3.12 …" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
 	touch $@

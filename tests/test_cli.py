@@ -659,7 +659,7 @@ COMMAND = (
 
 def start(*arguments: str, **options: Any) -> subprocess.Popen[str]:
     """The command in a process of its own, with the cache folder "cache"."""
-    strict = ("XLA_FLAGS", "PYTHONWARNINGS", "JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
+    strict = ("PYTHONWARNINGS", "JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
     environment = {name: value for name, value in os.environ.items() if name not in strict}
     environment |= {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "TERM": "xterm-256color", "COLUMNS": "80"}
     environment["XDG_CACHE_HOME"] = str(Path("cache").absolute())

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sklearn.datasets import load_digits
 
 from jaxbp.cli import main
 from jaxbp.run import config as configs
@@ -24,13 +25,27 @@ from jaxbp.run.store.model import load
 RUN = ["run", "configs/digits.toml", "--model.dtype", "float64", "--train.no-plots", "--checkpoint.every", "1"]
 RUN += ["--train.batch-size", "128"]
 EPOCHS = 20  # many more than pass between a checkpoint and the signal that follows it
-ENVIRONMENT = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+ENVIRONMENT = os.environ | {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"}
 QUICK = "from jaxbp.run.host import processes; processes.PERIOD, processes.TIMEOUT = 1, 4; import jaxbp.cli as c, sys; "
 
 
-def launched(folder: Path, *overrides: str, epochs: int = EPOCHS) -> list[str]:
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """With a test set of its own, so that no process has to import scikit-learn, which takes it two seconds."""
+    path = tmp_path_factory.mktemp("data") / "digits.npz"
+    x, y = load_digits(return_X_y=True)
+    np.savez(path, x=x[:1437], y=y[:1437].astype(np.int32), x_test=x[1437:], y_test=y[1437:].astype(np.int32))
+    return str(path)
+
+
+def alone(folder: Path, digits: str, *overrides: str, epochs: int = EPOCHS) -> list[str]:
+    """The arguments of a run in one process."""
+    return [*RUN, "--data.name", digits, "--train.epochs", str(epochs), "--train.folder", str(folder), *overrides]
+
+
+def launched(folder: Path, digits: str, *overrides: str, epochs: int = EPOCHS) -> list[str]:
     """The command of a run in two processes."""
-    arguments = [*RUN, "--train.epochs", str(epochs), "--train.folder", str(folder), *overrides]
+    arguments = alone(folder, digits, *overrides, epochs=epochs)
     return [sys.executable, "-m", "jaxbp", "launch", "-n", "2", "--", *arguments]
 
 
@@ -47,19 +62,19 @@ def begun(folder: Path, process: subprocess.Popen[str]) -> None:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
+def whole(tmp_path_factory: pytest.TempPathFactory, digits: str) -> Iterator[tuple[Path, str]]:
     """A run on 2 × 2 devices of two processes that is not disturbed: its folder and what it printed."""
     folder = tmp_path_factory.mktemp("processes") / "whole"
-    command = launched(folder, "--mesh.model", "2")
+    command = launched(folder, digits, "--mesh.model", "2")
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     yield folder, done.stdout
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_losses_of_one_device(whole: tuple[Path, str], tmp_path: Path) -> None:
+def test_two_processes_give_the_losses_of_one_device(whole: tuple[Path, str], digits: str, tmp_path: Path) -> None:
     folder, printed = whole
-    assert main([*RUN, "--train.epochs", str(EPOCHS), "--train.folder", str(tmp_path / "one")]) == 0
+    assert main(alone(tmp_path / "one", digits)) == 0
     for one, two in zip(rows(tmp_path / "one"), rows(folder), strict=True):
         for name in ("train_loss", "test_loss"):
             assert two[name] == pytest.approx(one[name], rel=1e-10)
@@ -71,13 +86,13 @@ def test_two_processes_give_the_losses_of_one_device(whole: tuple[Path, str], tm
 
 @pytest.mark.slow
 def test_a_run_that_lost_a_process_and_was_stopped_ends_with_the_same_bytes(
-    whole: tuple[Path, str], tmp_path: Path
+    whole: tuple[Path, str], digits: str, tmp_path: Path
 ) -> None:
     """SIGKILL of the second process: the first names it and ends. SIGTERM: both save. Then the run is left to end."""
     folder = tmp_path / "run"
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    command = launched(folder, "--mesh.model", "2")
+    command = launched(folder, digits, "--mesh.model", "2")
     arguments = command[command.index("--") + 1 :]
     children = [
         subprocess.Popen(
@@ -99,7 +114,7 @@ def test_a_run_that_lost_a_process_and_was_stopped_ends_with_the_same_bytes(
 
     steps = {path.name for path in folder.glob("checkpoints/*.sha256")}
     child = subprocess.Popen(
-        launched(folder, "--mesh.model", "2"),
+        launched(folder, digits, "--mesh.model", "2"),
         env=ENVIRONMENT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -120,14 +135,15 @@ def test_a_run_that_lost_a_process_and_was_stopped_ends_with_the_same_bytes(
 
 
 @pytest.mark.slow
-def test_a_private_run_in_two_processes_is_that_of_one_device(tmp_path: Path) -> None:
+def test_a_private_run_in_two_processes_is_that_of_one_device(digits: str, tmp_path: Path) -> None:
     """Without a seed only one of the two draws the noise of the principal directions, which both have."""
     private = ["--data.pca", "30", "--data.standardize", "none", "--model.sizes", "30,32,10", "--privacy.delta", "1e-4"]
     private += ["--privacy.max-norm", "1", "--privacy.noise-multiplier", "2", "--privacy.pca-noise", "4"]
     private += ["--privacy.accountant", "rdp"]
     one, two, secret = (tmp_path / name for name in ("one", "two", "secret"))
-    assert main([*RUN, *private, "--privacy.seed", "5", "--train.epochs", "3", "--train.folder", str(one)]) == 0
-    for command in (launched(two, *private, "--privacy.seed", "5", epochs=3), launched(secret, *private, epochs=1)):
+    seeded = [*private, "--privacy.seed", "5"]
+    assert main(alone(one, digits, *seeded, epochs=3)) == 0
+    for command in (launched(two, digits, *seeded, epochs=3), launched(secret, digits, *private, epochs=1)):
         assert subprocess.run(command, env=ENVIRONMENT, capture_output=True, timeout=300).returncode == 0
     for mine, theirs in zip(rows(one), rows(two), strict=True):
         assert theirs["test_loss"] == pytest.approx(mine["test_loss"], rel=1e-9)

@@ -176,8 +176,7 @@ def test_real_kills_of_a_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     """Three of the fifty and more of experiments/kills.py, the last one in a save; then 6 flips and 4 cuts."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    for name in ("XLA_FLAGS", "PYTHONWARNINGS"):
-        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("PYTHONWARNINGS", raising=False)
     config = IRIS.format(optimizer=SGD).replace("epochs = 5", "epochs = 40").replace("every = 2", "every = 1")
     monkeypatch.setattr(kills, "CONFIGS", {"sgd": config})
     monkeypatch.setattr(kills, "MOMENT", 1.0)
