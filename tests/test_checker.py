@@ -150,7 +150,7 @@ def test_a_mask_is_no_kink() -> None:
 @pytest.mark.slow
 def test_a_network_whose_own_activation_is_wrong_is_told_so_first() -> None:
     sine = jaxbp.Activation("sine", jnp.sin, lambda s, x: -jnp.cos(s))
-    report = jaxbp.check(jaxbp.MLP((3, 4, 2), hidden=sine))
+    report = jaxbp.check(jaxbp.MLP((3, 4, 2), hidden=sine), dtypes="float32")
     first = report.failures[0]
     assert (first.subject, first.path) == ("rules", "[0]['σ sine']")
     assert "sign" in " ".join(row.diagnosis for row in report.failures if row.path == first.path)
@@ -217,10 +217,10 @@ def test_a_function_without_a_rule_is_not_exercised() -> None:
 @pytest.mark.slow
 def test_a_leaf_without_gradient_is_not_exercised_unless_that_is_meant() -> None:
     lost = custom(lambda x, y: x + 0 * y, lambda x, y: (x + 0 * y, None), lambda _, u: (u, 0 * u))
-    report = jaxbp.check(lost, "f32[3] f32[3]")
+    report = jaxbp.check(lost, "f32[3] f32[3]", dtypes="float32")
     assert [(row.verdict, row.path) for row in report.failures] == [("UNEXERCISED", "[1]")]
-    assert jaxbp.check(lost, "f32[3] f32[3]", allow_zero=[1]).passed
-    assert jaxbp.check(lost, "f32[3] f32[3]", allow_zero=["[1]"]).passed
+    assert jaxbp.check(lost, "f32[3] f32[3]", allow_zero=[1], dtypes="float32").passed
+    assert jaxbp.check(lost, "f32[3] f32[3]", allow_zero=["[1]"], dtypes="float32").passed
 
 
 @pytest.mark.slow
@@ -258,13 +258,13 @@ def test_second_order() -> None:
         lambda x: (jnp.sin(x), jax.lax.stop_gradient(jnp.cos(x))),
         lambda cosine, u: (cosine * u,),
     )
-    assert jaxbp.check(cut, "f32[4]").passed
-    report = jaxbp.check(cut, "f32[4]", order=2)
+    assert jaxbp.check(cut, "f32[4]", dtypes="float32").passed
+    report = jaxbp.check(cut, "f32[4]", order=2, dtypes="float32")
     assert {row.subject for row in report.failures} == {"second derivative"}
-    assert jaxbp.check(CUBE, "f32[4]", order=3).passed
+    assert jaxbp.check(CUBE, "f32[4]", order=3, dtypes="float32").passed
     cosine = custom(jnp.cos, lambda x: (jnp.cos(x), jax.lax.stop_gradient(jnp.sin(x))), lambda sine, u: (-sine * u,))
     cut_later = custom(jnp.sin, lambda x: (jnp.sin(x), x), lambda x, u: (u * cosine(x),))
-    report = jaxbp.check(cut_later, "f32[4]", order=3)
+    report = jaxbp.check(cut_later, "f32[4]", order=3, dtypes="float32")
     assert {row.subject for row in report.failures} == {"third derivative"}
 
 
@@ -292,9 +292,10 @@ def test_the_convention_at_a_kink(side: str) -> None:
         lambda x: (jnp.where(x > 0, x, 0), x),
         lambda x, u: (jnp.where(x > 0, u, jnp.where(x == 0, slope * u, 0)),),
     )
-    assert jaxbp.check(relu, "f32[9]", kinks=side).passed  # type: ignore[arg-type]
-    assert jaxbp.check(relu, "f32[9]", kinks="subgradient").passed
-    other = jaxbp.check(relu, "f32[9]", kinks={"left": "right", "right": "left"}[side])  # type: ignore[arg-type]
+    assert jaxbp.check(relu, "f32[9]", kinks=side, dtypes="float32").passed  # type: ignore[arg-type]
+    assert jaxbp.check(relu, "f32[9]", kinks="subgradient", dtypes="float32").passed
+    others: Any = {"left": "right", "right": "left"}[side]
+    other = jaxbp.check(relu, "f32[9]", kinks=others, dtypes="float32")
     assert "only at a kink" in other.failures[0].diagnosis
 
 

@@ -494,7 +494,7 @@ def tokens(attention: Any) -> Network:
 @pytest.mark.slow
 def test_check_says_which_layer_of_a_network_is_wrong() -> None:
     """A right network from the command line is test_run_networks.py::test_a_chain_from_a_config_to_a_study."""
-    wrong = jaxbp.check(images(Wrong(Conv2d(2, 3), lost_flip)))
+    wrong = jaxbp.check(images(Wrong(Conv2d(2, 3), lost_flip)), dtypes="float32")
     assert wrong.verdict == "FAIL" and {row.subject for row in wrong.failures} >= {"layers", "apply"}
     assert all("layer 1, Wrong" in row.path for row in wrong.failures if row.subject == "layers" and row.path)
     assert "# net is what you called check with" in wrong.reproducer
