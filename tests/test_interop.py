@@ -1,20 +1,29 @@
-"""`apply` in other people's programs: transformations, Optax, Flax, Equinox, memory, custom σ and ℓ."""
+"""`apply` in other people's programs: transformations, Optax, Flax, Equinox, memory, custom σ and ℓ.
+
+And perceptrons there and back: ONNX as onnxruntime computes it, Flax, Equinox.
+PyTorch itself is in experiments/exports.py.
+"""
 
 import textwrap
+from pathlib import Path
 
 import equinox
 import jax
 import jax.numpy as jnp
 import numpy as np
+import onnx
+import onnxruntime
 import optax
 import oracles
 import pytest
+import safetensors.numpy
 from flax import linen, nnx
-from oracles import assert_close, tolerance
+from oracles import assert_close, assert_same_bits, tolerance
 from tiers import one_in
 
 import jaxbp
-from jaxbp import MLP, Activation, Loss
+from jaxbp import MLP, Activation, Affine, Loss, interop
+from jaxbp.activations import ACTIVATIONS
 
 NET = MLP((4, 6, 5, 3), hidden=("tanh", "gelu"), output="softplus", loss="squared_error")
 WIDE = [jnp.float64, jnp.float32]
@@ -240,3 +249,72 @@ def test_gradient_of_apply_is_value_and_grad():
         return jax.value_and_grad(mean)(params), jaxbp.value_and_grad(NET, params, x, y)
 
     assert_close(*run(params), 1e-12, "apply")
+
+
+# --- a perceptron in other libraries ----------------------------------------------------------------------------------
+
+
+def by_onnxruntime(model, x):
+    onnx.checker.check_model(model, full_check=True)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(["output"], {"x": x})[0]
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_each_activation_in_onnx(name):
+    """Where σ(s) goes to 0 its operator may cancel, so an error is measured by max(1, |s|); 4 ULP of float32."""
+    s = np.linspace(-30, 30, 2001, dtype=np.float32)[:, None]
+    one = (Affine(jnp.ones((1, 1), jnp.float32), jnp.zeros(1, jnp.float32)),)
+    got = by_onnxruntime(interop.to_onnx(MLP((1, 1), output=name, loss="squared_error"), one), s)
+    error = np.abs(got - np.asarray(oracles.SIGMAS[name](jnp.asarray(s, jnp.float64))))
+    assert got.dtype == np.float32 and np.max(error / np.maximum(1, np.abs(s))) <= 4 * 2.0**-23
+
+
+def test_a_network_in_onnx_flax_and_equinox():
+    params, x, _ = oracles.data(NET, seed=13, batch=7, dtype=jnp.float32)
+    want = naive(params, x)
+    assert_close(by_onnxruntime(interop.to_onnx(NET, params), np.asarray(x)), want, tol(jnp.float32), "onnx")
+    flax, in_equinox = interop.to_flax(NET, params), interop.to_equinox(NET, params)
+    assert_close(nnx.jit(flax)(x), want, tol(jnp.float32), "flax")
+    assert_close(jax.jit(jax.vmap(in_equinox))(x), want, tol(jnp.float32), "equinox")
+    assert_same_bits(interop.from_flax(NET, flax), params)
+    assert_same_bits(interop.from_equinox(NET, in_equinox), params)
+    with pytest.raises(ValueError, match=r"params has 3 layers, sizes \(4, 3\) has 1"):
+        interop.from_equinox(MLP((4, 3)), in_equinox)
+
+
+def test_pytorchs_names_there_and_back(tmp_path: Path):
+    """nn.Sequential numbers its modules; more than ten are not in the order of their names."""
+    net = MLP((4, 6, 5, 6, 5, 6, 5, 3), hidden="tanh")
+    params = oracles.data(net, seed=14, batch=1, dtype=jnp.float32)[0]
+    tensors = interop.to_torch(net, params)
+    assert [(name, a.shape) for name, a in tensors.items()][-4:] == [
+        *(("10.weight", (5, 6)), ("10.bias", (5,)), ("12.weight", (3, 5)), ("12.bias", (3,)))
+    ]
+    assert interop.torch_code(net).split(", nn.")[10::2] == ["Linear(6, 5)", "Linear(5, 3))"]
+    safetensors.numpy.save_file(tensors, tmp_path / "x.safetensors")
+    assert_same_bits(interop.from_torch(net, safetensors.numpy.load_file(tmp_path / "x.safetensors")), params)
+
+
+def test_what_is_no_sequential_of_linears_is_named():
+    tensors = {"0.weight": np.zeros((8, 4)), "0.bias": np.zeros(8), "2.weight": np.zeros((3, 8)), "2.bias": np.zeros(3)}
+    cases = [
+        ({"fc.weight": np.zeros(1)}, "'fc.weight' is not expected"),
+        ({"1.running_mean": np.zeros(8)}, "'1.running_mean' is not expected"),
+        ({"4.weight": np.zeros((3, 3))}, "'4.bias' is missing: every nn.Linear has N.weight and N.bias"),
+        ({"2.bias": np.zeros(4)}, r"b of layer 2 has shape \(4,\), expected \(3,\)"),
+    ]
+    for more, fault in cases:
+        with pytest.raises(ValueError, match=fault):
+            interop.from_torch(MLP((4, 8, 3)), tensors | more)
+
+
+def test_an_activation_that_they_lack_is_refused():
+    """Also one of yours that is called as one of ours."""
+    square = Activation("relu", lambda s: s**2, lambda s, x: 2 * s)
+    params = oracles.data(MLP((4, 3)), seed=0, batch=1)[0]
+    with pytest.raises(ValueError, match=r"ONNX has no activation 'relu', allowed: identity, "):
+        interop.to_onnx(MLP((4, 3), output=square), params)
+    with pytest.raises(ValueError, match=r"PyTorch has no activation 'squareplus', allowed: identity, "):
+        interop.torch_code(MLP((4, 3), output="squareplus"))
+    assert set(interop.ONNX) == set(interop.TORCH) | {"squareplus"} == set(ACTIVATIONS)
