@@ -18,6 +18,7 @@ COMMANDS = {
     "report": "one page about runs: a file of HTML",
     "evaluate": "a trained network on a test set: scores by class",
     "predict": "apply a trained network to new data",
+    "export": "a trained network as a file for PyTorch, ONNX or JAX",
     "check": "prove a backward pass against autodiff",
     "study": "per-sample gradients over a whole data set",
     "audit": "what a private run promises, tried out",

@@ -13,7 +13,7 @@ A run goes through these rooms, in this order. Each room is a folder here; a fil
     report/           what is said: `metrics`, the rows of metrics.jsonl; `progress`; `events`; `plots`; `page`, HTML
     host/             where it runs: the other `processes`, `launch`; `signals`; `memory`
     study/ sweep/     `jaxbp study` and `jaxbp trace`; a run for many seeds, learning rates and other values
-    predict.py        a trained network on new data; evaluate.py, how good it is there
+    predict.py        a trained network on new data; evaluate.py, how good it is there; export.py, in other programs
     compare.py        runs beside each other, read by store/runs.py; trained.py, all of it from Python;
                       estimators.py, scikit-learn's interface
 

@@ -47,7 +47,8 @@ def outcome(error: BaseException) -> tuple[int, str]:
         case ModuleNotFoundError() if error.name == "dp_accounting":
             return 2, str(error)
         case ModuleNotFoundError() if error.name and not error.name.startswith(("jaxbp", "experiments")):
-            return 2, f"the package {error.name} is missing: pip install '.[run]' in the clone of jaxbp installs all"
+            extra = "export" if error.name in ("flatbuffers", "onnx") else "run"
+            return 2, f"the package {error.name} is missing: pip install '.[{extra}]' in the clone of jaxbp installs it"
         case OSError() if error.filename is not None and error.strerror:
             return 2, f"{error.filename}: {error.strerror}"
     if "RESOURCE_EXHAUSTED" in str(error):  # XLA's word for it

@@ -38,7 +38,7 @@ def predict(
         that is there already or can't be written.
     """
     files.check_new(out, (".csv",), overwrite)
-    model = _loaded(run)
+    model = loaded(run)
     x = _table(run, model, data) if tables.is_table(data.name) else _read(data)
     found = laplace.posterior(run, model) if certainty == "laplace" else None
     try:
@@ -64,7 +64,7 @@ def goes_on(run: Path, prompt: str, length: int, seed: int) -> str:
     Raises:
       UserError: no run, one that was not trained on a text, a character that is not in it.
     """
-    model = _loaded(run)
+    model = loaded(run)
     if not (model.sample.positions and model.inputs is None and model.classes):
         raise UserError(f"--prompt: {run} was not trained on a text")
     if not prompt or length < 1:
@@ -81,7 +81,7 @@ def goes_on(run: Path, prompt: str, length: int, seed: int) -> str:
     return prompt + "".join(model.classes[i] for i in np.asarray(drawn))
 
 
-def _loaded(run: Path) -> Model:
+def loaded(run: Path) -> Model:
     """The model of a run; says on standard error which parameters it has, if they are not those of its end."""
     model = load(run)
     if not finished(run):
