@@ -14,7 +14,7 @@ REQUIREMENTS = ROOT / "experiments" / "peers"
 # The arguments of each `pip install`, in order. Files are those of experiments/peers. PyTorch comes first, exactly as
 # torch.txt has it, and no later step may bring another: in other forms it is gigabytes.
 STEPS: dict[str, tuple[tuple[str, ...], ...]] = {
-    "torch": (("-r", "torch.txt"), ("numpy",)),
+    "torch": (("-r", "torch.txt"), ("numpy", "safetensors")),
     "opacus": (("-r", "torch.txt"), ("-c", "torch.txt", "-r", "opacus.txt")),
     "backpack": (("-r", "torch.txt"), ("numpy", "packaging"), ("--no-deps", "-r", "backpack.txt")),
     "jax_privacy": (("-r", "jax_privacy.txt"),),
