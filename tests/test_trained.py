@@ -63,6 +63,9 @@ def test_what_a_run_gives(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not list(run.folder.glob("study*"))
     monkeypatch.setitem(sys.modules, "pandas", types.SimpleNamespace(DataFrame=tuple))
     assert run.frame == tuple(run.history)
+    shown = run._repr_html_()
+    assert "<caption>Model(3-4-3, " in shown and "<caption>runs/arrays-from-python</caption><tr><td>epoch</td>" in shown
+    assert f"<tr><td>3</td><td>15</td><td>{run.history[-1]['train_loss']:.5g}</td>" in shown
 
 
 def test_a_regression_scores_r2() -> None:

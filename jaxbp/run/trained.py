@@ -1,6 +1,7 @@
 """Runs from Python: `train`, and the run that it gives."""
 
 import dataclasses
+import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,14 @@ class Run:
         import pandas
 
         return pandas.DataFrame(self.history)
+
+    def _repr_html_(self) -> str:
+        """The network, then a row an epoch, for a notebook."""
+        names = [name for name, value in self.history[0].items() if isinstance(value, int | float)]
+        values = ([row.get(name, "") for name in names] for row in self.history)
+        rows = [names, *([f"{v:.5g}" if isinstance(v, float) else str(v) for v in row] for row in values)]
+        body = "".join(f"<tr><td>{'</td><td>'.join(row)}</td></tr>" for row in rows)
+        return f"{self.model._repr_html_()}<table><caption>{html.escape(str(self.folder))}</caption>{body}</table>"
 
     def predict(self, x: Any) -> np.ndarray:
         """The class of each sample, a number where their names are numbers; of a regression the targets (N, C)."""
