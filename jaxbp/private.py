@@ -136,16 +136,19 @@ def clipped_mean(
         return persample.clipped_mean(factors, max_norm, weights, normalize_by, per_layer).mean
 
 
-def clip_weights(squares: list[tuple[Array, Array]], max_norm: float, weights: Array) -> Array:
-    """weightsₙ min(1, C/‖gₙ‖), 0 where ‖gₙ‖ is not finite, from the squares of all layers by `jaxbp.scaled`."""
-    a, root = scaled.added(squares)
-    norm = jnp.sqrt(a) * root * root
-    return jnp.where(jnp.isfinite(norm), weights * jnp.minimum(1, max_norm / norm), 0)
+def clip_weights(norms: Array, max_norm: ArrayLike, weights: Array) -> Array:
+    """weightsₙ min(1, C/‖gₙ‖), 0 where ‖gₙ‖ is not finite."""
+    return jnp.where(jnp.isfinite(norms), weights * jnp.minimum(1, max_norm / norms), 0)
 
 
 def full_precision() -> Any:
     """For the sum over the samples: a GPU's TF32 would round the share of each by 10⁻³, and some to more than C."""
     return jax.default_matmul_precision("highest")
+
+
+def within(norms: Array, max_norm: ArrayLike, weights: Array) -> Array:
+    """Σₙ weightsₙ (1[‖gₙ‖ ≤ C] − ½): a sample more or less moves it by ½, one whose norm is not finite by 0."""
+    return jnp.sum(jnp.where(jnp.isfinite(norms), weights * jnp.where(norms <= max_norm, 0.5, -0.5), 0))
 
 
 def noisy(tree: ParamTree, deviation: ArrayLike, key: Array) -> ParamTree:
@@ -154,6 +157,51 @@ def noisy(tree: ParamTree, deviation: ArrayLike, key: Array) -> ParamTree:
     pairs = zip(jax.random.split(key, len(leaves)), leaves, strict=True)
     noised = [a + jnp.asarray(deviation, a.dtype) * jax.random.normal(k, a.shape, a.dtype) for k, a in pairs]
     return jax.tree.unflatten(structure, noised)
+
+
+@dataclasses.dataclass(frozen=True)
+class AdaptiveNorm:
+    """C that follows a quantile of the norms: C ← C exp(−η (b̃ − γ)), b̃ the share of the norms ≤ C, with noise.
+
+    b̃ = ½ + (`within` + σ_b z) / (q N). A sample moves `within` by at most ½. So its noise has the multiplier 2σ_b, and
+    that of the gradients has to be σ_Δ, for both together to cost what σ costs: σ⁻² = σ_Δ⁻² + (2σ_b)⁻².
+
+    quantile: γ;  learning_rate: η;  count_noise: σ_b, of which q N / 20 is enough.
+
+    Raises:
+      ValueError: a quantile that is not between 0 and 1.
+
+    Source: G. Andrew et al., *Differentially private learning with adaptive clipping*, 2021, algorithm 1.
+
+    Example:
+      >>> how = AdaptiveNorm(quantile=0.5, learning_rate=0.2, count_noise=5.0)
+      >>> round(how.gradient_noise(1.0), 4)
+      1.005
+      >>> count = within(jnp.full(100, 3.0), 1.0, weights=jnp.ones(100))  # all norms are larger than C
+      >>> bool(how.following(1.0, count, jax.random.key(0), normalize_by=100.0) > 1.0)
+      True
+    """
+
+    quantile: float
+    learning_rate: float
+    count_noise: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.quantile < 1:
+            raise ValueError(f"adaptive.quantile is {self.quantile}, allowed: between 0 and 1")
+
+    def gradient_noise(self, noise_multiplier: float) -> float:
+        """σ_Δ > σ; ValueError where the noise of the count alone costs more than σ."""
+        if 2 * self.count_noise <= noise_multiplier:
+            least = f"more than half of noise_multiplier, {noise_multiplier:.4g}"
+            raise ValueError(f"adaptive.count_noise is {self.count_noise}, allowed: {least}")
+        return float((noise_multiplier**-2 - (2 * self.count_noise) ** -2) ** -0.5)
+
+    def following(self, max_norm: ArrayLike, within: Array, key: Array, normalize_by: ArrayLike) -> Array:
+        """The C of the next step;  normalize_by: q N."""
+        noised = within + self.count_noise * jax.random.normal(key, dtype=within.dtype)
+        share = 0.5 + noised / jnp.asarray(normalize_by, within.dtype)
+        return jnp.asarray(max_norm, within.dtype) * jnp.exp(-self.learning_rate * (share - self.quantile))
 
 
 # What it costs --------------------------------------------------------------------------------------------------------

@@ -19,7 +19,15 @@ from tiers import slow
 import jaxbp
 from jaxbp import MLP, layers, losses, private
 from jaxbp.persample import clipped_mean
-from jaxbp.private import Accounting, capacity, epsilon, noise_multiplier, noisy_clipped_mean, poisson_batch
+from jaxbp.private import (
+    Accounting,
+    AdaptiveNorm,
+    capacity,
+    epsilon,
+    noise_multiplier,
+    noisy_clipped_mean,
+    poisson_batch,
+)
 
 NET = MLP((4, 5, 3), "tanh")
 DELTA = 1e-5
@@ -173,6 +181,23 @@ def test_a_batch_that_is_cut_off_and_one_of_all_samples() -> None:
     assert rows[weights].tolist() == list(range(9))
     rows, weights = poisson_batch(jax.random.key(0), 9, 1.0, 4)
     assert rows.tolist() == [0, 1, 2, 3] and bool(weights.all())
+
+
+# --- an adaptive bound ------------------------------------------------------------------------------------------------
+
+
+def test_gradients_and_count_cost_together_what_the_noise_multiplier_costs() -> None:
+    """By dp-accounting, as two mechanisms of one step: σ_Δ, and 2σ_b because a sample moves the count by ½."""
+    both = [dp_accounting.GaussianDpEvent(s) for s in (AdaptiveNorm(0.5, 0.2, 2.0).gradient_noise(1.5), 4.0)]
+    found = dp_accounting.rdp.RdpAccountant().compose(dp_accounting.ComposedDpEvent(both), 10)
+    assert found.get_epsilon(DELTA) == pytest.approx(epsilon(1.5, 1.0, 10, DELTA, "rdp"), rel=1e-9)
+
+
+def test_an_adaptive_bound_finds_its_quantile() -> None:
+    how, norms, bound = AdaptiveNorm(0.8, 0.2, 5.0), np.random.default_rng(0).lognormal(2.0, 1.0, 1000), jnp.ones(())
+    for key in jax.random.split(jax.random.key(0), 100):
+        bound = how.following(bound, private.within(jnp.asarray(norms), bound, jnp.ones(1000)), key, 1000.0)
+    assert np.mean(norms <= bound) == pytest.approx(0.8, abs=0.02)
 
 
 # --- a step, and the faults that others had ---------------------------------------------------------------------------

@@ -492,6 +492,7 @@ TABLES = st.fixed_dictionaries(
                 "adjacency": st.sampled_from(["add-or-remove-one", "replace-one"]),
                 "sampling": st.just("poisson"),
                 "per_layer": st.booleans(),
+                "adaptive": optional(st.fixed_dictionaries({"quantile": POSITIVE})),
                 "unprotected": st.booleans(),
                 "seed": optional(SEED),
             }

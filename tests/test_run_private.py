@@ -19,14 +19,15 @@ from tiers import one_in
 
 from jaxbp import MLP, private
 from jaxbp.cli import main
-from jaxbp.private import Accounting
+from jaxbp.private import Accounting, AdaptiveNorm
 from jaxbp.run import config as configs
 from jaxbp.run import loop
 from jaxbp.run.compute import privacy
 from jaxbp.run.compute.epoch import drawn
 from jaxbp.run.compute.optimizers import build
 from jaxbp.run.compute.privacy import Privacy
-from jaxbp.run.compute.step import StepSpec, batch_gradient
+from jaxbp.run.compute.program import begun
+from jaxbp.run.compute.step import StepSpec, batch_gradient, step
 from jaxbp.run.config import OptimizerConfig
 from jaxbp.run.errors import UserError
 
@@ -50,6 +51,7 @@ delta = 1e-3
 accountant = "rdp"
 seed = 1
 """
+ADAPTIVE = {"adaptive": {"quantile": 0.6, "learning_rate": 0.5, "count_noise": 4.0}}
 SECRET = ("--privacy.seed", "none")
 
 
@@ -77,7 +79,7 @@ def same(one: str, other: str) -> bool:
 # --- sensitivity ------------------------------------------------------------------------------------------------------
 
 NET = MLP((4, 7, 5, 6, 3), "tanh")
-BOUND, SAMPLES = 0.3, 8
+BOUND, SAMPLES, FOLLOWS = 0.3, 8, AdaptiveNorm(0.5, 0.2, 5.0)
 PATHS: dict[str, dict[str, Any]] = {
     "store-all": {},
     "checkpoints": {"schedule": ((2, 1), 1)},
@@ -90,20 +92,28 @@ PATHS: dict[str, dict[str, Any]] = {
 
 
 @functools.cache
-def summed(path: str) -> Any:
-    """x, y, weights ↦ the clipped sum of the batch, as the run's own step computes it; compiled once a path."""
+def spec_of(path: str) -> StepSpec:
     changes = dict(PATHS[path])
-    params = oracles.data(NET, seed=1, batch=SAMPLES)[0]
-    if changes.get("mixed"):
+    apart = changes.pop("per_layer", None)
+    bare = Privacy(BOUND, apart, 1.0, 1, SAMPLES, Accounting(0.1, 9, 1e-5), None if apart else FOLLOWS)
+    optimizer = build(OptimizerConfig(learning_rate=0.1), oracles.data(NET, seed=1, batch=SAMPLES)[0])
+    return StepSpec(NET, optimizer, SAMPLES, privacy=bare, **changes)
+
+
+@functools.cache
+def summed(path: str) -> Any:
+    """x, y, weights ↦ the clipped sum and the count of norms of a batch, as the run's own step has them, compiled."""
+    spec, params = spec_of(path), oracles.data(NET, seed=1, batch=SAMPLES)[0]
+    if spec.mixed:
         params = jax.tree.map(lambda p: p.astype(jnp.float32), params)
-    bare = Privacy(BOUND, changes.pop("per_layer", None), 1.0, 1, SAMPLES, Accounting(0.1, 9, 1e-5))
-    spec = StepSpec(NET, build(OptimizerConfig(learning_rate=0.1), params), SAMPLES, privacy=bare, **changes)
 
     @jax.jit
     def total(x: jax.Array, y: jax.Array, weights: jax.Array) -> Any:
-        return batch_gradient(spec, params, x.astype(params[0].w.dtype), y, weights, jnp.float32(1)).gradient
+        found = batch_gradient(spec, params, x.astype(params[0].w.dtype), y, weights, jnp.float32(1))
+        flat = jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(found.gradient)])
+        return flat, jnp.zeros(()) if found.within is None else found.within
 
-    return lambda *batch: np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(total(*batch))])
+    return lambda *batch: map(np.asarray, total(*batch))
 
 
 @pytest.mark.parametrize("path", one_in(4, list(PATHS)))
@@ -111,11 +121,13 @@ def test_no_sample_moves_the_sum_by_more_than_the_bound(path: str) -> None:
     """Whatever it is replaced by: nothing, NaN, an infinity, a huge or a tiny sample, one that is there already."""
     _, x, y = oracles.data(NET, seed=1, batch=SAMPLES)
     x, ones = x.astype(jnp.float32 if path == "mixed" else x.dtype), jnp.ones(SAMPLES)
-    alone = summed(path)(x, y, ones.at[2].set(0.0))
+    alone, counted = summed(path)(x, y, ones.at[2].set(0.0))
     assert np.linalg.norm(alone) > BOUND  # the others are there
     for other in (x[2], jnp.nan, jnp.inf, 1e30, 1e3, 1e-30, x[0]):
-        moved = np.linalg.norm(summed(path)(x.at[2].set(other), y, ones) - alone)
+        found, count = summed(path)(x.at[2].set(other), y, ones)
+        moved = np.linalg.norm(found - alone)
         assert moved <= BOUND * (1 + (1e-6 if path != "mixed" else SAMPLES * 2**-23))
+        assert abs(count - counted) == (0 if "themselves" in path or not np.all(np.isfinite(other)) else 0.5)
         if other is jnp.nan or other is jnp.inf:
             assert moved == 0
 
@@ -124,11 +136,28 @@ def test_no_sample_moves_the_sum_by_more_than_the_bound(path: str) -> None:
 def test_every_path_has_the_same_sum() -> None:
     _, x, y = oracles.data(NET, seed=1, batch=SAMPLES)
     weights = jnp.ones(SAMPLES).at[-1].set(0.0)
-    whole, apart = (summed(path)(x, y, weights) for path in ("store-all", "layers by themselves"))
+    whole, apart = (list(summed(path)(x, y, weights)) for path in ("store-all", "layers by themselves"))
     for path in PATHS:
         if path != "mixed":
             want = apart if "themselves" in path else whole
-            assert_close(summed(path)(x, y, weights), want, 1e-12)
+            assert_close(list(summed(path)(x, y, weights)), want, 1e-12)
+
+
+@pytest.mark.slow
+def test_an_adaptive_bound_follows_the_norms_of_the_batch() -> None:
+    """C ← C exp(−η (b̃ − γ)), b̃ from norms of naive gradients and the noise of the key; C is a part of the state."""
+    params, x, y = oracles.data(NET, seed=1, batch=SAMPLES)
+    norms = np.linalg.norm(np.concatenate(oracles.gradient_rows(NET, params, x, y), axis=1), axis=1)
+    state = begun(spec_of("store-all"), params)._replace(max_norm=jnp.asarray(np.median(norms)))
+    stepped, key = jax.jit(step, static_argnums=0), jax.random.key(3)
+    for count in (SAMPLES, 5, 0):
+        weights = jnp.arange(SAMPLES) < count
+        after, steps = stepped(spec_of("store-all"), state, (x, y), weights.astype(x.dtype), None, key)
+        z = float(jax.random.normal(jax.random.split(key, 3)[2], dtype=float))
+        share = 0.5 + sum(np.sign(state.max_norm - norms[:count]) / 2) + FOLLOWS.count_noise * z
+        assert after.max_norm == pytest.approx(float(state.max_norm) * np.exp(-0.2 * (share - 0.5)), rel=1e-12)
+        assert steps.max_norm == after.max_norm
+        state = state._replace(max_norm=after.max_norm)
 
 
 def trained(**tables: dict[str, Any]) -> Any:
@@ -147,15 +176,28 @@ def trained(**tables: dict[str, Any]) -> Any:
         {"train": {"micro_batches": 3}},
         {"mesh": {"data": 2, "model": 2}},
         {"train": {"memory": "sqrt"}},
-        {"train": {"memory": {"slots": 1}}, "mesh": {"data": 4}},
+        {"train": {"memory": {"slots": 1}}, "mesh": {"data": 4}, "privacy": ADAPTIVE},
+        {"train": {"micro_batches": 3}, "privacy": ADAPTIVE},
     ],
 )
 def test_a_run_draws_the_same_batches_and_noise_on_every_path(tables: dict[str, Any]) -> None:
     """With the seed of the table; sums are rounded in another order."""
     params, epochs = trained(**tables)
-    plain, plain_epochs = trained()
+    plain, plain_epochs = trained(privacy=tables.get("privacy", {}))
     assert_close(params, plain, 1e-9)
-    assert [epoch.row.epsilon for epoch in epochs] == [epoch.row.epsilon for epoch in plain_epochs]
+    for name in ("epsilon", "max_norm"):
+        assert [getattr(epoch.row, name) for epoch in epochs] == [getattr(epoch.row, name) for epoch in plain_epochs]
+
+
+@pytest.mark.slow
+def test_an_adaptive_bound_costs_the_gradients_more_noise_and_no_epsilon() -> None:
+    """One that does not move is the run whose σ is σ_Δ; ε is that of σ."""
+    still = {"adaptive": {"learning_rate": 1e-30, "count_noise": 2.0}}
+    params, epochs = trained(privacy=still)
+    plain, _ = trained(privacy={"noise_multiplier": AdaptiveNorm(0.5, 1e-30, 2.0).gradient_noise(1.5)})
+    assert_close(params, plain, 1e-12)
+    assert [epoch.row.max_norm for epoch in epochs] == [1.0] * 3
+    assert epochs[-1].row.epsilon == private.epsilon(1.5, 0.25, 12, 1e-3, "rdp")
 
 
 # --- what a run writes and says ---------------------------------------------------------------------------------------
@@ -230,7 +272,9 @@ class Killed(BaseException):
 
 
 def test_a_resumed_run_neither_repeats_noise_nor_loses_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does it forget C, where that is adaptive."""
     original, calls = loop._keep, []
+    options = (*SECRET, "--checkpoint.every", "1", "--privacy.adaptive", "{learning_rate = 1.0}")
 
     def keep(*arguments: Any) -> int:
         calls.append(1)
@@ -240,21 +284,24 @@ def test_a_resumed_run_neither_repeats_noise_nor_loses_a_step(monkeypatch: pytes
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(os, "urandom", lambda count: bytes(count))
-        run(*SECRET, "--checkpoint.every", "1", folder="whole")
+        run(*options, folder="whole")
         patch.setattr(loop, "_keep", keep)
-        run(*SECRET, "--checkpoint.every", "1", folder="killed")
-    run(*SECRET, "--checkpoint.every", "1", folder="killed")  # the key comes from the checkpoint
+        run(*options, folder="killed")
+    run(*options, folder="killed")  # the key comes from the checkpoint
     assert same("whole", "killed")
+    assert len({row["max_norm"] for row in rows("whole")}) == 3
 
 
 @pytest.mark.slow
 def test_members_of_a_sweep_are_the_separate_runs() -> None:
-    run("--sweep.seeds", "2", "--sweep.privacy.noise-multiplier", "1.0,2.0", folder="sweep")
+    adaptive = ("--privacy.adaptive.quantile", "0.5")
+    run("--sweep.seeds", "2", "--sweep.privacy.noise-multiplier", "1.0,2.0", *adaptive, folder="sweep")
     member = next(Path("sweep/members").glob("seed-1*2.0*"))
     assert main(["run", str(member / "config.toml"), "--train.folder", "alone"]) == 0
     assert (member / "params.safetensors").read_bytes() == Path("alone/params.safetensors").read_bytes()
     mine = [row for row in rows("sweep") if row["seed"] == 1 and row["privacy.noise_multiplier"] == 2.0]
-    assert [row["epsilon"] for row in mine] == [row["epsilon"] for row in rows("alone")]
+    for name in ("epsilon", "max_norm"):
+        assert [row[name] for row in mine] == [row[name] for row in rows("alone")]
 
 
 def test_members_without_a_seed_have_keys_of_their_own() -> None:
@@ -277,7 +324,16 @@ def test_members_without_a_seed_have_keys_of_their_own() -> None:
             "privacy.epsilon is 0.001",
         ),
         (["--privacy.sampling", "fixed"], "privacy.sampling: got 'fixed', it should be 'poisson'"),
-        (["--privacy.adaptive", "true"], "unknown key 'privacy.adaptive'"),
+        (["--privacy.adaptive.quantile", "1.5"], "privacy.adaptive.quantile is 1.5, allowed: between 0 and 1"),
+        (
+            ["--privacy.adaptive.count-noise", "0.7"],
+            "privacy.adaptive.count_noise is 0.7, allowed: more than half of noise_multiplier, 1.5",
+        ),
+        (["--privacy.adaptive.share", "0.5"], "privacy.adaptive"),
+        (
+            ["--privacy.adaptive.quantile", "0.5", "--privacy.per-layer"],
+            "privacy.adaptive: it is of one C for all layers: leave out privacy.per_layer",
+        ),
         (["--study.quantities", "grand"], "study.quantities: they are of single samples, which [privacy] hides"),
         (["--privacy.adjacency", "replace-one"], 'privacy.accountant "rdp" has no adjacency "replace-one"'),
         (["--data.standardize", "global"], "data.standardize: global comes from all training samples"),

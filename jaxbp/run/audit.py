@@ -69,20 +69,25 @@ def audit(source: Path, count: int, out: Path, console: Console) -> bool:
 
 
 def sensitivity(setup: Setup, params: Params) -> tuple[dict[str, float], float]:
-    """By how much of C the sum of a batch moves at most, by what a sample is, and how much is allowed."""
+    """By how much of C the sum of a batch moves at most, by what a sample is, and how much is allowed.
+
+    Where C is adaptive, its count of norms ≤ C too, in ½.
+    """
     spec, (x, y) = setup.spec, setup.problem.on_device("train")
     assert spec.privacy
+    bound = spec.privacy.max_norm
     rows = jnp.arange(spec.privacy.capacity) % len(x)
     x, y, ones = x[rows], y[rows], jnp.ones(len(rows), x.dtype)
 
     @jax.jit
-    def total(x: Array, weights: Array) -> Array:
-        grads = batch_gradient(spec, params, x, y, weights, jnp.float32(1)).gradient
-        return jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(grads)])
+    def totals(x: Array, weights: Array) -> dict[str, Array]:
+        found = batch_gradient(spec, params, x, y, weights, jnp.float32(1))
+        flat = jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(found.gradient)])
+        return {"": flat / bound} | ({} if found.within is None else {"; of norms ≤ C, in ½": 2 * found.within})
 
     moved: dict[str, float] = {}
     for victim in range(min(VICTIMS, len(rows))):
-        without = np.asarray(total(x, ones.at[victim].set(0)), np.float64)
+        without = totals(x, ones.at[victim].set(0))
         others = {
             "itself": x[victim],
             "another one": x[victim - 1],
@@ -92,8 +97,9 @@ def sensitivity(setup: Setup, params: Params) -> tuple[dict[str, float], float]:
             "∞": jnp.inf,
         }
         for kind, other in others.items():
-            by = np.linalg.norm(np.asarray(total(x.at[victim].set(other), ones), np.float64) - without)
-            moved[kind] = max(moved.get(kind, 0.0), float(by) / spec.privacy.max_norm)
+            for name, total in totals(x.at[victim].set(other), ones).items():
+                by = np.linalg.norm(np.asarray(total, np.float64) - np.asarray(without[name], np.float64))
+                moved[kind + name] = max(moved.get(kind + name, 0.0), float(by))
     return moved, 1 + 1e-6 + len(rows) * float(jnp.finfo(params[0].w.dtype).eps)
 
 

@@ -47,6 +47,8 @@ Constants = Annotated[dict[Literal["mean", "scale"], Finite], Field(min_length=2
 """{mean = 33.3, scale = 78.6}"""
 Slots = Annotated[dict[Literal["slots"], Count], Field(min_length=1)]
 """{slots = 8}"""
+Adaptive = Annotated[dict[Literal["quantile", "learning_rate", "count_noise"], Positive], Field(min_length=1)]
+"""{quantile = 0.5}"""
 Values = Annotated[tuple[Any, ...], Field(min_length=1)]
 Swept = dict[str, Values | Annotated[dict[str, Values], Field(min_length=1)]]
 """Of a table: keys, and those of its arguments, with the list of values that a sweep gives them."""
@@ -207,6 +209,8 @@ class PrivacyConfig:
 
     max_norm: Positive | None = None
     """C: the gradient of each sample is clipped to this norm. train.batch_size is then the mean size of a batch."""
+    adaptive: Adaptive | None = None
+    """C is the first norm; then it follows a quantile of the norms. None: it stays."""
     noise_multiplier: Positive | None = None
     """σ: the noise on the sum of a batch has the standard deviation σC. Set it or epsilon."""
     epsilon: Positive | None = None

@@ -326,7 +326,8 @@ def epoch_row(setup: Setup, evaluations: dict[str, Evaluation], steps: Steps, ep
     delta, gradient = map(metrics.root_mean, (steps.delta, steps.gradient))
     train, test, delta_rms = found.get("train"), found.get("test"), delta if "train" in found else None
     spent = setup.spec.privacy.epsilon(step) if setup.spec.privacy else None
-    return EpochRow(epoch, step, train, test, rate, delta_rms, gradient, spent, found.get("validation"))
+    norm = None if steps.max_norm is None else float(steps.max_norm[-1])
+    return EpochRow(epoch, step, train, test, rate, delta_rms, gradient, spent, found.get("validation"), norm)
 
 
 def final_row(problem: Problem, test: Evaluation, best: EpochRow | None, epochs: int) -> FinalRow:

@@ -5,19 +5,20 @@ import functools
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
-from jaxbp import factor, memory, private, scaled
+from jaxbp import factor, memory, persample, private, scaled
 from jaxbp.factor import FactorTree
 from jaxbp.memory import Schedule
 from jaxbp.mlp import Array
 from jaxbp.network import Net, ParamTree, gradient
-from jaxbp.private import Accounting
+from jaxbp.private import Accounting, AdaptiveNorm
 from jaxbp.run.config import Config
 from jaxbp.run.data.text import is_text
 from jaxbp.run.errors import UserError
@@ -25,8 +26,8 @@ from jaxbp.run.host import processes
 
 _epsilon = functools.lru_cache(maxsize=1024)(Accounting.epsilon)  # asked for before, in and after a run
 UNRECORDED = "not recorded: ε would not cover it"  # the digest of the data of a private run
-Mean = Callable[[Any, Array, Array], ParamTree]
-"""Factors, weights and the divisor ↦ a mean gradient."""
+Clip = Callable[[FactorTree, Array], tuple[ParamTree, Array | None]]
+"""Factors and the divisor ↦ the mean of clipped gradients and, where C is adaptive, `private.within`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Privacy:
 
     max_norm: C;  per_layer: the norm C/√L to which each layer is clipped by itself, None: C for all together;
     noise_multiplier: σ;  expected: q N, the divisor of sums;  capacity: the length of the arrays of a batch;
-    accounting: of the whole run.
+    accounting: of the whole run;  adaptive: how C, the first one then, follows the norms.
     """
 
     max_norm: float
@@ -44,6 +45,7 @@ class Privacy:
     expected: int
     capacity: int
     accounting: Accounting
+    adaptive: AdaptiveNorm | None = None
 
     def clipping(
         self,
@@ -54,19 +56,30 @@ class Privacy:
         weights: Array,
         schedule: Schedule,
         key: Array | None,
-    ) -> tuple[Mean, Array]:
-        """The mean of clipped gradients, and the weights that it takes.
+        max_norm: ArrayLike | None,
+    ) -> Clip:
+        """How the gradients of these samples are clipped, to max_norm or else to C.
 
         Where a schedule never has all layers at the same time, a first pass finds the norms: C/‖gₙ‖ is a weight then.
         """
+        bound = self.max_norm if max_norm is None else max_norm
         if self.per_layer or isinstance(schedule, int):
-            return self.clipped_mean, weights
-        _, squares = memory.each_layer(_squares, net, params, x, y, schedule, key)
-        return _mean, private.clip_weights([pair for layer in squares for pair in layer], self.max_norm, weights)
+            return functools.partial(self._clipped, weights, bound)
+        _, layers = memory.each_layer(_squares, net, params, x, y, schedule, key)
+        square, root = scaled.added([pair for layer in layers for pair in layer])
+        norms = jnp.sqrt(square) * root * root
+        shares, within = private.clip_weights(norms, bound, weights), self._within(norms, bound, weights)
+        return lambda f, count: (_mean(f, shares, count), within)
 
-    def noisy(self, mean: ParamTree, key: Array) -> ParamTree:
-        """The mean with noise of the standard deviation σ C / (q N)."""
-        return private.noisy(mean, self.noise_multiplier * self.max_norm / self.expected, key)
+    def released(
+        self, mean: ParamTree, within: Array | None, max_norm: Array | None, keys: Sequence[Array]
+    ) -> tuple[ParamTree, Array | None]:
+        """The mean with noise of the standard deviation σ C / (q N), σ_Δ for σ with an adaptive C, and the next C."""
+        if self.adaptive is None or within is None or max_norm is None:
+            return private.noisy(mean, self.noise_multiplier * self.max_norm / self.expected, keys[0]), None
+        noise = self.adaptive.gradient_noise(self.noise_multiplier)
+        noised = private.noisy(mean, noise * max_norm / self.expected, keys[0])
+        return noised, self.adaptive.following(max_norm, within, keys[1], self.expected)
 
     def epsilon(self, steps: int | None = None) -> float:
         """ε after a number of steps, by default at the end."""
@@ -76,11 +89,12 @@ class Privacy:
     def describe(self) -> str:
         """ε of the run, in a line with all that it depends on."""
         layers, how = "/√L for each layer" if self.per_layer else "", self.accounting
+        share = f", at first, then the {self.adaptive.quantile:g} quantile of the norms" if self.adaptive else ""
         pca = f"a PCA with σ = {how.pca_noise:g} and " if how.pca_noise else ""
         return (
             f"private: ε = {self.epsilon():.4g} at δ = {how.delta:g} ({how.adjacency}, "
             f"{how.accountant.upper()} accountant) after {pca}{how.steps:,} steps of Poisson sampling with "
-            f"q = {how.rate:.4g}, σ = {self.noise_multiplier:.4g}, C = {self.max_norm:g}{layers}"
+            f"q = {how.rate:.4g}, σ = {self.noise_multiplier:.4g}, C = {self.max_norm:g}{layers}{share}"
         )
 
     def provenance(self) -> dict[str, Any]:
@@ -89,10 +103,18 @@ class Privacy:
         found = {"epsilon": self.epsilon(), "event": event, "dp_accounting": version("dp-accounting")}
         return {"privacy": found | dataclasses.asdict(self)}
 
-    def clipped_mean(self, f: FactorTree, weights: Array, count: Array) -> ParamTree:
-        """Of factors: clipped gradients, divided by the count."""
-        bounds = self.max_norm if self.per_layer is None else jnp.full(len(factor.parts(f)), self.per_layer)
-        return private.clipped_mean(f, bounds, count, weights, self.per_layer is not None)
+    def _clipped(
+        self, weights: Array, max_norm: ArrayLike, f: FactorTree, count: Array
+    ) -> tuple[ParamTree, Array | None]:
+        """A `Clip`, of the factors of all layers."""
+        if self.per_layer:
+            bounds = jnp.full(len(factor.parts(f)), self.per_layer)
+            return private.clipped_mean(f, bounds, count, weights, per_layer=True), None
+        within = self._within(persample.grand(f), max_norm, weights)
+        return private.clipped_mean(f, max_norm, count, weights), within
+
+    def _within(self, norms: Array, max_norm: ArrayLike, weights: Array) -> Array | None:
+        return private.within(norms, max_norm, weights.astype(norms.dtype)) if self.adaptive else None
 
 
 def _squares(f: FactorTree) -> tuple[list[tuple[Array, Array]], ...]:
@@ -116,18 +138,29 @@ def plan(config: Config, samples: int, devices: int) -> Privacy | None:
     if not table.enabled:
         return None
     norm = _checked(config)
-    rate, steps = min(train.batch_size / samples, 1.0), train.epochs * -(-samples // train.batch_size)
+    expected, steps = min(train.batch_size, samples), train.epochs * -(-samples // train.batch_size)
+    rate = expected / samples
     try:
         how = Accounting(rate, steps, table.delta, table.accountant, table.adjacency, table.pca_noise)
         sigma = table.noise_multiplier or how.noise_multiplier(table.epsilon or 0.0)
         spent = _epsilon(how, sigma)
+        adaptive = _adaptive(table.adaptive, expected, sigma)
     except ValueError as error:
         raise UserError(f"privacy.{error}") from None
     parts = math.lcm(train.micro_batches, devices)
     room = parts * -(-private.capacity(samples, rate, steps, table.delta, spent) // parts)
     per_layer = norm / math.sqrt(len(config.model.sizes or ()) - 1) if table.per_layer else None
     _warn(config, samples)
-    return Privacy(norm, per_layer, sigma, min(train.batch_size, samples), room, how)
+    return Privacy(norm, per_layer, sigma, expected, room, how, adaptive)
+
+
+def _adaptive(given: Mapping[Any, float] | None, expected: int, sigma: float) -> AdaptiveNorm | None:
+    """With the numbers of Andrew et al. for what is not given; ValueError where they do not fit each other or σ."""
+    if given is None:
+        return None
+    found = AdaptiveNorm(**({"quantile": 0.5, "learning_rate": 0.2, "count_noise": expected / 20} | dict(given)))
+    found.gradient_noise(sigma)
+    return found
 
 
 def secret(config: Config) -> Array:
@@ -152,6 +185,8 @@ def _checked(config: Config) -> float:
         raise UserError("study.quantities: they are of single samples, which [privacy] hides: leave out one of the two")
     if table.per_layer and config.model.kind != "mlp":
         raise UserError('privacy.per_layer: only layers of model.kind "mlp" are clipped by themselves')
+    if table.per_layer and table.adaptive is not None:
+        raise UserError("privacy.adaptive: it is of one C for all layers: leave out privacy.per_layer")
     if is_text(data.name):
         raise UserError("privacy: a text is cut at other places in each epoch, so no block of it stays a sample")
     if config.model.dtype == "bfloat16":

@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from jaxbp.mlp import Array
-from jaxbp.network import ParamTree
+from jaxbp.mlp import Array, wide
+from jaxbp.network import ParamTree, dtype_of
 from jaxbp.run.compute.epoch import Evaluation, epoch, evaluate
 from jaxbp.run.compute.step import State, Steps, StepSpec
 from jaxbp.run.config import Config
@@ -88,5 +88,12 @@ class OneDevice:
 
 def first_state(problem: Problem, spec: StepSpec) -> State:
     """The state that a run begins with."""
-    params = problem.initial()
-    return State(params, spec.optimizer.init(params), jnp.array(True))
+    return begun(spec, problem.initial())
+
+
+def begun(spec: StepSpec, params: ParamTree) -> State:
+    """The state that a run begins with from these parameters."""
+    norm = None
+    if spec.privacy and spec.privacy.adaptive:
+        norm = jnp.asarray(spec.privacy.max_norm, wide(dtype_of(params)))
+    return State(params, spec.optimizer.init(params), jnp.array(True), norm)

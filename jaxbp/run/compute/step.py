@@ -25,7 +25,7 @@ from jaxbp.network import Net, ParamTree, by_layer, dtype_of, gradient
 from jaxbp.run import data
 from jaxbp.run.compute import recording as recordings
 from jaxbp.run.compute.optimizers import Optimizer
-from jaxbp.run.compute.privacy import Mean, Privacy
+from jaxbp.run.compute.privacy import Clip, Privacy
 from jaxbp.run.compute.recording import Batch, Recording
 from jaxbp.run.config import Config, TrainConfig
 from jaxbp.run.errors import UserError
@@ -54,12 +54,14 @@ class StepSpec:
 class State(NamedTuple):
     """What a step takes and returns. `alive` is False once a loss or gradient was not finite: then nothing changes.
 
-    best: in checkpoints alone, the parameters of the best epoch where a score is monitored.
+    max_norm: the C of the next private step, where it is adaptive;  best: in checkpoints alone, the parameters of the
+    best epoch where a score is monitored.
     """
 
     params: ParamTree
     optimizer: Any
     alive: Array
+    max_norm: Array | None = None
     best: ParamTree | None = None
 
 
@@ -69,7 +71,8 @@ class Steps(NamedTuple):
     loss: (S,), the mean over the batch;  alive: (S,), whether loss and gradient were finite so far;
     delta, gradient: (S, L), mean squares over the elements of δ⁽ˡ⁾ (and the samples) and of ∂ℒ/∂(w⁽ˡ⁾, b⁽ˡ⁾), ℒ the
     mean loss of the batch; δ⁽ˡ⁾ are the deltas that the factors of a layer hold, NaN where they hold none;
-    recorded: what `recording.record` returns, stacked, NaN in the steps that do not record; None without [study].
+    recorded: what `recording.record` returns, stacked, NaN in the steps that do not record; None without [study];
+    max_norm: (S,), C after each private step, where it is adaptive.
     """
 
     loss: Array
@@ -77,18 +80,20 @@ class Steps(NamedTuple):
     delta: Array
     gradient: Array
     recorded: Any = None
+    max_norm: Array | None = None
 
 
 class BatchGradient(NamedTuple):
     """The mean loss of the samples that count; of each layer the mean gradient and the mean square of δ⁽ˡ⁾.
 
-    factors: those of the batch where a record needs them, else None.
+    factors: those of the batch where a record needs them, else None;  within: `private.within` where C is adaptive.
     """
 
     loss: Array
     gradient: ParamTree
     delta_squares: tuple[Array, ...]
     factors: FactorTree | None = None
+    within: Array | None = None
 
 
 def spec(config: Config, net: Net, optimizer: Optimizer, privacy: Privacy | None = None) -> StepSpec:
@@ -135,34 +140,45 @@ def step(
     """
     count = jnp.sum(weights, dtype=wide(dtype_of(state.params)))  # bfloat16 counts to 256
     if spec.privacy:
-        count, (key, noise) = jnp.float32(spec.privacy.expected), jax.random.split(key)  # type: ignore[arg-type]
-    loss, grads, deltas, factors = batch_gradient(spec, state.params, *batch, weights, count, key)
-    finite = [jnp.isfinite(loss)]
+        count, (key, *noise) = jnp.float32(spec.privacy.expected), jax.random.split(key, 3)  # type: ignore[arg-type]
+    found = batch_gradient(spec, state.params, *batch, weights, count, key, state.max_norm)
+    grads, max_norm, finite = found.gradient, None, [jnp.isfinite(found.loss)]
     if spec.privacy:
-        grads, finite = spec.privacy.noisy(grads, noise), []
+        (grads, max_norm), finite = spec.privacy.released(grads, found.within, state.max_norm, noise), []
     finite += [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(grads)]
     alive = state.alive & jnp.all(jnp.stack(finite))
     params, inner = spec.optimizer.step(
         state.params, grads, state.optimizer, second_order.Batch(*batch, weights, count)
     )
-    stepped = State(params, inner, alive)
+    stepped = State(params, inner, alive, max_norm)
     kept: State = jax.tree.map(lambda new, old: jnp.where(alive, new, old), stepped, state._replace(alive=alive))
     recorded = None
-    if spec.recording and factors:
+    if spec.recording and found.factors:
         recorded = _record(
-            spec.recording, Batch(spec.net, state.params, *batch, factors, grads, weights, count), records
+            spec.recording, Batch(spec.net, state.params, *batch, found.factors, grads, weights, count), records
         )
-    return kept, Steps(loss, alive, jnp.stack(deltas), _gradient_squares(by_layer(spec.net, grads)), recorded)
+    squares = jnp.stack(found.delta_squares), _gradient_squares(by_layer(spec.net, grads))
+    return kept, Steps(found.loss, alive, *squares, recorded, kept.max_norm)
 
 
 def batch_gradient(
-    spec: StepSpec, params: ParamTree, x: Array, y: Array, weights: Array, count: Array, key: Array | None = None
+    spec: StepSpec,
+    params: ParamTree,
+    x: Array,
+    y: Array,
+    weights: Array,
+    count: Array,
+    key: Array | None = None,
+    max_norm: Array | None = None,
 ) -> BatchGradient:
-    """The mean gradient over the `count` samples of a batch whose weight is not 0, in the dtype of the parameters."""
+    """The mean gradient over the `count` samples of a batch whose weight is not 0, in the dtype of the parameters.
+
+    max_norm: C of a private step; None: that of the config.
+    """
     low = params
     if spec.mixed:
         low, x = factor.floats(lambda a: a.astype(jnp.bfloat16), (params, x))
-    part = functools.partial(_part, spec, low, count)
+    part = functools.partial(_part, spec, low, count, max_norm)
     if spec.micro_batches == 1:
         found = part(x, y, weights, key)
     else:
@@ -178,33 +194,42 @@ def batch_gradient(
         keys = None if key is None else jax.random.split(key, spec.micro_batches)
         zero, zeros = jnp.zeros((), jnp.float32), jax.tree.map(lambda p: jnp.zeros(p.shape, wide(p.dtype)), params)
         first = BatchGradient(zero.astype(wide(dtype_of(low))), zeros, (zero,) * len(by_layer(spec.net, params)))
+        if spec.privacy and spec.privacy.adaptive:
+            first = first._replace(within=first.loss)
         found, _ = jax.lax.scan(add, first, (*batches, keys))
     return found._replace(gradient=jax.tree.map(lambda g, p: g.astype(p.dtype), found.gradient, params))
 
 
 def _part(
-    spec: StepSpec, params: ParamTree, count: Array, x: Array, y: Array, weights: Array, key: Array | None
+    spec: StepSpec,
+    params: ParamTree,
+    count: Array,
+    max_norm: Array | None,
+    x: Array,
+    y: Array,
+    weights: Array,
+    key: Array | None,
 ) -> BatchGradient:
     """Of some samples of a batch, as their share of its mean."""
     schedule = len(params) if spec.schedule is None else spec.schedule
-    mean: Mean = gradient
-    shares = weights
+    clip: Clip = lambda f, count: (gradient(f, weights, count), None)  # noqa: E731
     if spec.privacy:
-        mean, shares = spec.privacy.clipping(spec.net, params, x, y, weights, schedule, key)
+        clip = spec.privacy.clipping(spec.net, params, x, y, weights, schedule, key, max_norm)
     keep = spec.recording is not None
 
-    def quantity(f: FactorTree) -> tuple[tuple[Any, Array, FactorTree | None], ...]:
+    def quantity(f: FactorTree) -> tuple[tuple[Any, Array, FactorTree | None, Array | None], ...]:
+        grads, within = clip(f, count)
         squares = [_delta_squares(layer, weights, count) for layer in factor.layers(f)]
         kept = factor.layers(f) if keep else [None] * len(squares)
-        return tuple(zip(mean(f, shares, count), squares, kept, strict=True))
+        return tuple(zip(grads, squares, kept, [within] * len(squares), strict=True))
 
     losses, layers = memory.each_layer(quantity, spec.net, params, x, y, schedule, key)
     loss = jnp.sum(jnp.where(weights == 0, 0, losses)) / count.astype(losses.dtype)
-    grads, every, kept = zip(*layers, strict=True)
+    grads, every, kept, (within, *_) = zip(*layers, strict=True)
     squares = tuple(square for square, layer in zip(every, params, strict=True) if jax.tree.leaves(layer))
     if keep and isinstance(spec.net, MLP):
         kept = Factors(*(sum(arrays, ()) for arrays in zip(*kept, strict=True)))
-    return BatchGradient(loss, grads, squares, kept if keep else None)
+    return BatchGradient(loss, grads, squares, kept if keep else None, within)
 
 
 def _delta_squares(layer: FactorTree, weights: Array, count: Array) -> Array:

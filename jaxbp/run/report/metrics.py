@@ -51,7 +51,7 @@ class EpochRow:
     """After an epoch: scores of the sets, η of its last step, the RMS of δ⁽ˡ⁾ and of the gradient by layer.
 
     epsilon: what a private run has spent. What that does not cover, of the training set, is there if it was asked for.
-    validation: stands for test where there is a validation set.
+    validation: stands for test where there is a validation set;  max_norm: an adaptive C, which its noise protects.
     """
 
     epoch: int
@@ -63,6 +63,7 @@ class EpochRow:
     gradient_rms: list[float]
     epsilon: float | None = None
     validation: Scores | None = None
+    max_norm: float | None = None
 
     def scores(self) -> dict[str, float]:
         """train_loss, train_accuracy … test_r2, or validation_r2."""
@@ -89,7 +90,8 @@ class EpochRow:
         if self.epsilon is None:
             return found
         unprotected = {name: found.pop(name) for name in list(found) if name.startswith(("train_", "delta_"))}
-        return found | {"epsilon": self.epsilon} | ({} if self.train is None else {"unprotected": unprotected})
+        found |= {"epsilon": self.epsilon} | ({} if self.max_norm is None else {"max_norm": self.max_norm})
+        return found | ({} if self.train is None else {"unprotected": unprotected})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,7 +28,7 @@ from jaxbp.run import problem as problems
 from jaxbp.run.compute import mesh as meshes
 from jaxbp.run.compute import optimizers, privacy
 from jaxbp.run.compute.epoch import Evaluation, epoch, evaluate, run_key
-from jaxbp.run.compute.program import OneDevice
+from jaxbp.run.compute.program import OneDevice, begun
 from jaxbp.run.compute.step import State, Steps
 from jaxbp.run.config import Config, to_dict
 from jaxbp.run.data import Dataset
@@ -282,8 +282,8 @@ def _program(cohort: Cohort) -> Callable[..., Any]:
 
 def _start(cohort: Cohort) -> State:
     """The states of all members before the first epoch, (M, …)."""
-    params = _initial(cohort)
-    return State(params, jax.vmap(cohort.setup.spec.optimizer.init)(params), jnp.ones(len(cohort.members), bool))
+    state: State = jax.vmap(functools.partial(begun, cohort.setup.spec))(_initial(cohort))
+    return state
 
 
 def _initial(cohort: Cohort) -> ParamTree:
