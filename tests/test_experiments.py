@@ -365,8 +365,9 @@ def test_without_mnist_the_last_line_says_what_to_do(
 # --- private ----------------------------------------------------------------------------------------------------------
 
 
-def test_private_runs_spend_their_budget_and_no_more() -> None:
-    script = recipe.read(private.Script, private.CONFIG)
+@pytest.mark.parametrize("name", ["private", "private_fashion"])
+def test_private_runs_spend_their_budget_and_no_more(name: str) -> None:
+    script = recipe.read(private.Script, private.CONFIG.with_stem(name))
     for run in script.runs:
         privacy = private.config_of(script, run, 60_000, seed=0).privacy
         assert privacy.noise_multiplier and privacy.seed is None
