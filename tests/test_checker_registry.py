@@ -1,6 +1,7 @@
 """A sample of the registries of wrong and right rules; all: python -m experiments.checker_tables wrong-rules."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import pytest
@@ -14,11 +15,11 @@ from jaxbp.checker.report import Report
 WRONG, RIGHT = wrong_rules.CASES[8::24], [*wrong_rules.CASES[14::60], *right_rules.CASES[::20]]
 
 
-def checked(build: Callable[[], wrong_rules.Subject]) -> Report:
+def checked(build: Callable[[], wrong_rules.Subject], **options: Any) -> Report:
     """Of a subject that is built, too, as its author runs JAX."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         subject = build()
-        return jaxbp.check(subject.fun, subject.args, **subject.options)
+        return jaxbp.check(subject.fun, subject.args, **subject.options, **options)
 
 
 @pytest.mark.parametrize("case", one_in(13, WRONG), ids=lambda case: case.name)
@@ -31,6 +32,14 @@ def test_a_wrong_rule_is_caught(case: wrong_rules.Case) -> None:
 def test_a_right_rule_is_not_accused(case: right_rules.Case) -> None:
     report = checked(case.right)
     assert report.verdict == "PASS", report
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["TD semi-gradient as the reference", "learned step size"])
+def test_second_derivatives_are_not_compared_where_the_reference_stops_gradients(name: str) -> None:
+    [case] = (case for case in right_rules.CASES if case.name == name)
+    report = checked(case.right, order=2, dtypes="float32")
+    assert report.verdict == "PASS" and any("stops gradients" in note for note in report.not_covered), report
 
 
 def test_the_registries() -> None:
