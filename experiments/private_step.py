@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         report.table("a private step", columns, rows)
         peers = {}
         if study.options.peer:
-            commands = persample.commands(dict(peer.split("=", 1) for peer in study.options.peer))
+            commands = persample.commands(study.options.peer)
             (name, (sizes, batch, _)), *_ = RUNS.items()
             peers = persample.measure_peers(persample.make_case(sizes, batch), commands, 7, 3)
             persample.show_peers(name, peers)

@@ -2,16 +2,29 @@
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import pytest
 from matplotlib import image
 
-from experiments.bench import command, environments, epoch, growth, machine, matmul, networks, persample, value_and_grad
+from experiments.bench import (
+    command,
+    environments,
+    epoch,
+    growth,
+    machine,
+    matmul,
+    networks,
+    peers,
+    persample,
+    value_and_grad,
+)
 from experiments.bench.rows import Row, Settings, Target
+from experiments.peers import protocol
 from jaxbp.run.errors import UserError
 
 pytestmark = pytest.mark.slow
@@ -106,6 +119,37 @@ def test_per_sample_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [str(row.target) for row in rows] == ["≤ 1.1", "≥ 50", "≥ 100"]
     assert all(row.case == "clipped_mean, 4-8-3 / 5" and row.value > 0 for row in rows)
     assert all(row.spread is None or row.spread[0] <= row.value <= row.spread[1] for row in rows)
+
+
+def test_another_library_is_compared(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """What was drawn is not compared. A library whose numbers are twice too large measures something else."""
+
+    def quantities(factor: int) -> Callable[[protocol.Case], dict[str, protocol.Quantity]]:
+        made = {protocol.BATCH: 1, "sum": factor, "sum (fast)": factor}
+        compared = lambda k: protocol.Quantity(lambda: None, lambda _: [k * case.x, k * case.layers[0][0]])  # noqa: E731
+        return lambda case: (
+            {name: compared(k) for name, k in made.items()} | {"sum (drawn)": compared(1)._replace(value=lambda _: [])}
+        )
+
+    def run(command: list[str]) -> Any:
+        monkeypatch.setattr(sys, "argv", command)
+        protocol.main("a version", quantities(int(command[0])), lambda call: 7)
+        return json.loads(capsys.readouterr().out)
+
+    monkeypatch.setattr(peers, "run", run)
+    case = protocol.Case([(np.ones((3, 4)), np.ones(3))], np.ones((5, 4)), np.ones(5), hidden="tanh")
+    right = {"jaxbp": ["1"], "right": ["1"]}
+    found = peers.measure(case, right, quantities(1)(case), rounds=2, alternations=2)["right"]
+    assert found["versions"] == "a version" and found["bytes"] == dict.fromkeys(found["ratio"], 7)
+    assert found["relative_error"] == {protocol.BATCH: 0, "sum": 0, "sum (fast)": 0, "sum (drawn)": None}
+    with pytest.raises(AssertionError, match=r"^wrong sum: relative error"):
+        peers.measure(case, {"jaxbp": ["1"], "wrong": ["2"]}, quantities(1)(case), rounds=2, alternations=1)
+
+
+@pytest.mark.parametrize("given", ["lapack=python", "backpack"])
+def test_a_library_without_a_script_is_one_line(given: str) -> None:
+    with pytest.raises(UserError, match=f"^--peer: got {given}, it should be NAME=PYTHON, NAME one of backpack, "):
+        persample.commands([given])
 
 
 def test_epochs_in_processes_and_a_peer_that_does_not_work(monkeypatch: pytest.MonkeyPatch) -> None:

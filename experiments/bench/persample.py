@@ -5,8 +5,7 @@ They are called in turn, in rounds that each begin with another one, and a ratio
 ratio within a round. The fast programs are timed in rounds of their own; vmap(jax.grad), which writes N × parameters
 numbers, in rounds of two with jaxbp's program of the same quantity. Scratch is XLA's temporary bytes.
 
-A peer runs in a process and an environment of its own, on the same arrays; the processes alternate with jaxbp's. What
-it computes is compared with jaxbp's numbers, after its scaling (stated in its script) is undone.
+A peer runs in a process and an environment of its own, on the same arrays; see `experiments.bench.peers`.
 
 GraNd is ‖gₙ‖ of all 60,000 training samples of MNIST, which must have been imported or downloaded.
 
@@ -17,15 +16,12 @@ jax_privacy, optax: PYTHON has experiments/peers/NAME.txt installed.
 """
 
 import argparse
-import json
+import functools
 import math
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -35,8 +31,10 @@ from matplotlib.figure import Figure
 
 import jaxbp
 from experiments import report
+from experiments.bench import peers as libraries
 from experiments.bench import timing
 from experiments.bench.networks import autodiff_loss
+from experiments.bench.peers import check, relative_error
 from experiments.bench.rows import Row, Settings, Target
 from experiments.bench.timing import interleaved
 from experiments.peers import protocol
@@ -55,12 +53,8 @@ LESS_SCRATCH = 100  # of the clipped mean, beside vmap(jax.grad)
 TARGETS = {"squared_norms": (0.7, 7), "clipped_mean": (1.1, 50), "gram": (1.4, 50), "second_moment": (2.0, 50)}
 GRAND_NETWORK, GRAND_CHUNK = (784, 256, 256, 10), 1000
 TOLERANCE = 1e-4  # float32 in another order of summation; Opacus's 1e-6 beside a norm is below it
-# PyTorch's float32 norm of a gradient of 2560 × 5120 entries is 9e-4 off the float64 norm of the same entries (4e-5 at
-# 1024 × 784): a peer that clips by it, Opacus's fast gradient clipping, carries that rounding.
-PEER_TOLERANCE = 1e-3
-ROOT = Path(__file__).parents[2]
-PEERS = ROOT / "experiments" / "peers"
 BATCH = protocol.BATCH
+COMPARED = {BATCH, "squared_norms", "clipped_mean", "second_moment", "variance", "gradients"}  # with other libraries
 
 Program = Callable[..., Any]
 
@@ -93,10 +87,13 @@ def sizes_of(case: protocol.Case) -> tuple[int, ...]:
 
 def hand_written(case: protocol.Case) -> dict[str, Program]:
     """Each quantity from the factors."""
-    net = jaxbp.MLP(sizes_of(case))
+    return quantities_of(jaxbp.MLP(sizes_of(case)), case.max_norm)
+
+
+def quantities_of(net: jaxbp.MLP | jaxbp.Network, max_norm: float) -> dict[str, Program]:
     of: dict[str, Callable[[Factors, Params], Any]] = {
         "squared_norms": lambda f, v: persample.squared_norms(f),
-        "clipped_mean": lambda f, v: persample.clipped_mean(f, case.max_norm),
+        "clipped_mean": lambda f, v: persample.clipped_mean(f, max_norm),
         "gram": lambda f, v: persample.gram(f),
         "second_moment": lambda f, v: persample.second_moment(f),
         "variance": lambda f, v: persample.variance(f),
@@ -108,7 +105,7 @@ def hand_written(case: protocol.Case) -> dict[str, Program]:
     return batch | {name: from_factors(net, quantity) for name, quantity in of.items()}
 
 
-def from_factors(net: jaxbp.MLP, quantity: Callable[[Factors, Params], Any]) -> Program:
+def from_factors(net: jaxbp.MLP | jaxbp.Network, quantity: Callable[[Factors, Params], Any]) -> Program:
     return lambda params, x, y, v: quantity(jaxbp.factors(net, params, x, y)[1], v)
 
 
@@ -166,24 +163,11 @@ def values(name: str, result: Any) -> list[Any]:
     return [a[:4] if name == "gradients" else a for a in jax.tree.leaves(result)]
 
 
-def relative_error(found: Iterable[Any], expected: Iterable[Any]) -> float:
-    """‖found − expected‖ / ‖expected‖ over all arrays."""
-    pairs = [(np.asarray(a, float), np.asarray(b, float)) for a, b in zip(found, expected, strict=True)]
-    return math.sqrt(sum(np.sum((a - b) ** 2) for a, b in pairs) / sum(np.sum(b**2) for _, b in pairs))
-
-
 def cancelled(expected: Iterable[Any], norms: Any, direction: Params) -> float:
     """‖(⟨gₙ, v⟩)ₙ‖ / (‖(‖gₙ‖)ₙ‖ ‖v‖): the error of a product is relative to the sizes of its factors."""
     products = math.sqrt(sum(np.sum(np.asarray(a, float) ** 2) for a in expected))
     length = math.sqrt(sum(np.sum(np.asarray(v, float) ** 2) for v in jax.tree.leaves(direction)))
     return products / (math.sqrt(float(np.sum(np.asarray(norms, float)))) * length)
-
-
-def check(what: str, error: float, allowed: float) -> float:
-    """The error, which must be that of rounding."""
-    if not error <= allowed:
-        raise AssertionError(f"{what}: relative error {error:.1e}, allowed {allowed:.0e}: not the same quantity")
-    return error
 
 
 def measure(
@@ -224,50 +208,23 @@ def measure(
 def measure_peers(
     case: protocol.Case, peers: dict[str, list[str]], rounds: int, alternations: int
 ) -> dict[str, dict[str, Any]]:
-    """Each library's quantities divided by its own batch gradient; jaxbp is one of them, the first."""
-    arguments = arguments_of(case)
-    net = jaxbp.MLP(sizes_of(case))
-    expected = {name: jax.jit(program) for name, program in hand_written(case).items()}
-    found: dict[str, dict[str, Any]] = {name: {"seconds": {}, "relative_error": {}} for name in peers}
-    with tempfile.TemporaryDirectory() as folder:
-        arrays, computed = Path(folder) / "arrays.npz", Path(folder) / "values.npz"
-        protocol.write(arrays, case)
-        for name in [*peers] * alternations:
-            told = run([*peers[name], str(arrays), str(rounds), str(computed)])
-            found[name]["versions"] = told["versions"]
-            for quantity, seconds in told["seconds"].items():
-                found[name]["seconds"].setdefault(quantity, []).extend(seconds)
-                key = quantity.split(" ")[0]
-                with np.load(computed) as archive:
-                    got = [archive[file] for file in archive.files if file.rpartition(".")[0] == quantity]
-                error = relative_error(got, values(key, expected[key](*arguments)))
-                what = f"{name} {quantity}, {net.sizes}"
-                found[name]["relative_error"][quantity] = check(what, error, PEER_TOLERANCE)
-    ours = dict(found["jaxbp"]["seconds"])
-    for peer in found.values():
-        peer["ratio"] = {name: timing.ratio(s, peer["seconds"][BATCH]).value for name, s in peer["seconds"].items()}
-        peer["faster"] = {name: timing.ratio(s, ours[name.split(" ")[0]]) for name, s in peer["seconds"].items()}
-        peer["seconds"] = {name: statistics.median(s) for name, s in peer["seconds"].items()}
-    return found
-
-
-def run(command: list[str]) -> dict[str, Any]:
-    """What a process prints as JSON."""
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
-    told: dict[str, Any] = json.loads(done.stdout)
-    return told
+    """Each library's quantities, see `experiments.bench.peers`."""
+    return libraries.measure(case, peers, as_peer(case), rounds, alternations)
 
 
 def as_peer(case: protocol.Case) -> dict[str, protocol.Quantity]:
     """jaxbp measured as the peers are."""
     arguments = arguments_of(case)
+    programs = {name: program for name, program in hand_written(case).items() if name in COMPARED}
+    return {
+        name: libraries.quantity(program, arguments, functools.partial(values, name))
+        for name, program in compiled(programs, arguments).items()
+    }
 
-    def quantity(name: str, program: Any) -> protocol.Quantity:
-        return protocol.Quantity(lambda: jax.block_until_ready(program(*arguments)), lambda out: values(name, out))
 
-    kept = {BATCH, "squared_norms", "clipped_mean", "second_moment", "variance", "gradients"}
-    programs = {name: program for name, program in hand_written(case).items() if name in kept}
-    return {name: quantity(name, program) for name, program in compiled(programs, arguments).items()}
+def commands(given: Sequence[str]) -> dict[str, list[str]]:
+    """Library ↦ the command that measures its per-sample quantities, from NAME=PYTHON."""
+    return libraries.commands(given, "experiments.bench.persample", "persample")
 
 
 def measure_grand() -> dict[str, float] | None:
@@ -299,7 +256,11 @@ def rows(settings: Settings) -> list[Row]:
     for name, shape in list(NETWORKS.items())[: 1 if settings.quick else None]:
         case = make_case(*shape)
         made += _own_rows(name, measure(case, fast, slow, TARGETS))
-        peers = {peer: python for peer, python in settings.peers.items() if (PEERS / f"{peer}_persample.py").exists()}
+        peers = [
+            f"{peer}={python}"
+            for peer, python in settings.peers.items()
+            if (libraries.SCRIPTS / f"{peer}_persample.py").exists()
+        ]
         if peers:
             made += _peer_rows(name, measure_peers(case, commands(peers), 3 if settings.quick else 6, 2))
     return sorted(made, key=lambda row: "faster than " in row.what and "vmap" not in row.what)
@@ -325,7 +286,7 @@ def _peer_rows(network: str, found: dict[str, dict[str, Any]]) -> list[Row]:
             f"× faster than {peer['versions']}",
             f"{quantity}, {network}",
             faster.value,
-            ours[quantity.split(" ")[0]],
+            ours[libraries.plain(quantity)],
             "s",
             None,
             faster.spread,
@@ -334,12 +295,6 @@ def _peer_rows(network: str, found: dict[str, dict[str, Any]]) -> list[Row]:
         if name != "jaxbp"
         for quantity, faster in peer["faster"].items()
     ]
-
-
-def commands(pythons: Mapping[str, str]) -> dict[str, list[str]]:
-    """Library ↦ the command that measures it; jaxbp is the first."""
-    ours = {"jaxbp": [sys.executable, "-m", "experiments.bench.persample", "as-peer"]}
-    return ours | {name: [python, str(PEERS / f"{name}_persample.py")] for name, python in pythons.items()}
 
 
 # What is shown --------------------------------------------------------------------------------------------------------
@@ -396,7 +351,7 @@ def show_peers(name: str, peers: dict[str, dict[str, Any]]) -> None:
         )
         for quantity, peer, seconds in sorted(
             ((quantity, peer, s) for peer in peers.values() for quantity, s in peer["seconds"].items()),
-            key=lambda row: [BATCH, *QUANTITIES].index(row[0].split(" ")[0]),
+            key=lambda row: [BATCH, *QUANTITIES].index(libraries.plain(row[0])),
         )
     ]
     report.table(name, ("quantity", "library", "ms", "÷ own batch gradient", "relative error"), rows)
@@ -427,7 +382,7 @@ def bars_of(network: dict[str, Any], quantity: str) -> dict[str, float]:
     bars = {"jaxbp": ours["ratio"], "vmap(jax.grad)": ours["vmap_ratio"]}
     for name, peer in network["peers"].items():
         for key, value in peer["ratio"].items():
-            if key.split(" ")[0] == quantity and name != "jaxbp":
+            if libraries.plain(key) == quantity and name != "jaxbp":
                 bars[name + key.removeprefix(quantity)] = value
     return {name: bars[name] for name in COLORS if name in bars}
 
@@ -473,7 +428,7 @@ def options() -> argparse.Namespace:
     parser = report.parser(__doc__ or "")
     parser.add_argument("--rounds", type=int, default=41, help="rounds of the fast programs")
     parser.add_argument("--slow-rounds", type=int, default=11, help="rounds with vmap(jax.grad)")
-    parser.add_argument("--peer", action="append", default=[], metavar="NAME=PYTHON")
+    libraries.add_option(parser)
     parser.add_argument("--peer-rounds", type=int, default=7, help="rounds of a peer's process")
     parser.add_argument("--alternations", type=int, default=3, help="processes of each peer")
     parser.add_argument("--only", default="", help="networks whose name contains this")
@@ -483,10 +438,10 @@ def options() -> argparse.Namespace:
 def main() -> None:
     """Measures, prints the tables and writes bench_persample.json and .png."""
     if sys.argv[1:2] == ["as-peer"]:
-        protocol.main(f"jaxbp, jax {jax.__version__}", as_peer)
+        libraries.as_peer(as_peer)
         return
     chosen = options()
-    peers = commands(dict(peer.split("=", 1) for peer in chosen.peer))
+    peers = commands(chosen.peer)
     grand = measure_grand()
     if grand:
         print(f"GraNd of {grand['samples']:,} samples: {grand['first']:.2f} s, compiled {grand['compiled']:.2f} s")

@@ -14,7 +14,7 @@ import torch
 from backpack import backpack, extend, extensions
 from protocol import BATCH, Case, Quantity
 from torch import nn
-from torch_network import batch_gradient, network
+from torch_network import batch_gradient, network, peak
 
 warnings.filterwarnings("ignore", message="Full backward hook is firing")
 
@@ -50,4 +50,4 @@ def quantities(case: Case) -> dict[str, Quantity]:
 
 if __name__ == "__main__":
     version = importlib.metadata.version("backpack-for-pytorch")
-    protocol.main(f"BackPACK {version}, PyTorch {torch.__version__}", quantities)
+    protocol.main(f"BackPACK {version}, PyTorch {torch.__version__}", quantities, peak)

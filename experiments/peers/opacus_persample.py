@@ -15,7 +15,7 @@ from opacus.optimizers import DPOptimizerFastGradientClipping
 from opacus.utils.fast_gradient_clipping_utils import DPLossFastGradientClipping
 from protocol import BATCH, Case, Quantity
 from torch import nn
-from torch_network import batch_gradient, network
+from torch_network import batch_gradient, network, peak
 
 warnings.filterwarnings("ignore", message="Full backward hook is firing")
 
@@ -62,4 +62,4 @@ def quantities(case: Case) -> dict[str, Quantity]:
 
 
 if __name__ == "__main__":
-    protocol.main(f"Opacus {importlib.metadata.version('opacus')}, PyTorch {torch.__version__}", quantities)
+    protocol.main(f"Opacus {importlib.metadata.version('opacus')}, PyTorch {torch.__version__}", quantities, peak)
