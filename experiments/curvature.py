@@ -4,16 +4,21 @@ Time: each quantity ÷ jaxbp.value_and_grad of the same batch, for 784-256-256-1
 beside a lower bound: the matrix products that it cannot do without, counted in those of the gradient. Beside the
 Hessian stand jax.jvp of jax.grad and, for repeated products, jax.linearize of jax.grad, which keeps its tape as well.
 Programs are compiled and called in turn in one process; a ratio is the median over rounds of the ratio in a round.
+What is kept is an argument of its program, ours and autodiff's. Scratch is XLA's temporary bytes.
+
+Other libraries: the same networks with tanh, so that σ″ is not 0; see `experiments.bench.peers`.
 
 Width: the tangent kernel of a relu network with one hidden layer and inputs at 60°, beside its limit for infinite
 width, 0.942331 (the arc-cosine kernels of Cho and Saul 2009, Jacot et al. 2018): mean and spread over 40 seeds.
 
-Command: python -m experiments.curvature [--rounds 15] [--out FOLDER]
+Command: python -m experiments.curvature [--rounds 15] [--out FOLDER]; with --peer NAME=PYTHON … it measures other
+libraries instead, NAME one of curvlinops, backpack, kfac_jax, somax
 """
 
 import functools
 import itertools
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,7 +29,8 @@ from matplotlib.figure import Figure
 
 import jaxbp
 from experiments import report
-from experiments.bench import timing
+from experiments.bench import peers, timing
+from experiments.peers.protocol import BATCH, Case, Quantity, direction
 from jaxbp import MLP, Affine, curvature, kronecker
 from jaxbp.tangent_kernel import ntk
 
@@ -54,20 +60,32 @@ def bounds(sizes: tuple[int, ...]) -> dict[str, float]:
     return {name: products / (3 - u) for name, products in cost.items()}
 
 
-def programs(net: MLP, params: Any, x: jax.Array, y: jax.Array, v: Any) -> dict[str, timing.Program]:
-    """(params, x, y, v) ↦ each quantity, compiled."""
+def programs(net: MLP, params: Any, x: jax.Array, y: jax.Array, v: Any) -> dict[str, "functools.partial[Any]"]:
+    """Each quantity as a compiled program, `func`, with its arguments."""
 
     def loss(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
         outputs = jax.vmap(lambda x: jaxbp.forward(net, params, x).x[-1])(x)
         return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(outputs), y[:, None], 1))
 
+    hvp = lambda params, x, y, v: jax.jvp(lambda p: jax.grad(loss)(p, x, y), (params,), (v,))[1]  # noqa: E731
+    found = {name: compiled(program, params, x, y, v) for name, program in (quantities(net) | {JVP: hvp}).items()}
+    for kind, letter in (("hessian", "H"), ("ggn", "G")):
+        operator = jax.jit(functools.partial(curvature.linearized, net, kind=kind))(params, x, y)
+        found[f"{letter}v, kept"] = compiled(lambda operator, v: operator(v), operator, v)
+        found[f"all vᵀ{letter}ₙv, kept"] = compiled(lambda operator, v: operator.quadratic(v), operator, v)
+    linear = jax.jit(lambda params, x, y: jax.linearize(lambda p: jax.grad(loss)(p, x, y), params)[1])(params, x, y)
+    return found | {LINEARIZE: compiled(lambda linear, v: linear(v), linear, v)}
+
+
+def quantities(net: MLP) -> dict[str, timing.Program]:
+    """(params, x, y, v) ↦ each quantity."""
+
     def with_net(function: Any, *more: Any, direction: bool = True) -> timing.Program:
         return lambda params, x, y, v: function(net, params, x, y, *([v] if direction else []), *more)
 
-    made = {
+    return {
         GRADIENT: lambda params, x, y, v: jaxbp.value_and_grad(net, params, x, y),
         "Hv": with_net(curvature.hvp),
-        JVP: lambda params, x, y, v: jax.jvp(lambda p: jax.grad(loss)(p, x, y), (params,), (v,))[1],
         "Gv": with_net(curvature.ggn_vp),
         "empirical Fv": with_net(curvature.fisher_vp),
         "diag G": with_net(curvature.diag_ggn, direction=False),
@@ -77,35 +95,90 @@ def programs(net: MLP, params: Any, x: jax.Array, y: jax.Array, v: Any) -> dict[
         "K-FAC exact": with_net(kronecker.kfac, direction=False),
         "trace kernel": lambda params, x, y, v: ntk(net, params, x, kind="trace"),
     }
-    found = {name: jax.jit(program).lower(params, x, y, v).compile() for name, program in made.items()}
-    for kind, letter in (("hessian", "H"), ("ggn", "G")):
-        operator = jax.jit(functools.partial(curvature.linearized, net, kind=kind))(params, x, y)
-        found[f"{letter}v, kept"] = kept(lambda operator, v: operator(v), operator, v)
-        found[f"all vᵀ{letter}ₙv, kept"] = kept(lambda operator, v: operator.quadratic(v), operator, v)
-    linear = jax.jit(jax.linearize(lambda p: jax.grad(loss)(p, x, y), params)[1])
-    return found | {LINEARIZE: lambda params, x, y, v: linear(v)}
 
 
-def kept(product: Any, operator: curvature.Linearized, v: Any) -> timing.Program:
-    compiled = jax.jit(product).lower(operator, v).compile()
-    return lambda params, x, y, v: compiled(operator, v)
+def compiled(program: timing.Program, *arguments: Any) -> "functools.partial[Any]":
+    return functools.partial(jax.jit(program).lower(*arguments).compile(), *arguments)
+
+
+def batch(sizes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+    """Random inputs and labels."""
+    x = jax.random.uniform(jax.random.key(2), (SAMPLES, sizes[0]))
+    return x, jax.random.randint(jax.random.key(3), (SAMPLES,), 0, sizes[-1])
 
 
 def measure(sizes: tuple[int, ...], rounds: int) -> dict[str, Any]:
-    """Ratios and bounds of one network, and how far Hv is from autodiff's."""
+    """Ratios, bounds and bytes of one network, and how far Hv is from autodiff's."""
     net = MLP(sizes)
     params, v = (jaxbp.init(net, jax.random.key(seed)) for seed in (0, 1))
-    x = jax.random.uniform(jax.random.key(2), (SAMPLES, sizes[0]))
-    y = jax.random.randint(jax.random.key(3), (SAMPLES,), 0, sizes[-1])
-    made, arguments, bound = programs(net, params, x, y, v), (params, x, y, v), bounds(sizes)
-    seconds = dict(zip(made, timing.interleaved(list(made.values()), arguments, rounds), strict=True))
-    pairs = zip(*(jax.tree.leaves(made[name](*arguments)) for name in ("Hv", JVP)), strict=True)
+    made, bound = programs(net, params, *batch(sizes), v), bounds(sizes)
+    seconds = dict(zip(made, timing.interleaved(list(made.values()), (), rounds), strict=True))
+    pairs = zip(*(jax.tree.leaves(made[name]()) for name in ("Hv", JVP)), strict=True)
     return {
         "apart": max(float(jnp.max(jnp.abs(a - b)) / jnp.max(jnp.abs(b))) for a, b in pairs),
         "programs": {
-            name: timing.ratio(seconds[name], seconds[GRADIENT])._asdict() | {"bound": bound.get(name)} for name in made
+            name: timing.ratio(seconds[name], seconds[GRADIENT])._asdict()
+            | {"bound": bound.get(name), "scratch": int(program.func.memory_analysis().temp_size_in_bytes)}
+            for name, program in made.items()
         },
     }
+
+
+# Other libraries ----------------------------------------------------------------------------------------------------
+
+
+def make_case(sizes: tuple[int, ...]) -> Case:
+    params, (x, y) = jaxbp.init(MLP(sizes), jax.random.key(0)), batch(sizes)
+    return Case([(np.asarray(w), np.asarray(b)) for w, b in params], np.asarray(x), np.asarray(y), hidden="tanh")
+
+
+def as_peer(case: Case) -> dict[str, Quantity]:
+    """jaxbp measured as the peers are; K-FAC's factors without the 1 of the bias."""
+    sizes = (case.x.shape[1], *(len(b) for _, b in case.layers))
+    params, v = (tuple(Affine(*map(jnp.asarray, layer)) for layer in each) for each in (case.layers, direction(case)))
+    arguments = params, jnp.asarray(case.x), jnp.asarray(case.y), v
+
+    def value(name: str, result: Any) -> list[Any]:
+        if name == BATCH:
+            return jax.tree.leaves(result[1])
+        return [f for a, b in result for f in (a[:-1, :-1], b)] if "K-FAC" in name else jax.tree.leaves(result)
+
+    programs = quantities(MLP(sizes, hidden=case.hidden))
+    programs = {BATCH: programs.pop(GRADIENT)} | {name: programs[name] for name in programs if name != "trace kernel"}
+    return {
+        name: peers.quantity(compiled(program, *arguments).func, arguments, functools.partial(value, name))
+        for name, program in programs.items()
+    }
+
+
+def show_peers(network: str, found: dict[str, dict[str, Any]]) -> None:
+    rows = [
+        (name, *(_cell(library, name) for library in found.values()))
+        for name in found["jaxbp"]["seconds"]
+        if name != BATCH
+    ]
+    report.table(f"{network}, tanh", ("quantity", *found), rows)
+
+
+def compare(study: report.Study) -> None:
+    """Measures the other libraries alone, writes curvature_peers.json."""
+    commands = peers.commands(study.options.peer, "experiments.curvature", "curvature")
+    found = {}
+    for sizes in SIZES:
+        network, case = "-".join(map(str, sizes)), make_case(sizes)
+        found[network] = peers.measure(case, commands, as_peer(case), rounds=15, alternations=1)
+        show_peers(network, found[network])
+    study._replace(name="curvature_peers").save({"networks": found})
+
+
+def _cell(library: dict[str, Any], quantity: str) -> str:
+    if quantity not in library["ratio"]:
+        return ""
+    error = library["relative_error"][quantity]
+    return f"{library['ratio'][quantity]:.2f}" + (f" ({error:.0e})" if error else "")
+
+
+# A wide network -----------------------------------------------------------------------------------------------------
 
 
 def limit(cosine: float = 0.5) -> float:
@@ -142,10 +215,13 @@ def picture(rows: dict[int, dict[str, float]]) -> Figure:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measures, prints two tables, writes curvature.json and curvature.png."""
+    """Measures, prints the tables, writes curvature.json and curvature.png."""
     parser = report.parser(__doc__)
     parser.add_argument("--rounds", type=int, default=15, help="of all programs in turn")
+    peers.add_option(parser)
     with report.study("curvature", parser, arguments) as study:
+        if study.options.peer:
+            return compare(study)
         networks = {"-".join(map(str, sizes)): measure(sizes, study.options.rounds) for sizes in SIZES}
         rows = [
             (
@@ -153,11 +229,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 f"{f['value']:.2f}",
                 "–".join(f"{q:.2f}" for q in f["spread"]),
                 f"{f['bound']:.2f}" if f["bound"] else "",
+                f"{f['scratch'] / result['programs'][GRADIENT]['scratch']:.2f}",
             )
             for network, result in networks.items()
             for name, f in result["programs"].items()
         ]
-        report.table("time ÷ gradient", ("network: quantity", "ratio", "quartiles", "bound"), rows)
+        report.table("time ÷ gradient", ("network: quantity", "ratio", "quartiles", "bound", "scratch ÷"), rows)
         kernels = {width: kernel(width, SEEDS) for width in WIDTHS}
         widths = {width: {"mean": float(k.mean()), "spread": float(k.std(ddof=1))} for width, k in kernels.items()}
         columns = [(width, f"{row['mean']:.3f}", f"{row['spread']:.3f}") for width, row in widths.items()]
@@ -166,4 +243,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["as-peer"]:
+        peers.as_peer(as_peer)
+    else:
+        main()
