@@ -6,18 +6,27 @@ per-sample norms, the clipped mean, and the norms by vmap(jax.grad), which is le
 and backward pass are in each.
 A ratio is the median over the rounds of the ratio within a round. Scratch is XLA's temporary bytes, FLOP are its count.
 
-Command: python -m experiments.layers [--rounds 15] [--only NAME] [--out FOLDER]
+Other libraries, on LeNet-5: see `experiments.bench.peers`. Bytes are there those that a call allocates at once.
+
+Command: python -m experiments.layers [--rounds 15] [--only NAME] [--out FOLDER]; with --peer NAME=PYTHON … it measures
+other libraries instead, NAME one of opacus, backpack
 """
 
+import functools
+import math
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import jaxbp
 from experiments import report
-from experiments.bench import timing
+from experiments.bench import peers, timing
+from experiments.bench import persample as bench_persample
+from experiments.peers.protocol import Case, Quantity
 from jaxbp import Network, losses, memory, models, persample
 from jaxbp.layers import (
     Chain,
@@ -125,12 +134,74 @@ def measure(net: Network, samples: int, rounds: int) -> dict[str, Any]:
     return {"parameters": count, "apart": apart, "programs": found}
 
 
+# Other libraries, on LeNet-5 -----------------------------------------------------------------------------------------
+
+LENET, FLATTENED = "LeNet-5 / 128", (5, 5, 16)  # height, width, channels before the dense layers
+
+
+def channels_first(leaves: Sequence[Any]) -> list[np.ndarray]:
+    """w, b, … as PyTorch has them: it flattens channels before height and width."""
+    size = math.prod(FLATTENED)
+    return [
+        np.moveaxis(np.reshape(a, (*a.shape[:-1], *FLATTENED)), -1, -3).reshape(a.shape)
+        if a.ndim and a.shape[-1] == size
+        else np.asarray(a)
+        for a in leaves
+    ]
+
+
+def make_case() -> Case:
+    """LeNet-5 as it is measured above; C is the median norm."""
+    made, samples = NETWORKS[LENET]
+    net = made()
+    params, x, y = batch_of(net, samples)
+    norms = jax.jit(lambda params, x, y: persample.grand(jaxbp.factors(net, params, x, y)[1]))(params, x, y)
+    arrays = channels_first(jax.tree.leaves(params))
+    layers = list(zip(arrays[::2], arrays[1::2], strict=True))
+    return Case(layers, np.moveaxis(x, -1, 1), np.asarray(y), float(jnp.median(norms)), "tanh")
+
+
+def as_peer(case: Case) -> dict[str, Quantity]:
+    """jaxbp measured as the peers are; the parameters and the batch are those that `make_case` has written."""
+    made, samples = NETWORKS[LENET]
+    net = made()
+    arguments = batch_of(net, samples)
+    arguments = *arguments, arguments[0]
+    programs = bench_persample.quantities_of(net, case.max_norm)
+    compiled = bench_persample.compiled({n: programs[n] for n in programs if n in bench_persample.COMPARED}, arguments)
+    value = lambda name, result: channels_first(bench_persample.values(name, result))  # noqa: E731
+    return {name: peers.quantity(p, arguments, functools.partial(value, name)) for name, p in compiled.items()}
+
+
+def compare(study: report.Study) -> None:
+    """Measures the other libraries alone, writes layers_peers.json."""
+    commands, case = peers.commands(study.options.peer, "experiments.layers", "persample"), make_case()
+    found = peers.measure(case, commands, as_peer(case), rounds=15, alternations=1)
+    show_peers(found)
+    study._replace(name="layers_peers").save({LENET: found})
+
+
+def show_peers(found: dict[str, dict[str, Any]]) -> None:
+    rows = [
+        (
+            *(name, library["versions"], f"{1e3 * library['seconds'][name]:.1f}", f"{ratio:.2f}"),
+            *(f"{library['bytes'][name] / 1e6:.1f}", f"{library['relative_error'][name]:.0e}"),
+        )
+        for library in found.values()
+        for name, ratio in library["ratio"].items()
+    ]
+    report.table(LENET, ("quantity", "library", "ms", "÷ own gradient", "MB", "relative difference"), sorted(rows))
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measures, prints the table, writes layers.json."""
     parser = report.parser(__doc__)
     parser.add_argument("--rounds", type=int, default=15, help="of all programs in turn")
     parser.add_argument("--only", choices=NETWORKS, help="one of the networks")
+    peers.add_option(parser)
     with report.study("layers", parser, arguments) as study:
+        if study.options.peer:
+            return compare(study)
         chosen = {study.options.only: NETWORKS[study.options.only]} if study.options.only else NETWORKS
         results = {name: measure(made(), batch, study.options.rounds) for name, (made, batch) in chosen.items()}
         rows = [
@@ -148,4 +219,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["as-peer"]:
+        peers.as_peer(as_peer)
+    else:
+        main()
