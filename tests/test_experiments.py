@@ -13,8 +13,10 @@ from matplotlib import image
 
 from experiments import (
     autoencoder,
+    closed_forms,
     edge_of_stability,
     gpt_noise_scale,
+    layers,
     lds,
     mislabelled,
     noise_scale,
@@ -290,6 +292,27 @@ def test_the_linear_datamodeling_score(tmp_path: Path, monkeypatch: pytest.Monke
     lds.main(["--halves", "12", "--out", str(tmp_path)])
     found = json.loads((tmp_path / "lds.json").read_text())["lds"]
     assert len(found) == 6 and all(-1 <= value <= 1 for value in found.values()) and max(found.values()) > 0.3
+
+
+def test_closed_forms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of theory to rounding; the kernel's eigenvalues and loss of every step."""
+    monkeypatch.setattr(closed_forms, "LARGEST", 3)
+    x, y = jax.random.normal(jax.random.key(0), (7, 4), jnp.float64), jnp.arange(7) % 3
+    regression = closed_forms.softmax_regression(x, y, 3)
+    assert regression["difference"] < 1e-12 and regression["rank"] == 2 * 5 and regression["parameters"] == 15
+    assert closed_forms.rank((3, 2, 2), samples=3) == {"rank": 3, "bound": 3, "parameters": 14}
+    assert max(closed_forms.deep_linear((3, 2, 2), samples=4).values()) < 1e-14
+    kernel = closed_forms.kernel_over_training((4, 5, 3), x, y, (0, 3))
+    assert [len(values) for values in kernel["eigenvalues"]] == [7, 7] and kernel["loss"][1] < kernel["loss"][0]
+
+
+def test_flattened_images_with_channels_first() -> None:
+    """PyTorch's dense layer gives the same of channels, height, width."""
+    size = layers.FLATTENED
+    x, w = (np.random.default_rng(0).normal(size=shape) for shape in (size, (3, np.prod(size))))
+    moved, b = layers.channels_first([w, np.zeros(3)])
+    np.testing.assert_allclose(moved @ np.moveaxis(x, -1, 0).ravel(), w @ x.ravel(), rtol=1e-12)
+    assert b.shape == (3,)
 
 
 def test_an_autoencoder_is_tuned_and_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
