@@ -210,6 +210,19 @@ def test_groups_of_seeds_and_the_paired_test(capsys: pytest.CaptureFixture[str])
     assert lines[-1] == f"{expected}, paired t-test: adam is better"
 
 
+def test_folds_are_grouped_as_seeds_are(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("sgd", "adam"):
+        for fold, accuracy in (("1/2", 0.8), ("2/2", 0.9)):
+            options = ("--data.validation", fold, "--optimizer.name", name)
+            made(f"runs/{name}-{fold[0]}", *options, accuracies=(accuracy,))
+    lines = shown(capsys, "compare", "runs")
+    groups = [line.split() for line in lines if line.startswith(("adam  ", "sgd  "))]
+    assert [[row[0], row[1], *row[-5:]] for row in groups] == [
+        [n, "2", "85.00", "%", "±", "7.07", "%"] for n in ("adam", "sgd")
+    ]
+    assert "in each of 2 pairs of runs that agree in all else" in lines[-1]
+
+
 @pytest.mark.parametrize(
     ("first", "second", "said"),
     [

@@ -74,6 +74,7 @@ def written(tmp_path: Path, text: str | bytes) -> Path:
         ("[train]\nepochs = [3]", "train.epochs: got [3], it should be a valid integer"),
         ("[train]\nplots = 1", "train.plots: got 1, it should be a valid boolean"),
         ("[train]\nplots = 'yes'", "train.plots: got 'yes', it should be a valid boolean"),
+        ("[data]\nvalidation = '2 of 5'", "got '2 of 5', it should be a valid number or it should be a fold such as"),
         ("[train]\nfolder = 3", "train.folder: got 3, it should be a valid string"),
         ("[train]\nfolder = 2024-01-01", "train.folder: got {'date': '2024-01-01'}, it should be a valid string"),
         ("[optimizer]\nlearning_rate = true", "optimizer.learning_rate: got True, it should be a valid number"),

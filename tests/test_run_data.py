@@ -16,6 +16,7 @@ from typing import Literal
 
 import numpy as np
 import pytest
+from sklearn.model_selection import StratifiedKFold
 
 from jaxbp.run import data
 from jaxbp.run.config import DataConfig
@@ -701,6 +702,51 @@ def test_validation_is_a_stratified_part_of_the_training_set(tmp_path: Path) -> 
     other = load(DataConfig(name, validation=0.25, seed=1))
     assert not np.array_equal(found.x_validation, other.x_validation)
     assert len({data.digest(dataset) for dataset in (without, found, other)}) == 3
+
+
+def test_folds_are_as_large_as_those_of_scikit_learn(tmp_path: Path) -> None:
+    """By class; together the validation sets are the training set, each sample once, with the weight of its own."""
+    y = np.repeat(range(3), (21, 13, 6))
+    np.savez(tmp_path / "a.npz", x=np.arange(40.0)[:, None], y=y, weights=1 + np.arange(40.0))
+    own = load(DataConfig(str(tmp_path / "a.npz"), seed=3))
+    reference = StratifiedKFold(4, shuffle=True, random_state=3).split(own.x_train, own.y_train)
+    taken = []
+    for fold, (rows, held_out) in enumerate(reference, 1):
+        part = load(DataConfig(str(tmp_path / "a.npz"), seed=3, validation=f"{fold}/4"))
+        assert part.x_validation is not None and part.y_validation is not None and part.weights is not None
+        np.testing.assert_array_equal(np.bincount(part.y_validation), np.bincount(own.y_train[held_out]))
+        np.testing.assert_array_equal(np.bincount(part.y_train), np.bincount(own.y_train[rows]))
+        np.testing.assert_array_equal(part.weights, 1 + part.x_train[:, 0])
+        np.testing.assert_array_equal(part.x_test, own.x_test)
+        assert not set(part.x_train.flat) & set(part.x_validation.flat)
+        taken += [*part.x_validation.flat]
+    assert sorted(taken) == sorted(own.x_train.flat)
+
+
+def test_folds_of_numbers(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=np.arange(20.0)[:, None], y=np.arange(20.0) / 3)
+    parts = [load(DataConfig(str(tmp_path / "a.npz"), validation=f"{k}/3")) for k in (1, 2, 3)]
+    assert sorted((len(part.x_train), part.x_validation.shape) for part in parts if part.x_validation is not None) == [
+        (10, (6, 1)),
+        (11, (5, 1)),
+        (11, (5, 1)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "fold", "said"),
+    [
+        ("iris", "3/2", "data.validation: 3/2; allowed: 1/k to k/k for k folds, 2 at least"),
+        ("iris", "1/1", "data.validation: 1/1; allowed: 1/k to k/k for k folds, 2 at least"),
+        ("iris", "1/41", "data.validation: 1/41: iris has 40 training samples of class 'setosa', fewer than folds"),
+        ("diabetes", "1/400", "data.validation: 1/400: diabetes has 353 training samples, fewer than folds"),
+        ("x.txt", "1/5", "data.validation: 1/5, but a text has no folds; a fraction is allowed"),
+    ],
+)
+def test_impossible_folds(name: str, fold: str, said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load(DataConfig(name, validation=fold))
+    assert str(caught.value) == said
 
 
 def test_npz_with_its_own_validation_set(tmp_path: Path) -> None:

@@ -170,6 +170,27 @@ def test_what_is_written_of_other_keys(iris: Path, tmp_path: Path) -> None:
     assert [t.get_text() for t in figure.axes[0].get_legend().get_texts()] == laid_out.rows == ["60", "120"]
 
 
+def test_the_folds_of_a_cross_validation(iris: Path) -> None:
+    """Each is a cohort with all seeds; mean and s.d. of a setting are over folds and seeds, whichever died."""
+    found = sweep.prepare(configs.read(iris, ("--sweep.folds", "2", "--sweep.seeds", "2")))
+    assert [(m.fold, m.seed) for c in found.cohorts for m in c.members] == [
+        *(("1/2", 0), ("1/2", 1)),
+        *(("2/2", 0), ("2/2", 1)),
+    ]
+    assert found.members[2].name == "seed-0_learning-rate-0.1_fold-2-2"
+    assert found.members[2].config.data.validation == "2/2"
+    assert "sweep of 4: seeds 0 to 1 × 2 folds × learning rate 0.1" in sweep.describe(found)
+    (_, y_first), (_, y_second) = (c.setup.problem.raw("validation") for c in found.cohorts)
+    assert len(y_first) == len(y_second) == 60
+    rows = [dataclasses.replace(row(0.1, m.seed, 1, 0.1 * i), fold=m.fold) for i, m in enumerate(found.members)]
+    rows += [dataclasses.replace(gone(0.1, 1, 2), fold="1/2")]
+    (group,) = sweep_scores.groups(rows)
+    assert sweep_scores.statistics(group.last, "test_accuracy")["mean"] == pytest.approx((0 + 0.2 + 0.3) / 3)
+    assert sweep_scores.repeated([group]) == "seeds and folds"
+    assert sweep_scores.best([group]).endswith("best member: 30.00 %, seed 1, fold 2/2, learning rate 0.1")
+    assert rows[3].line() | {"seed": 1, "fold": "2/2"} == rows[3].line()
+
+
 def test_a_schedule_is_swept_by_its_peak(iris: Path) -> None:
     schedule = ("--sweep.learning-rate", "0.1,0.2", "--optimizer.learning-rate=", "--optimizer.schedule")
     decays = ("cosine_decay_schedule", "--optimizer.schedule-arguments", "{init_value = 9, decay_steps = 'all'}")
@@ -259,6 +280,20 @@ def test_seeds_alone_keep_the_schedule(iris: Path, capsys: pytest.CaptureFixture
         (("--sweep.learning-rate", "0.1,0.10"), "sweep.learning_rate: 0.1 is there twice"),
         (("--sweep.seeds", "2", "--train.seed", str(2**32 - 1)), "sweep.seeds: got 2, from train.seed 4294967295 on"),
         (("--sweep.seeds", str(2**31 - 1)), "sweep: 2,147,483,647 members, at most 10,000 are allowed"),
+        (("--sweep.folds", "1"), "sweep.folds: got 1, it should be greater than or equal to 2"),
+        (("--sweep.folds", "5000", "--sweep.seeds", "3"), "sweep: 15,000 members, at most 10,000 are allowed"),
+        (
+            ("--sweep.folds", "5", "--data.validation", "0.1"),
+            "sweep.folds: 5, but data.validation is 0.1; leave one of them out",
+        ),
+        (
+            ("--sweep.folds", "5", "--sweep.data.validation", "0.1,0.2"),
+            "sweep.data.validation: sweep.folds gives it a fold; leave one of them out",
+        ),
+        (
+            ("--sweep.folds", "41"),
+            "sweep, fold 1/41: data.validation: 1/41: iris has 40 training samples of class 'setosa', fewer than folds",
+        ),
         (("--sweep.seeds", "2", "--checkpoint.every", "1"), "checkpoint.every: a sweep writes no checkpoints"),
         (
             ("--sweep.seeds", "2", "--sweep.at-once", "2", "--train.memory", "sqrt"),

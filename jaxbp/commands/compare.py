@@ -8,7 +8,7 @@ from jaxbp.commands import console
 HELP = """\
 Runs beside each other: a row a run with the keys in which their configs differ and the scores after the last epoch.
 
-Runs that differ in train.seed alone are a group, with mean ± standard deviation. Two groups are compared by a paired
+Runs that differ in seed and fold alone are a group, with mean ± standard deviation. Two groups are compared by a paired
 t-test of the runs that agree in all else: the p-value is the chance of such a difference where there is none."""
 
 

@@ -19,7 +19,7 @@ from jaxbp.run.store.runs import Run
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SEED = "train.seed"
+SEED, VALIDATION = "train.seed", "data.validation"
 TESTED = ("test_accuracy", "test_rmse", "test_loss")  # the first of them that all runs have
 CHANCE = 0.05  # from this p-value on chance may explain a difference
 
@@ -38,7 +38,7 @@ class Comparison(NamedTuple):
 def compare(
     places: Sequence[Path], by: str | None, sort: str | None, out: Path | None, overwrite: bool, console: Console
 ) -> None:
-    """Prints a row a run and, of runs that differ in the seed alone or are grouped `by` a key, a row a group.
+    """Prints a row a run and, of runs that differ in seed and fold alone or are grouped `by` a key, a row a group.
 
     Raises:
       UserError: fewer than two runs, a folder that holds none, an unknown key or column, a file that is there already.
@@ -61,12 +61,14 @@ def compare(
 
 
 def comparison(found: Sequence[Run], by: str | None = None) -> Comparison:
-    """The runs beside each other, grouped by the keys that differ but the seed, or `by` one of them alone."""
+    """The runs beside each other, grouped by the keys that differ but seed and fold, or `by` one of them alone."""
     keys = differing(found)
     rows = table(found, keys)
     if by is not None:
         choose("--by", "key", by, dict.fromkeys(keys))
-    chosen = [key for key in keys if key != SEED] if by is None else [by]
+    folds = all("/" in str(row.get(VALIDATION)) for row in rows)
+    repeated = (SEED, VALIDATION) if folds else (SEED,)
+    chosen = [key for key in keys if key not in repeated] if by is None else [by]
     groups = grouped([row for row in rows if row["state"] == "finished" and row["epoch"]], chosen)
     if all(len(group) == 1 for group in groups.values()):
         return Comparison(rows, [], [], chosen)
@@ -125,7 +127,8 @@ def summary(keys: str, label: str, rows: Sequence[Row]) -> Row:
 def paired(groups: Mapping[str, Sequence[Row]], others: Sequence[str]) -> str:
     """Whether two groups differ in the score: Student's t-test of the differences between runs that agree else.
 
-    Such runs have the same values of the `others`: the keys that differ, but for those of the groups; mostly the seed.
+    Such runs have the same values of the `others`: the keys that differ, but for those of the groups; mostly seed and
+    fold.
     """
     first, second = groups
     every = [row for rows in groups.values() for row in rows]

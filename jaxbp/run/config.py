@@ -45,6 +45,9 @@ Argument = Number | dict[str, Finite]
 """An Optax argument; a table maps steps to numbers, as piecewise_constant_schedule takes them."""
 Constants = Annotated[dict[Literal["mean", "scale"], Finite], Field(min_length=2)]
 """{mean = 33.3, scale = 78.6}"""
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Fold = Annotated[str, Field(pattern=r"^[1-9]\d{0,8}/[1-9]\d{0,8}$")]
+"""The second of five: "2/5"."""
 Slots = Annotated[dict[Literal["slots"], Count], Field(min_length=1)]
 """{slots = 8}"""
 Adaptive = Annotated[dict[Literal["quantile", "learning_rate", "count_noise"], Positive], Field(min_length=1)]
@@ -62,12 +65,13 @@ class DataConfig:
     name: str = "digits"
     """digits, iris, wine, breast_cancer, diabetes, mnist, fashion_mnist, text, or the path of a .txt, of an .npz with x
     and y, or of a table: .csv, .tsv, .parquet, .feather or .arrow."""
-    test_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
+    test_fraction: Fraction | None = None
     """Part of the samples kept for the test; None: the data set's own test set, or 0.2 where it has none. Of a text its
     end; None: 0.1."""
-    validation: Annotated[float, Field(gt=0, lt=1)] | None = None
+    validation: Fraction | Fold | None = None
     """Part of the training samples kept to validate with: each epoch is scored on it, and the test set only at the end.
-    None: the data set's own x_val and y_val, or no validation set. Of a text what comes before the test set."""
+    "2/5": the second of five folds. None: the data set's own x_val and y_val, or no validation set. Of a text what
+    comes before the test set."""
     block: Count | None = None
     """Of a text: the characters of a sample; None: 64. Each epoch reads the text once, from another beginning on."""
     seed: Seed = 0
@@ -252,6 +256,9 @@ class SweepConfig:
     """How many seeds: train.seed, train.seed + 1, …"""
     learning_rate: tuple[Rate, ...] = ()
     """Learning rates, each with each seed; with a schedule, its peak_value or else init_value."""
+    folds: Annotated[int, Field(ge=2)] | None = None
+    """k of a k-fold cross-validation: the training samples in k parts, each of them once the validation set. None: it
+    is not cross-validated."""
     at_once: Count = 1
     """Members of the sweep that share a step by vmap. 1: the numbers of the separate run, bit for bit; more of them
     round differently and take more memory."""
@@ -271,7 +278,7 @@ class SweepConfig:
     @property
     def enabled(self) -> bool:
         """Whether the run is a sweep."""
-        return self.seeds > 1 or bool(self.values())
+        return self.seeds > 1 or self.folds is not None or bool(self.values())
 
     def values(self) -> dict[str, tuple[Any, ...]]:
         """What is swept besides the seeds, by dotted keys; "none" clears a key, if it is no value of its own."""
@@ -382,7 +389,7 @@ def to_dict(config: Config) -> dict[str, dict[str, Any]]:
     tables["model"] = {
         k: v for k, v in tables["model"].items() if config.model.kind in KINDS_WITH.get(k, (config.model.kind,))
     }
-    tables["sweep"] = {name: _without_none(v) for name, v in tables["sweep"].items() if v != {}}
+    tables["sweep"] = {name: _without_none(v) for name, v in tables["sweep"].items() if v not in ({}, None)}
     return {name: {k: v for k, v in table.items() if v is not None} for name, table in tables.items()}
 
 
@@ -411,11 +418,13 @@ def _fault(key: str, value: Any) -> str | None:
 def _sweep_fault(sweep: SweepConfig) -> str | None:
     """What is wrong with the keys that a sweep varies, and their values; None where nothing is."""
     found = sweep.values()
-    members = sweep.seeds * math.prod(map(len, found.values()))
+    members = sweep.seeds * (sweep.folds or 1) * math.prod(map(len, found.values()))
     if members > MOST_MEMBERS:
         return f"sweep: {members:,} members, at most {MOST_MEMBERS:,} are allowed"
     if sweep.learning_rate and "learning_rate" in sweep.optimizer:
         return "sweep.optimizer.learning_rate: sweep.learning_rate is the same; leave one of them out"
+    if sweep.folds and "validation" in sweep.data:
+        return "sweep.data.validation: sweep.folds gives it a fold; leave one of them out"
     if sweep.seeds > 1 and "seed" in sweep.train:
         return "sweep.train.seed: sweep.seeds counts on from train.seed; leave one of them out"
     for key, values in found.items():
@@ -501,6 +510,8 @@ def _key(location: Sequence[str | int]) -> str:
 
 
 def _allowed(error: Any) -> str:
+    if error["type"] == "string_pattern_mismatch":  # that of a fold, the only one
+        return 'it should be a fold such as "2/5"'
     text = error["msg"].replace("Input should", "it should").replace("an object", "a table")
     text = re.sub(
         r"^Tuple should have at (least|most) (\d+ items?) after validation, not (\d+)", r"it needs at \1 \2", text

@@ -1,6 +1,7 @@
 """The [data] table: scikit-learn's bundled data sets, MNIST, Fashion-MNIST, any .npz and any table; their split."""
 
 import hashlib
+import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -203,7 +204,10 @@ def _with_validation(config: DataConfig, raw: Raw) -> Raw:
         raise UserError(
             f"data.validation: {config.validation}, but {config.name} has its own validation set; leave out"
         )
-    left, x, y = _split(config, raw, "validation", config.validation)
+    if isinstance(config.validation, str):
+        left, x, y = _fold(config, raw, config.validation)
+    else:
+        left, x, y = _split(config, raw, "validation", config.validation)
     return left._replace(x_val=x, y_val=y)
 
 
@@ -218,6 +222,31 @@ def _split(config: DataConfig, raw: Raw, key: str, fraction: float) -> tuple[Raw
     rows, taken = train_test_split(
         np.arange(len(raw.x)), test_size=fraction, random_state=config.seed, stratify=classes
     )
+    return _parted(raw, rows, taken)
+
+
+def _fold(config: DataConfig, raw: Raw, fold: str) -> tuple[Raw, np.ndarray, np.ndarray]:
+    """What is left of the samples, then x and y of a seeded fold of them; every class has its share in each fold."""
+    from sklearn.model_selection import KFold, StratifiedKFold
+
+    number, folds = map(int, fold.split("/"))
+    classes = None if raw.classes is None or raw.y.ndim > 1 else raw.y
+    samples, whose = len(raw.x), "training samples"
+    if raw.classes is not None and classes is not None:
+        labels, counts = np.unique(classes, return_counts=True)
+        samples, whose = counts.min(), f"training samples of class {raw.classes[labels[counts.argmin()]]!r}"
+    if not number <= folds or folds < 2:
+        raise UserError(f"data.validation: {fold}; allowed: 1/k to k/k for k folds, 2 at least")
+    if samples < folds:
+        raise UserError(f"data.validation: {fold}: {config.name} has {samples} {whose}, fewer than folds")
+    memory.check(f"data.name: {config.name}: a split into {folds} folds needs", raw.x.nbytes + raw.y.nbytes)
+    kind = KFold if classes is None else StratifiedKFold
+    parts = kind(folds, shuffle=True, random_state=config.seed).split(np.arange(len(raw.x)), classes)
+    return _parted(raw, *next(itertools.islice(parts, number - 1, None)))
+
+
+def _parted(raw: Raw, rows: np.ndarray, taken: np.ndarray) -> tuple[Raw, np.ndarray, np.ndarray]:
+    """The samples in these rows, then x and y of those that are taken out."""
     weights = None if raw.weights is None else raw.weights[rows]
     return raw._replace(x=raw.x[rows], y=raw.y[rows], weights=weights), raw.x[taken], raw.y[taken]
 

@@ -46,6 +46,8 @@ def read(config: DataConfig) -> Blocks:
     """
     if config.standardize_targets:
         raise UserError("data.standardize_targets: true, but a text has classes; it is for regression only")
+    if isinstance(config.validation, str):
+        raise UserError(f"data.validation: {config.validation}, but a text has no folds; a fraction is allowed")
     path = imported() if config.name == NAME else paths.named("data.name", config.name)
     if not path.is_file():
         hint = "; jaxbp data import text PATH takes one" if config.name == NAME else ""

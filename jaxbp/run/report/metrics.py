@@ -154,19 +154,26 @@ Row = EpochRow | StepRecord | Divergence | FinalRow
 
 @dataclasses.dataclass(frozen=True)
 class MemberRow:
-    """A row of one member of a sweep, with its seed and its η (that of the row's step, under a schedule).
+    """A row of one member of a sweep, with its seed, its fold and its η (that of the row's step, under a schedule).
 
-    setting: the values of all that is swept besides the seed, by dotted keys, and of the learning rate if nothing is.
+    setting: the values of all that is swept besides seed and fold, by dotted keys, and of the learning rate if nothing
+    is.
     """
 
     seed: int
     learning_rate: float
     setting: dict[str, Any]
     row: Row
+    fold: str | None = None
+
+    @property
+    def repetition(self) -> dict[str, Any]:
+        """Which one of its setting it is: its seed and, where it is cross-validated, its fold."""
+        return {"seed": self.seed} | ({} if self.fold is None else {"fold": self.fold})
 
     def line(self) -> dict[str, Any]:
         """The keys and values in the file."""
-        own = {"seed": self.seed, "learning_rate": self.learning_rate}
+        own = self.repetition | {"learning_rate": self.learning_rate}
         return own | self.setting | self.row.line() | own
 
 

@@ -95,7 +95,7 @@ def _comparison(found: Sequence[Run], sweeps: Sequence[Run]) -> Part:
     compared = compare.comparison(found)
     tables = [_rows("Each run, and the keys in which they differ", compared.rows)]
     if compared.groups:
-        tables.append(_rows("Mean ± standard deviation of runs that differ in the seed alone", compared.groups))
+        tables.append(_rows("Mean ± standard deviation of runs that differ in seed and fold alone", compared.groups))
     pictures = [picture for sweep in sweeps for picture in _pictures(sweep.path)]
     if any(row["epoch"] for row in compared.rows):
         pictures.insert(0, _drawn(compare.curves(compared), "Curves of all runs over one another."))

@@ -19,8 +19,8 @@ LONGEST_NAME = 200  # of a member's folder; the file systems end at 255
 class Member(NamedTuple):
     """One of the separate runs: its config, and what tells it from the others.
 
-    learning_rate: None where a schedule has it;  setting: the values of all that is swept besides the seed, by dotted
-    keys, or the learning rate;  name: of its folder.
+    learning_rate: None where a schedule has it;  setting: the values of all that is swept besides seed and fold, by
+    dotted keys, or the learning rate;  name: of its folder.
     """
 
     config: Config
@@ -29,13 +29,32 @@ class Member(NamedTuple):
     setting: dict[str, Any]
     name: str = ""
 
+    @property
+    def fold(self) -> str | None:
+        """Of the training samples the part that it validates with, if it is cross-validated: "2/5"."""
+        validation = self.config.data.validation
+        return validation if isinstance(validation, str) else None
+
 
 def together(config: Config) -> Iterator[list[Member]]:
-    """The members that share a program: seed by seed, each with every learning rate.
+    """The members that share a program: fold by fold, and in each seed by seed, each with every learning rate.
 
     Raises:
       UserError: a member's config is not right.
     """
+    folds = config.sweep.folds
+    if folds is None:
+        yield from _of_fold(config)
+        return
+    if config.data.validation is not None:
+        raise UserError(f"sweep.folds: {folds}, but data.validation is {config.data.validation}; leave one of them out")
+    for number in range(1, folds + 1):
+        yield from _of_fold(
+            dataclasses.replace(config, data=dataclasses.replace(config.data, validation=f"{number}/{folds}"))
+        )
+
+
+def _of_fold(config: Config) -> Iterator[list[Member]]:
     swept = config.sweep.values()
     rates = swept.pop(keys.LEARNING_RATE, ())
     seeds = swept.pop(keys.SEED, range(config.train.seed, config.train.seed + config.sweep.seeds))
@@ -78,13 +97,13 @@ def named(groups: Sequence[Sequence[Member]]) -> list[tuple[Member, ...]]:
 
 
 def _name(member: Member) -> str:
-    parts = {"seed": member.seed} | (
-        {"learning-rate": member.learning_rate} if member.learning_rate is not None else {}
-    )
+    parts: dict[str, Any] = {"seed": member.seed, "learning-rate": member.learning_rate, "fold": member.fold}
+    parts = {key: value for key, value in parts.items() if value is not None}
     parts |= {key: value for key, value in member.setting.items() if key != "learning_rate"}
     return "_".join(f"{k}-{re.sub(r'[^A-Za-z0-9.+-]+', '-', text.shown(v)).strip('-')}" for k, v in parts.items())
 
 
 def title(member: Member) -> str:
-    """What tells its group from the others: "optimizer.name adam"."""
-    return scores.titled({key: value for key, value in member.setting.items() if key != "learning_rate"})
+    """What tells its group from the others: "fold 2/5, optimizer.name adam"."""
+    fold = {} if member.fold is None else {"fold": member.fold}
+    return scores.titled(fold | {key: value for key, value in member.setting.items() if key != "learning_rate"})

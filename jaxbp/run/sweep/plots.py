@@ -25,11 +25,11 @@ WORDS = 80  # members up to which the squares of the heat map have numbers
 
 
 def curves(found: Sequence[Group], heading: str) -> Figure:
-    """The median over the seeds, in a band from the lowest to the highest value; a colour a setting."""
+    """The median over seeds and folds, in a band from the lowest to the highest value; a colour a setting."""
     splits, score = ("train", scores.held_out(found)), scores.main_score(found).partition("_")[2]
     members = max(len(g.last) + len(g.diverged) for g in found)
-    seeds = f"median over {members} seeds, band from the lowest to the highest" if members > 1 else "one seed"
-    figure = laid_out(f"{heading}\n{seeds}", (11.0, 7.5))
+    over = f"median over {members} {scores.repeated(found)}, band from the lowest to the highest"
+    figure = laid_out(f"{heading}\n{over if members > 1 else 'one seed'}", (11.0, 7.5))
     axes = figure.subplots(2, 2, sharex=True, sharey="col")
     colours = colormaps["viridis"](np.linspace(0, 0.9, len(found)))
     for row, split in zip(axes, splits, strict=True):
@@ -90,7 +90,9 @@ def grid(found: Sequence[Group]) -> Grid:
         column = columns.index(group.setting.get(key))
         diverged[column] += len(group.diverged)
         for row in (*group.last, *group.diverged):
-            label = ", ".join(text.shown(group.setting.get(k)) for k in others) or f"{row.seed}"
+            label = ", ".join(text.shown(group.setting.get(k)) for k in others) or ", ".join(
+                map(str, row.repetition.values())
+            )
             value = np.nan if isinstance(row.row, metrics.Divergence) else _value(row, name)
             cells.setdefault((label, column), []).append(value)
     rows = list(dict.fromkeys(label for label, _ in cells))
@@ -116,8 +118,8 @@ def against(found: Sequence[Group], heading: str) -> Figure:
     names = list(map(text.shown, drawn.columns))
     right.set_xticks(range(len(names)), names, rotation=90 if sum(map(len, names)) > 50 else 0)
     right.set_yticks(range(len(drawn.rows)), drawn.rows)
-    members = ", median over the seeds" if drawn.other and drawn.values.shape[2] > 1 else ""
-    right.set(xlabel=scores.shown_key(drawn.key), ylabel=drawn.other or "seed")
+    members = f", median over the {scores.repeated(found)}" if drawn.other and drawn.values.shape[2] > 1 else ""
+    right.set(xlabel=scores.shown_key(drawn.key), ylabel=drawn.other or scores.repeated(found))
     right.set_title(f"{title}{members}; gray: diverged", fontsize="medium")
     figure.colorbar(image, ax=right, label=unit)
     return figure
@@ -140,7 +142,7 @@ def _lines(axis: Axes, drawn: Grid) -> None:
     colours = colormaps["viridis"](np.linspace(0, 0.9, len(series))) if drawn.other else ["tab:blue"]
     for label, values, colour in zip(drawn.rows if drawn.other else ["median"], series, colours, strict=True):
         lived = ~np.isnan(values).all(axis=1)
-        dots = {"label": "a seed", "color": "tab:gray"} if not drawn.other else {"color": colour, "alpha": 0.5}
+        dots = {"label": "a member", "color": "tab:gray"} if not drawn.other else {"color": colour, "alpha": 0.5}
         axis.plot(np.repeat(at, values.shape[1]), values.ravel(), ".", **dots)
         medians = np.nanmedian(values[lived], axis=1)
         axis.plot(at[lived], medians, color=colour, marker="o", markersize=4, label=label)

@@ -1,4 +1,4 @@
-"""What came out of a sweep: the last scores of its members, by what was swept, over the seeds."""
+"""What came out of a sweep: the last scores of its members, by what was swept, over the seeds and folds."""
 
 import csv
 import dataclasses
@@ -20,7 +20,7 @@ COLUMNS = ("score", "members", "diverged", "mean", "sd", "min", "max")
 
 
 class Group(NamedTuple):
-    """The members of one setting: all seeds of it.
+    """The members of one setting: all seeds and folds of it.
 
     setting: the values of what is swept, by dotted keys, or the learning rate (of a schedule, its name);
     epochs: for each epoch the rows of the members that lived to its end;  diverged: the others';
@@ -38,13 +38,12 @@ class Group(NamedTuple):
 
         Of one that was tested the row of the epoch that it keeps, with the scores of the test set.
         """
-        gone = {member.seed for member in self.diverged}
-        rows = {m.seed: m for m in itertools.chain(*self.epochs) if m.seed not in gone}
+        rows = {(m.seed, m.fold): m for m in itertools.chain(*self.epochs, self.diverged)}
         for tested in self.final:
-            kept = next(m for m in self.epochs[tested.row.epoch - 1] if m.seed == tested.seed)
+            kept = next(m for m in self.epochs[tested.row.epoch - 1] if m.repetition == tested.repetition)
             row = dataclasses.replace(kept.row, test=tested.row.test)  # type: ignore[arg-type,union-attr]
-            rows[tested.seed] = dataclasses.replace(kept, row=row)
-        return list(rows.values())
+            rows[tested.seed, tested.fold] = dataclasses.replace(kept, row=row)
+        return [member for member in rows.values() if isinstance(member.row, EpochRow)]
 
     @property
     def label(self) -> str:
@@ -87,6 +86,13 @@ def keys(found: Sequence[Group]) -> list[str]:
     return list(dict.fromkeys(key for group in found for key in group.setting))
 
 
+def repeated(found: Sequence[Group]) -> str:
+    """What the members of a group differ in: "seeds", "folds" or "seeds and folds"."""
+    own = [member.repetition for group in found for member in (*itertools.chain(*group.epochs), *group.diverged)]
+    several = [key for key in ("seed", "fold") if len({repetition.get(key) for repetition in own}) > 1]
+    return " and ".join(f"{key}s" for key in several or ["seed"])
+
+
 def names(found: Sequence[Group]) -> list[str]:
     """The scores: train_loss, train_accuracy, test_loss, …"""
     measured = next((of(member) for group in found for rows in group.epochs for member in rows), {})
@@ -119,7 +125,7 @@ def show(found: Sequence[Group], title: str, console: Console) -> None:
         cells = [shown_score(score, value) for value in statistics(group.last, score).values()]
         gone = f"{len(group.diverged)} of {len(group.last) + len(group.diverged)}" if group.diverged else ""
         rows.append([group.label, gone, *cells, *(shown_score(n, statistics(group.last, n)["mean"]) for n in means)])
-    text.line(console, f"\n{title}, {score.replace('_', ' ')} over the seeds\n")
+    text.line(console, f"\n{title}, {score.replace('_', ' ')} over the {repeated(found)}\n")
     swept = ", ".join(map(shown_key, keys(found)))
     columns = (swept, "diverged", "mean", "s.d.", "min", "max", *(name.replace("_", " ") for name in means))
     text.table(console, columns, rows)
@@ -134,7 +140,7 @@ def best(found: Sequence[Group]) -> str:
     name = score.replace("_", " ")
     return (
         f"best mean {name}: {shown_score(score, statistics(group.last, score)['mean'])}, {titled(group.setting)}"
-        f"\nbest member: {shown_score(score, of(row)[score])}, seed {row.seed}, {titled(row.setting)}"
+        f"\nbest member: {shown_score(score, of(row)[score])}, {titled(row.repetition | row.setting)}"
     )
 
 

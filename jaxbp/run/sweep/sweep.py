@@ -208,7 +208,12 @@ def describe(sweep: Sweep) -> str:
             swept.setdefault(scores.shown_key(key), {})[text.shown(value)] = None
     seeds = list(dict.fromkeys(str(member.seed) for member in members))
     shown = f"seeds {seeds[0]} to {seeds[-1]}" if seeds[1:] else f"seed {seeds[0]}"
-    parts = [shown, *(f"{key} {', '.join(values)}" for key, values in swept.items())]
+    folds = dict.fromkeys(member.fold for member in members)
+    parts = [
+        shown,
+        *([f"{len(folds)} folds"] if len(folds) > 1 else []),
+        *(f"{key} {', '.join(values)}" for key, values in swept.items()),
+    ]
     sweeps = f"sweep of {len(members)}: {' × '.join(parts)}; below, medians over the members"
     return sweeps if len(sweep.cohorts) > 1 else f"{loop.describe(sweep.cohorts[0].setup)}\n{sweeps}"
 
@@ -343,7 +348,7 @@ def _tagged(member: Member, setup: Setup, row: Row) -> MemberRow:
     rate = float(np.asarray(setup.spec.optimizer.learning_rate(row.step - 1))) if rate is None else rate
     if isinstance(row, EpochRow):
         row = dataclasses.replace(row, learning_rate=rate)  # setup is that of the first member
-    return MemberRow(member.seed, rate, member.setting, row)
+    return MemberRow(member.seed, rate, member.setting, row, member.fold)
 
 
 def _medians(rows: Sequence[EpochRow]) -> dict[str, float]:
