@@ -357,20 +357,22 @@ def test_data_that_changed_since_the_run_was_stopped(capsys: pytest.CaptureFixtu
     assert contents("runs/x") == contents("whole")
 
 
-def test_a_sweep_that_was_killed_begins_again_beside_it(
+def test_a_sweep_that_was_killed_goes_on_in_its_folder(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Killed before its members are saved: what was measured of them is measured again, and not twice there."""
     two = ("--sweep.seeds", "2", "--checkpoint.every", "None", "--train.epochs", "2")
     with monkeypatch.context() as patch:
         patch.setattr(folder.RunFolder, "finish", lambda self: None)
         killed(sweep, "_save", 1, *two)
     left = Path("runs/x/metrics.jsonl").read_bytes()
-    refused(capsys, "runs/x holds an unfinished run, which stays; name a new", *two, "--train.folder", "runs/x")
-    refused(capsys, "--resume: a sweep writes no checkpoints; it can only begin again", "--resume", *two)
+    refused(capsys, "runs/x is unfinished and began with another config", *two, "--resume", *SEED_1)
+    assert Path("runs/x/metrics.jsonl").read_bytes() == left
     run(*two)
-    assert "run folder runs/x-2\n" in capsys.readouterr().out
-    assert Path("runs/x/metrics.jsonl").read_bytes() == left == Path("runs/x-2/metrics.jsonl").read_bytes()
-    assert not Path("runs/x/members").exists() and len(list(Path("runs/x-2/members").iterdir())) == 2
+    assert "run folder runs/x\n" in capsys.readouterr().out
+    assert Path("runs/x/metrics.jsonl").read_bytes() == left and not Path("runs/x/.unfinished").exists()
+    assert [runs.read(member).state for member in Path("runs/x/members").iterdir()] == ["finished"] * 2
+    refused(capsys, "--resume: runs/x is finished, so there is nothing to resume", "--resume", *two)
 
 
 def test_a_name_of_dots_stays_below_runs() -> None:

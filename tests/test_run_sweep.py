@@ -21,6 +21,7 @@ from jaxbp.run import config as configs
 from jaxbp.run.compute import step as steps
 from jaxbp.run.problem import pose
 from jaxbp.run.report.metrics import Divergence, EpochRow, MemberRow, Scores
+from jaxbp.run.store import runs
 from jaxbp.run.sweep import plots as sweep_plots
 from jaxbp.run.sweep import scores as sweep_scores
 from jaxbp.run.sweep import sweep
@@ -30,6 +31,7 @@ from experiments import sweep as study
 
 MOMENTUM = ("--optimizer.arguments", "momentum", "0.9", "--optimizer.weight-decay", "0.1")
 ADAM = ("--optimizer.name", "adam", "--model.dtype", "bfloat16", "--optimizer.clip-norm", "1.0")
+PRIVATE = ("--privacy.max-norm", "1", "--privacy.noise-multiplier", "1", "--data.standardize", "none")
 FILES = ("config.toml", "provenance.json", "metrics.jsonl", "timings.jsonl", "scores.csv", "sweep.png", "scores.png")
 IRIS = """
 [data]
@@ -299,7 +301,11 @@ def test_seeds_alone_keep_the_schedule(iris: Path, capsys: pytest.CaptureFixture
             ("--sweep.seeds", "2", "--sweep.at-once", "2", "--train.memory", "sqrt"),
             "train.memory: members that share a step save nothing by it; leave out sweep.at_once",
         ),
-        (("--sweep.seeds", "2", "--resume"), "--resume: a sweep writes no checkpoints; it can only begin again"),
+        (("--sweep.seeds", "2", "--resume"), "so there is nothing to resume"),
+        (
+            ("--sweep.seeds", "2", "--resume", *PRIVATE),
+            "--resume: a private sweep can only begin again: what a member has spent is spent",
+        ),
         (("--sweep.seeds", "2", "--train.tensorboard"), "train.tensorboard: a sweep writes no event files"),
         (
             ("--sweep.learning-rate", "0.1", "--optimizer.schedule", "linear_schedule"),
@@ -419,6 +425,41 @@ def test_a_stopped_sweep_keeps_its_last_whole_epoch(
         folder = iris.parent / "run" / "members" / f"seed-{i}_learning-rate-0.1"
         saved = safetensors.numpy.load_file(folder / "params.safetensors")
         np.testing.assert_array_equal(saved["layer.1.w"], after[0][0].w[i])
+        assert runs.read(folder).state == "unfinished"
+
+
+@pytest.mark.slow
+def test_a_stopped_sweep_goes_on_and_ends_with_the_same_bytes(
+    iris: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cross-validation with early stopping, stopped in its second fold: the first one is not trained again."""
+    options = ("--sweep.folds", "3", "--sweep.seeds", "2", "--train.patience", "2", "--train.epochs", "4")
+    assert jaxbp(capsys, iris, *options)[0] == 0
+    whole = (iris.parent / "run").rename(iris.with_name("whole"))
+    epochs, trained = sweep.epochs, []
+
+    def stopped(found: sweep.Cohort) -> Any:
+        trained.append(found.members[0].fold)
+        for epoch in epochs(found):
+            yield epoch
+            if trained == ["1/3", "2/3"]:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(sweep, "epochs", stopped)
+    assert jaxbp(capsys, iris, *options)[0] == 143
+    assert jaxbp(capsys, iris, *options, "--train.epochs", "5")[1].endswith(
+        "is a sweep: train.epochs was 4, now 5; --new, or another train.folder, begins a new run\n"
+    )
+    status, shown = jaxbp(capsys, iris, *options)
+    assert status == 0 and "goes on after 1 of 3 parts" in shown
+    assert trained == ["1/3", "2/3", "2/3", "3/3"]
+    files = sorted(path.relative_to(whole) for path in whole.rglob("*") if path.is_file())
+    assert len(files) == 5 + 6 * 4 and files == sorted(
+        path.relative_to(iris.parent / "run") for path in (iris.parent / "run").rglob("*") if path.is_file()
+    )
+    for file in files:
+        if file.name not in ("provenance.json", "timings.jsonl"):
+            assert (iris.parent / "run" / file).read_bytes() == (whole / file).read_bytes(), file
 
 
 def row(rate: float, seed: int, epoch: int, score: float, name: str = "accuracy") -> MemberRow:

@@ -212,9 +212,14 @@ def rewind(path: Path, length: int, epochs: int) -> list[Row]:
         )
     if metrics_file.exists():
         os.truncate(metrics_file, length)
-    if timings.exists():
-        os.truncate(timings, sum(map(len, timings.read_bytes().splitlines(keepends=True)[:epochs])))
+    cut(timings, epochs)
     return [metrics.read(json.loads(line)) for line in kept.splitlines()]
+
+
+def cut(path: Path, lines: int) -> None:
+    """Cuts off what a file, if it is there, has after its first lines."""
+    if path.exists():
+        os.truncate(path, sum(map(len, path.read_bytes().splitlines(keepends=True)[:lines])))
 
 
 def _numbered(name: str, how: How) -> Path:
@@ -266,7 +271,9 @@ def _check_same(config: Config, path: Path, data: str) -> None:
     if now != before.train.epochs and config.privacy.enabled:
         change = f"train.epochs was {before.train.epochs}, now {now}, and what it spends is settled"
         raise UserError(f"{which} is private: {change}; {NEW}")
-    if now < (done := _epochs_in(path)):
+    if now != before.train.epochs and config.sweep.enabled:
+        raise UserError(f"{which} is a sweep: train.epochs was {before.train.epochs}, now {now}; {NEW}")
+    if not config.sweep.enabled and now < (done := _epochs_in(path)):
         raise UserError(f"train.epochs: got {now}, {path} has {done} already; {NEW}")
 
 

@@ -5,11 +5,13 @@ the same order of the samples and, with at_once = 1, the same numbers, bit for b
 learning rate only are a cohort, one compiled program, in which they take their turns within an epoch (`lax.map`). With
 more at once they share each step (`vmap`); XLA's CPU back end gives the matrix products the same bits then, and another
 order to the sums over samples (biases) and classes (softmax). Another value of any other key makes another cohort, and
-so does each learning rate of a schedule, whose numbers are compiled in. Cohorts train one after the other.
+so does each fold, and each learning rate of a schedule, whose numbers are compiled in. Cohorts train one after the
+other. A sweep that was stopped goes on with the first cohort that was not trained to its end.
 """
 
 import dataclasses
 import functools
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -40,10 +42,10 @@ from jaxbp.run.problem import Problem, Split
 from jaxbp.run.report import metrics, text
 from jaxbp.run.report.metrics import EpochRow, MemberRow, Row, Timing
 from jaxbp.run.report.progress import progress
-from jaxbp.run.store import files
+from jaxbp.run.store import files, runs
 from jaxbp.run.store import folder as folders
 from jaxbp.run.store.folder import How
-from jaxbp.run.store.runs import MEMBERS, METRICS, TIMINGS
+from jaxbp.run.store.runs import MEMBERS, METRICS, TIMINGS, UNFINISHED
 from jaxbp.run.sweep import scores
 from jaxbp.run.sweep.members import Member, named, title, together
 from jaxbp.run.sweep.scores import Group
@@ -96,26 +98,27 @@ class Epoch(NamedTuple):
 
 
 def run(config: Config, name: str, console: Console, how: How = "auto") -> Path:
-    """Trains every member of a sweep and returns the folder, always a new one; `name` names it if the config does not.
+    """Trains every member of a sweep and returns the folder; `name` names it if the config does not.
 
     The folder holds config.toml, provenance.json, metrics.jsonl (the lines of a run with `seed`, `learning_rate` and
     what else is swept; a line with `diverged` for a member that did), timings.jsonl, scores.csv, sweep.png, scores.png,
     and members/NAME, the run folder of each member: config.toml, which trains that one again, params.safetensors and
-    its own metrics.jsonl. A sweep that was stopped stays marked as unfinished, without the members that were not begun.
+    its own metrics.jsonl. A sweep that was stopped goes on with the cohorts that it had not trained to their ends, and
+    ends as if it had not been, unless it is private. Until then it is marked as unfinished, and so are their members.
 
     Raises:
       UserError: something in the config does not fit, or the folder can't be written.
       Diverged: all members did.
       Stopped: by SIGTERM or Ctrl-C, after a whole epoch; what was measured is in the folder.
     """
-    if how == "resume":
-        raise UserError("--resume: a sweep writes no checkpoints; it can only begin again")
     sweep = prepare(config)
     specs = [cohort.setup.spec for cohort in sweep.cohorts]
     private = [spec.privacy.provenance() for spec in specs if spec.privacy]
     digests = [privacy.UNRECORDED] if private else dict.fromkeys(map(data.digest, sweep.datasets))
     known = {"each_member": private} if private else {}
-    with folders.opened(config, name, ", ".join(digests), "new", known) as folder:
+    if private and how == "resume":
+        raise UserError("--resume: a private sweep can only begin again: what a member has spent is spent")
+    with folders.opened(config, name, ", ".join(digests), "new" if private else how, known) as folder:
         try:
             text.line(console, f"{describe(sweep)}\nrun folder {folder.path}")
             with files.writable(f"{folder.path}:", after="; what was written before is whole"):
@@ -131,10 +134,13 @@ def run(config: Config, name: str, console: Console, how: How = "auto") -> Path:
 
 def _train(sweep: Sweep, path: Path, console: Console) -> None:
     """Trains cohort by cohort to the end; what was measured is in the folder however it ends."""
-    rows, started = list[MemberRow](), time.perf_counter()
+    kept, started = _kept(sweep, path), time.perf_counter()
+    rows = list(itertools.chain(*kept))
+    if kept:
+        text.line(console, f"goes on after {len(kept)} of {len(sweep.cohorts)} parts")
     try:
         with signals.deferred() as stop:
-            for number, cohort in enumerate(sweep.cohorts, 1):
+            for number, cohort in enumerate(sweep.cohorts[len(kept) :], len(kept) + 1):
                 if len(sweep.cohorts) > 1:
                     which = f"{number} of {len(sweep.cohorts)}: {title(cohort.members[0])}"
                     text.line(console, f"\n{which}\n{loop.describe(cohort.setup)}")
@@ -168,6 +174,22 @@ def _train_cohort(cohort: Cohort, rows: list[MemberRow], path: Path, console: Co
                     raise Stopped(f"stopped after epoch {timing.epoch} of {count}", stop.signal)
     finally:
         _save(cohort, params, best, rows[before:], path)
+    for member in cohort.members:
+        (path / MEMBERS / member.name / UNFINISHED).unlink()
+
+
+def _kept(sweep: Sweep, path: Path) -> list[list[MemberRow]]:
+    """The rows of each cohort that was trained to its end before the sweep was stopped; those of others are cut off."""
+    kept = []
+    for cohort in sweep.cohorts:
+        homes = [path / MEMBERS / member.name for member in cohort.members]
+        if any((home / UNFINISHED).exists() or not home.exists() for home in homes):
+            break
+        pairs = [(m, line) for m, home in zip(cohort.members, homes, strict=True) for line in runs.rows(home / METRICS)]
+        kept.append([_tagged(member, cohort.setup, metrics.read(line)) for member, line in pairs])
+    folders.cut(path / METRICS, sum(map(len, kept)))
+    folders.cut(path / TIMINGS, sum(max(row.row.epoch for row in rows) for rows in kept))
+    return kept
 
 
 def prepare(config: Config) -> Sweep:
@@ -367,12 +389,14 @@ def _save(
         measured.setdefault(f"{row.seed} {row.setting}", []).append(row.row)
     for i, member in enumerate(cohort.members):
         home = path / MEMBERS / member.name
-        home.mkdir(parents=True)
+        home.mkdir(parents=True, exist_ok=True)
+        (home / UNFINISHED).touch()
         config = dataclasses.replace(member.config, model=problem.config.model)  # with all sizes
         files.replace(home / "config.toml", tomli_w.dumps(to_dict(config)))
         problem.model(jax.tree.map(lambda a: a[i], params)).save(home)  # noqa: B023
         if found := best[i]:
             problem.model(found.params, found.row.epoch).save(home)
+        (home / METRICS).unlink(missing_ok=True)  # of a cohort that was stopped before
         folders.append(home / METRICS, measured.get(f"{member.seed} {member.setting}", []))
 
 
