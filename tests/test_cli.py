@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,7 @@ def test_a_run_and_its_folder(capsys: pytest.CaptureFixture[str]) -> None:
     provenance = json.loads(Path("runs/x/provenance.json").read_text())
     assert provenance["seed"] == {"data": 0, "train": 0}
     assert provenance["versions"]["jax"] == jax.__version__
+    assert provenance["config"] == tomllib.loads(Path("runs/x/config.toml").read_text())
     assert {"started", "command", "platform", "devices", "git_commit"} <= set(provenance)
     # What the metrics say is what the saved network does.
     model, data = load("runs/x"), load_data(DataConfig("iris"))

@@ -107,7 +107,8 @@ def test_damaged_files_are_named() -> None:
             runs.read(folder)
     (folder / "provenance.json").write_text("{")
     with pytest.raises(UserError, match=r"^run/provenance.json: damaged: "):
-        runs.provenance(folder)
+        runs.read(folder)
+    (folder / "provenance.json").write_text("{}")
     (folder / "config.toml").write_text("a = ")
     with pytest.raises(UserError, match=r"^run/config.toml: damaged: "):
         runs.read(folder)

@@ -26,7 +26,7 @@ from jaxbp.run.data import npz
 from jaxbp.run.errors import UserError
 from jaxbp.run.host import memory as room
 from jaxbp.run.host import signals
-from jaxbp.run.store import checkpoint, folder
+from jaxbp.run.store import checkpoint, folder, runs
 from jaxbp.run.store.checkpoint import Checkpoints, Position, damage
 from jaxbp.run.sweep import sweep
 
@@ -320,6 +320,7 @@ def test_a_finished_run_is_trained_longer(optimizer: str, capsys: pytest.Capture
     assert "goes on after epoch 2" in capsys.readouterr().out
     assert contents("runs/x") == contents("whole")
     assert read(Path("runs/x/config.toml")) == read(Path("whole/config.toml"))
+    assert runs.read(Path("runs/x")).config["train"]["epochs"] == 5
 
 
 def test_a_schedule_that_counts_all_steps_is_not_trained_longer(capsys: pytest.CaptureFixture[str]) -> None:

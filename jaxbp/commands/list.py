@@ -39,18 +39,17 @@ def _row(path: Path) -> dict[str, Any]:
     from jaxbp.run.store import runs
 
     try:
-        run, began, timings = runs.read(path), runs.provenance(path), runs.rows(path / runs.TIMINGS)
+        run, timings = runs.read(path), runs.rows(path / runs.TIMINGS)
     except UserError:
         return {"run": path.name, "state": "damaged"}
     sweep = f", sweep of {run.members}" if run.members else ""
-    config = runs.flat(run.config)
-    kind = config.get("model.kind", "mlp")
-    network = f"{text.shown(config.get('model.sizes'))} {text.shown(config.get('model.hidden'))}"
+    model, kind = run.config.get("model", {}), run.config.get("model", {}).get("kind", "mlp")
+    network = f"{text.shown(model.get('sizes'))} {text.shown(model.get('hidden'))}"
     return {
         "run": path.name,
-        "started": began.get("started", "")[:16].replace("T", " ") or None,
+        "started": run.provenance.get("started", "")[:16].replace("T", " ") or None,
         "state": f"{run.state}{sweep}",
-        "data": Path(config.get("data.name", "")).name,
+        "data": Path(run.config.get("data", {}).get("name", "")).name,
         "network": network if kind == "mlp" else kind,
         "epochs": run.last.get("epochs", run.last.get("epoch")),
         "seconds": round(sum(row.get("seconds", 0) for row in timings), 1) if timings else None,

@@ -25,7 +25,7 @@ def run(options: argparse.Namespace) -> None:
     if rows:
         text.table(out, columns, rows)
     config = (found.path / "config.toml").read_text(encoding="utf-8")
-    parts = {"config": config.splitlines(), "environment": runs.environment(found.path)}
+    parts = {"config": config.splitlines(), "environment": runs.environment(found)}
     parts["pictures"] = [str(path) for path in sorted(found.path.iterdir()) if path.suffix in (".png", ".svg")]
     for name, lines in parts.items():
         text.line(out, "\n".join((f"{name}", *(f"  {line}".rstrip() for line in lines), "")))

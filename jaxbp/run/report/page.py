@@ -111,7 +111,7 @@ def _part(run: Run) -> Part:
     tables, lines = [], [f"{run.path}: {run.state}, {run.last.get('epoch', 0)} epochs."]
     texts = {
         "Config": (run.path / "config.toml").read_text(encoding="utf-8"),
-        "Environment": "\n".join(runs.environment(run.path)),
+        "Environment": "\n".join(runs.environment(run)),
     }
     columns, rows = text.scores(run.scores)
     if rows:

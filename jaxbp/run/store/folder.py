@@ -175,9 +175,13 @@ def _taken(
         if resumed:
             _check_same(config, path, data)
             _warn_of_cores(path)
-        files.replace(path / "provenance.json", json.dumps(_provenance(config, path, data, known), indent=2) + "\n")
-        if not resumed or configs.read(path / "config.toml").train.epochs != config.train.epochs:
-            again = dataclasses.replace(config, train=dataclasses.replace(config.train, folder=None))
+        begun = configs.read(path / "config.toml") if resumed else None
+        again = dataclasses.replace(config, train=dataclasses.replace(config.train, folder=None))
+        if begun is not None and begun.train.epochs == config.train.epochs:
+            again = begun
+        provenance = _provenance(config, path, data, known) | {"config": to_dict(again)}
+        files.replace(path / "provenance.json", json.dumps(provenance, indent=2) + "\n")
+        if again is not begun:
             files.replace(path / "config.toml", tomli_w.dumps(to_dict(again)))
     return str(path), resumed
 

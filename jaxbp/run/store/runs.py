@@ -22,7 +22,7 @@ class Run(NamedTuple):
 
     config: the tables of config.toml;  state: finished, unfinished or diverged;  last: the row of the
     last epoch, or of the best one with the row that ends the run, {} before there is one;  members: how many a sweep
-    has, which has no last epoch of its own.
+    has, which has no last epoch of its own;  provenance: when it began, with which versions, on what, {} of a member.
     """
 
     path: Path
@@ -30,6 +30,7 @@ class Run(NamedTuple):
     state: str
     last: dict[str, Any]
     members: int
+    provenance: dict[str, Any]
 
     @property
     def scores(self) -> dict[str, float | None]:
@@ -38,42 +39,28 @@ class Run(NamedTuple):
 
 
 def read(path: Path) -> Run:
-    """The run in a folder.
+    """The run in a folder. Its config is in provenance.json too, for TOML takes ten times as long to read.
 
     Raises:
       UserError: there is none, or one of its files is damaged.
     """
-    try:
-        config = tomllib.loads((path / "config.toml").read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{path}: not a run folder: it has no config.toml") from None
-    except ValueError as error:
-        raise UserError(f"{path / 'config.toml'}: damaged: {error}") from None
+    if not (path / "config.toml").is_file():
+        raise UserError(f"{path}: not a run folder: it has no config.toml")
+    began = _provenance(path)
+    config = began.pop("config", None) or _config(path / "config.toml")
     members = len(os.listdir(path / MEMBERS)) if (path / MEMBERS).is_dir() else 0
     end = [] if members else _last(path / METRICS)
     state = "diverged" if any("diverged" in row for row in end) else "finished"
     final = next((row for row in end if "stopped_early" in row), {})
     epochs = [row | row.get("unprotected", {}) for row in end if is_epoch(row)]
     last = next((row for row in epochs if row["epoch"] == final.get("epoch", row["epoch"])), {}) | final
-    return Run(path, config, "unfinished" if (path / UNFINISHED).exists() else state, last, members)
+    state = "unfinished" if (path / UNFINISHED).exists() else state
+    return Run(path, config, state, last, members, began)
 
 
-def provenance(path: Path) -> dict[str, Any]:
-    """What provenance.json says: when a run began, with which versions, on what; {} of the member of a sweep.
-
-    Raises:
-      UserError: the file is damaged.
-    """
-    file = path / "provenance.json"
-    try:
-        return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{file}: damaged: {error}") from None
-
-
-def environment(path: Path) -> list[str]:
+def environment(run: Run) -> list[str]:
     """What provenance.json says, a line a key."""
-    found = flat(provenance(path)).items()
+    found = flat(run.provenance).items()
     return [f"{key}: {' '.join(map(str, value)) if isinstance(value, list) else value}" for key, value in found]
 
 
@@ -133,6 +120,21 @@ def flat(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         key = f"{prefix}{name}"
         values |= flat(value, f"{key}.") if isinstance(value, Mapping) else {key: value}
     return values
+
+
+def _provenance(path: Path) -> dict[str, Any]:
+    file = path / "provenance.json"
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{file}: damaged: {error}") from None
+
+
+def _config(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file}: damaged: {error}") from None
 
 
 def _last(path: Path) -> list[dict[str, Any]]:
