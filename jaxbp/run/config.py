@@ -63,8 +63,9 @@ class DataConfig:
     """Which data, which part of them is the test set, and how they are scaled."""
 
     name: str = "digits"
-    """digits, iris, wine, breast_cancer, diabetes, mnist, fashion_mnist, text, or the path of a .txt, of an .npz with x
-    and y, or of a table: .csv, .tsv, .parquet, .feather or .arrow."""
+    """digits, iris, wine, breast_cancer, diabetes, mnist, fashion_mnist, text, openml:NAME, or the path of a .txt, an
+    .npz with x and y, a table (.csv, .tsv, .parquet, .feather or .arrow), or a folder: x.npy and y.npy, or images in a
+    folder a class."""
     test_fraction: Fraction | None = None
     """Part of the samples kept for the test; None: the data set's own test set, or 0.2 where it has none. Of a text its
     end; None: 0.1."""

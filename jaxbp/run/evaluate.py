@@ -11,7 +11,7 @@ from jaxbp import losses
 from jaxbp.run import config as configs
 from jaxbp.run import problem as problems
 from jaxbp.run import targets
-from jaxbp.run.data import archive
+from jaxbp.run.data import archive, folders
 from jaxbp.run.data.tables import is_table, samples_like
 from jaxbp.run.errors import UserError
 from jaxbp.run.report import text
@@ -140,7 +140,7 @@ def _samples(run: Path, model: Model, data: Path | None) -> tuple[str, np.ndarra
     if model.columns and is_table(data.name):
         x, (y, classes) = samples_like(data, config.data, model.columns, most)
     else:
-        raw = archive.read(data, in_place=False, most_labels=most)
+        raw = (folders if data.is_dir() else archive).read(data, in_place=False, most_labels=most)
         x, y, classes = raw.x, raw.y, raw.classes
     if bool(classes) != bool(model.classes):
         there, here = ("labels" if of else "numbers" for of in (classes, model.classes))

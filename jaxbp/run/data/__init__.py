@@ -1,5 +1,6 @@
-"""What is read: data sets by name (dataset.py), tables such as .csv (tables.py), .npz (archive.py, npz.py), IDX files
-(idx.py), texts (text.py). What labels become is in labels.py, what `jaxbp data describe` says in description.py.
+"""What is read: data sets by name (dataset.py), tables such as .csv (tables.py), .npz (archive.py, npz.py), folders of
+arrays or images (folders.py), OpenML (openml.py), IDX files (idx.py), texts (text.py). What labels become is in
+labels.py, what `jaxbp data describe` says in description.py.
 """
 
 from jaxbp.run.data import text

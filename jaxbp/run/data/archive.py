@@ -17,6 +17,7 @@ from jaxbp.run.errors import UserError
 from jaxbp.run.host import memory
 
 Arrays = dict[str, np.ndarray]
+OPTIONAL = (("x_test", "y_test"), ("x_val", "y_val"), ("weights",))
 
 
 class Raw(NamedTuple):
@@ -43,8 +44,7 @@ def read(path: Path, in_place: bool, most_labels: int = 0) -> Raw:
     x_test and y_test, x_val and y_val likewise: both of a set or neither. weights (N,) or none.
     most_labels: floats that are whole numbers are labels, too, where at most so many different ones are there.
     """
-    optional = (("x_test", "y_test"), ("x_val", "y_val"), ("weights",))
-    return raw(path, arrays(path, ("x", "y"), optional, in_place, "data.name: "), most_labels)
+    return raw(path, arrays(path, ("x", "y"), OPTIONAL, in_place, "data.name: "), most_labels)
 
 
 def raw(path: Path, found: Arrays, most_labels: int = 0) -> Raw:
@@ -89,9 +89,7 @@ def arrays(
     try:
         # Opened here because numpy leaves a file open whose archive turns out to be damaged.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            groups = [group for group in optional if any(name in archive.files for name in group)]
-            names = [*needed, *(name for group in groups for name in group)]
-            _check_names(path, names, archive.files)
+            names = wanted(path, needed, optional, archive.files)
             found = {name: npz.mapped(path, name) if in_place else None for name in names}
             read = [name for name, array in found.items() if array is None]
             memory.check(f"{path}: its arrays need", npz.size(path, read))
@@ -104,12 +102,16 @@ def arrays(
     return arrays
 
 
-def _check_names(path: Path, names: Sequence[str], there: Sequence[str]) -> None:
+def wanted(path: Path, needed: Sequence[str], optional: Sequence[Sequence[str]], there: Sequence[str]) -> Sequence[str]:
+    """The names of the arrays that are read, of those that are there; UserError for one that is not."""
+    groups = [group for group in optional if any(name in there for name in group)]
+    names = [*needed, *(name for group in groups for name in group)]
     for name in names:
         if name not in there:
             raise UserError(
                 f"{path}: no array {name!r}{nearest(name, there) or '.'} There are: {', '.join(there) or 'none'}"
             )
+    return names
 
 
 def _inputs(where: str, x: np.ndarray) -> tuple[np.ndarray, tuple[int, ...] | None]:

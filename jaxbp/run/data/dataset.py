@@ -1,4 +1,4 @@
-"""The [data] table: scikit-learn's bundled data sets, MNIST, Fashion-MNIST, any .npz and any table; their split."""
+"""The [data] table: scikit-learn's bundled data sets, MNIST, Fashion-MNIST, OpenML's, the user's own; their split."""
 
 import hashlib
 import itertools
@@ -12,7 +12,7 @@ import numpy as np
 from jaxbp.names import nearest
 from jaxbp.run import paths
 from jaxbp.run.config import DataConfig
-from jaxbp.run.data import archive, idx, tables, text
+from jaxbp.run.data import archive, folders, idx, openml, tables, text
 from jaxbp.run.data.archive import Raw, flat
 from jaxbp.run.data.scaling import chunks
 from jaxbp.run.data.tables import Columns
@@ -80,7 +80,8 @@ def load(config: DataConfig, in_place: bool = False, most_labels: int = 0) -> Da
     >>> load(DataConfig("iris", test_fraction=0.3)).x_test.shape
     (45, 4)
     """
-    for key in OF_TABLES if not tables.is_table(config.name) else ():
+    is_table = tables.is_table(config.name) or openml.is_openml(config.name)
+    for key in OF_TABLES if not is_table else ():
         if getattr(config, key) != getattr(DataConfig, key):
             raise UserError(f"data.{key}: {config.name} is no table such as a .csv; leave out")
     if text.is_text(config.name):
@@ -156,8 +157,14 @@ def _read(config: DataConfig, in_place: bool, most_labels: int) -> Raw:
     if tables.is_table(name):
         x, columns, (y, classes) = tables.load(paths.named("data.name", name), config, most_labels)
         return Raw(x, y, None, None, classes, None, columns=columns)
+    if openml.is_openml(name):
+        x, columns, (y, classes) = openml.load(config, most_labels)
+        return Raw(x, y, None, None, classes, None, columns=columns)
+    if (path := paths.named("data.name", name)).is_dir():
+        return folders.read(path, in_place, most_labels)
     names = (*BUNDLED, *idx.SOURCES, text.NAME)
-    allowed = f"Allowed: {', '.join(names)}, or a path that ends in .npz, .txt, {', '.join(tables.SUFFIXES)}"
+    allowed = f"Allowed: {', '.join(names)}, {openml.PREFIX}NAME, a folder of images or of x.npy and y.npy, "
+    allowed += f"or a path that ends in .npz, .txt, {', '.join(tables.SUFFIXES)}"
     raise UserError(f"data.name: {name!r} is not a data set{nearest(name, names) or '.'} {allowed}")
 
 

@@ -62,7 +62,11 @@ def load(path: Path, config: DataConfig, most_labels: int) -> tuple[np.ndarray, 
     Raises:
       UserError: whatever `read`, `columns_of` and `inputs` refuse; a target that is not there or not named.
     """
-    table = read(path, config.decimal)
+    return learned(path, read(path, config.decimal), config, most_labels)
+
+
+def learned(path: Path | str, table: Any, config: DataConfig, most_labels: int) -> tuple[np.ndarray, Columns, Targets]:
+    """As `load`, from a `pyarrow.Table`."""
     if not config.target:
         raise UserError(f"data.target: name the column of {path} that is to be learned: {_listed(table.column_names)}")
     wanted = _wanted(config)
@@ -87,7 +91,7 @@ def _wanted(config: DataConfig) -> tuple[str, ...]:
     return (config.target,) if isinstance(config.target, str) else config.target or ()
 
 
-def check_names(path: Path, table: Any, key: str, names: Iterable[str]) -> None:
+def check_names(path: Path | str, table: Any, key: str, names: Iterable[str]) -> None:
     """Raises unless the table has the columns that a key names."""
     there = table.column_names
     for name in names:
@@ -289,7 +293,7 @@ def _codes(where: object, column: Column, values: Any) -> np.ndarray:
     return codes.to_numpy().astype(np.int32)
 
 
-def _targets(path: Path, table: Any, wanted: Sequence[str], most_labels: int) -> Targets:
+def _targets(path: Path | str, table: Any, wanted: Sequence[str], most_labels: int) -> Targets:
     for name in wanted:
         if count := missing_in(table[name]):
             raise UserError(f"{path}: the target {name!r} is missing in {count:,} rows; a target can't be filled in")
