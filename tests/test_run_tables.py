@@ -163,6 +163,18 @@ def test_types_are_those_of_the_whole_column(tmp_path: Path) -> None:
     assert str(found["a"].type) == "double" and found["a"][-1].as_py() == 0.5
 
 
+@pytest.mark.parametrize("values", [("1", "0.5"), ("", "7"), ("0.5", "x"), ("true", "1"), ("x", "y z"), ("1", "2")])
+def test_types_do_not_depend_on_the_blocks_that_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: tuple[str, str]
+) -> None:
+    """The second value stands in the last row alone; a quoted newline is wherever a block may end."""
+    path = Path(written(tmp_path, "a,y\n" + f'{values[0]},"u\nv"\n' * 50 + f"{values[1]},w\n"))
+    whole = tables.read(path)
+    for size in (16, 100):
+        monkeypatch.setattr(tables, "BLOCK", size)
+        assert tables.read(path).equals(whole)
+
+
 ABLE = "a,y\n1,u\n2,v\n"
 
 

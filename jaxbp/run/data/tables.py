@@ -32,7 +32,8 @@ from jaxbp.run.host import memory
 SUFFIXES = (".csv", ".tsv", ".parquet", ".feather", ".arrow")
 DELIMITERS = ",;\t|"
 MOST_CATEGORIES = 1000
-LARGEST_BLOCK = 2**31 - 1  # bytes of a CSV whose values decide about the types
+BLOCK = 2**23  # bytes of a CSV that a thread reads at once
+LARGEST_BLOCK = 2**31 - 1  # and of one whose values decide about the types
 NAMES_SHOWN = 20
 
 
@@ -133,16 +134,18 @@ def read(path: Path, decimal: str = ".") -> Any:
 
 
 def _csv(path: Path, decimal: str) -> Any:
+    import pyarrow as pa
     from pyarrow import csv
 
     with path.open("rb") as file:
         head = file.readline(2**16).decode(errors="replace")
-    return csv.read_csv(
-        path,
-        csv.ReadOptions(block_size=min(path.stat().st_size + 1, LARGEST_BLOCK)),
-        csv.ParseOptions(delimiter=max(DELIMITERS, key=head.count), newlines_in_values=True),
-        csv.ConvertOptions(strings_can_be_null=True, decimal_point=decimal),
-    )
+    parse = csv.ParseOptions(delimiter=max(DELIMITERS, key=head.count), newlines_in_values=True)
+    convert = csv.ConvertOptions(strings_can_be_null=True, decimal_point=decimal)
+    whole = min(path.stat().st_size + 1, LARGEST_BLOCK)
+    try:  # the first block decides about the types: if the others fit them, they are those of the whole columns
+        return csv.read_csv(path, csv.ReadOptions(block_size=min(BLOCK, whole)), parse, convert)
+    except pa.ArrowInvalid:
+        return csv.read_csv(path, csv.ReadOptions(block_size=whole), parse, convert)
 
 
 def is_number(text: str) -> bool:
