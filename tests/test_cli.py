@@ -257,6 +257,13 @@ def test_plots_and_tensorboard() -> None:
     assert "epochs = 2" in found["epochs"]["config/text_summary"][0][1]
 
 
+def test_the_one_score_of_the_test_set_is_in_tensorboard_too() -> None:
+    works("run", "x.toml", "--data.validation", "0.2", "--train.monitor", "validation_loss", "--train.tensorboard")
+    row, found = strict_rows("runs/x")[-1], tensorboard(Path("runs/x/events/epochs"))
+    assert found["test_accuracy"] == [(row["epoch"], np.float32(row["test_accuracy"]))]
+    assert [epoch for epoch, _ in found["validation_loss"]] == [1, 2] and "best_by" not in found
+
+
 def tensorboard(folder: Path) -> dict[str, list[tuple[int, Any]]]:
     """What an event file says: for each tag its steps and values."""
     [path] = folder.iterdir()

@@ -101,7 +101,9 @@ def test_a_callback_that_raises_is_named() -> None:
 @pytest.mark.parametrize(
     ("config", "data", "said"),
     [
-        (CONFIG, (X,), r"data: got 1 arrays, allowed: \(x, y\) or \(x, y, x_test, y_test\)"),
+        (CONFIG, (X,), r"data: got 1 arrays, allowed: \(x, y\), \(x, y, x_test, y_test\) or a dictionary"),
+        (CONFIG, {"x": X, "y": Y, "x_val": X}, "data: no array 'y_val', did you mean 'x_val'. There are: x, y, x_val"),
+        (CONFIG, {"x": X, "y": Y, "z": X}, "data: unknown array 'z'."),
         (CONFIG, (X, Y[:7]), "arrays-from-python: x has 40 rows and y has 7"),
         (CONFIG | {"modle": {}}, None, "config: unknown key 'modle', did you mean 'model'"),
         (CONFIG | {"sweep": {"seeds": 2}}, None, "sweep: train gives one run"),
@@ -132,6 +134,15 @@ def test_what_numpy_makes_an_array_of_is_taken() -> None:
 
     ours, theirs = from_arrays(Config().data, (Frame(X), Frame(Y))), from_arrays(Config().data, (X, Y))
     assert all(np.array_equal(a, b) for a, b in zip(ours[1:5], theirs[1:5], strict=True))
+
+
+def test_a_validation_set_of_its_own() -> None:
+    data = {"x": X, "y": Y, "x_val": X[:8], "y_val": Y[:8], "weights": np.ones(40)}
+    found = from_arrays(Config().data, data)
+    assert found.x_validation is not None and found.weights is not None
+    np.testing.assert_array_equal(found.x_validation, X[:8])
+    given = jaxbp.run.train(CONFIG, data)
+    assert "validation_loss" in given.history[-1] and "test_loss" not in given.history[-1]
 
 
 def test_classes_with_names_are_scored_by_names_and_by_numbers() -> None:

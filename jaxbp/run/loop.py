@@ -219,6 +219,8 @@ def _train(setup: Setup, folder: RunFolder, console: Console, callbacks: Sequenc
                     at = f"epoch {reached.row.epoch} of {config.train.epochs}"
                     line = f"stopped after {at}, saved in {folder.path}; the same command goes on from there"
                     raise Stopped(line, stopped)
+            tested = _tested(setup, reached)
+            tell([tested[0]] if tested else [], None)
         except KeyboardInterrupt:  # perhaps in this process alone, and perhaps before there was anything
             if isinstance(reached, Epoch) and jax.process_count() == 1:
                 _write_results(setup, folder, reached)
@@ -230,7 +232,8 @@ def _train(setup: Setup, folder: RunFolder, console: Console, callbacks: Sequenc
         except Stopped:
             _write_results(setup, folder, reached)
             raise
-    final = _conclude(setup, folder, reached)
+    _conclude(setup, folder, reached, tested)
+    final = tested[0] if tested else None
     if folder.epochs:
         summary(console, folder.epochs, time.perf_counter() - started, final)
         if private := setup.spec.privacy:
@@ -245,20 +248,26 @@ def _call(callback: Callback, row: EpochRow, program: Program) -> None:
         raise
 
 
-def _conclude(setup: Setup, folder: RunFolder, reached: Reached) -> FinalRow | None:
-    """Writes the results of a run that came to its end; one with a validation set looks at the test set only now."""
+def _tested(setup: Setup, reached: Reached) -> tuple[FinalRow, Evaluation] | None:
+    """The last row of a run with a validation set, which looks at the test set only now, and the evaluation."""
     problem, program = setup.problem, setup.program
     assert reached is not None  # a run has an epoch at least
     if "test" in problem.reported:
-        _write_results(setup, folder, reached)
         return None
     best = reached.best
     test = program.evaluate(best.params if best else program.whole, "test")
     epochs = reached.row.epoch if isinstance(reached, Epoch) else reached.epoch
-    final = final_row(problem, test, best.row if best else None, epochs)
+    return final_row(problem, test, best.row if best else None, epochs), test
+
+
+def _conclude(setup: Setup, folder: RunFolder, reached: Reached, tested: tuple[FinalRow, Evaluation] | None) -> None:
+    """Writes the results of a run that came to its end."""
+    if tested is None:
+        _write_results(setup, folder, reached)
+        return
+    final, test = tested
     folder.append([final])
     _write_results(setup, folder, reached, final.describe(), test)
-    return final
 
 
 def _keep(setup: Setup, folder: RunFolder, epoch: Epoch, signal: int) -> int:

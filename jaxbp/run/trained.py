@@ -87,7 +87,7 @@ class Run:
 
 def train(
     config: Config | Mapping[str, Any] | str | Path,
-    data: Sequence[Any] | None = None,
+    data: Sequence[Any] | Mapping[str, Any] | None = None,
     callbacks: Sequence[Callback] = (),
     folder: str | Path | None = None,
 ) -> Run:
@@ -95,8 +95,9 @@ def train(
 
     Args:
       config: tables with their keys, the path of a TOML file, or a `Config`.
-      data: (x, y) or (x, y, x_test, y_test) instead of what [data] names: anything that NumPy makes arrays of, such as
-        columns of pandas or polars. Text, booleans and integers in y are classes; other numbers make a regression.
+      data: (x, y), (x, y, x_test, y_test) or a dictionary with the names of an .npz, x_val and y_val among them,
+        instead of what [data] names: anything that NumPy makes arrays of, such as columns of pandas or polars. Text,
+        booleans and integers in y are classes; other numbers make a regression.
       callbacks: called after every epoch with its row of metrics.jsonl and the parameters, a copy. What one raises ends
         the run; a note on the exception names it.
       folder: the run folder, as train.folder: a new one, or that of an unfinished run, which goes on. None: the next of

@@ -3,7 +3,7 @@
 import hashlib
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -91,12 +91,18 @@ def load(config: DataConfig, in_place: bool = False, most_labels: int = 0) -> Da
     return _divided(config, _read(config, in_place, most_labels))
 
 
-def from_arrays(config: DataConfig, arrays: Sequence[Any], most_labels: int = 0) -> Dataset:
-    """x and y, perhaps x_test and y_test too, instead of what `config` names: whatever NumPy makes arrays of."""
-    if len(arrays) not in (2, 4):
-        raise UserError(f"data: got {len(arrays)} arrays, allowed: (x, y) or (x, y, x_test, y_test)")
-    named = zip(("x", "y", "x_test", "y_test"), map(np.asarray, arrays), strict=False)
-    return _divided(config, archive.raw(Path(config.name), dict(named), most_labels))
+def from_arrays(config: DataConfig, arrays: Sequence[Any] | Mapping[str, Any], most_labels: int = 0) -> Dataset:
+    """x and y instead of what `config` names, perhaps x_test and y_test, or a table with the names of an .npz."""
+    if not isinstance(arrays, Mapping):
+        if len(arrays) not in (2, 4):
+            allowed = "(x, y), (x, y, x_test, y_test) or a dictionary with x_val and y_val too"
+            raise UserError(f"data: got {len(arrays)} arrays, allowed: {allowed}")
+        arrays = dict(zip(("x", "y", "x_test", "y_test"), arrays, strict=False))
+    wanted = archive.wanted(Path("data"), ("x", "y"), archive.OPTIONAL, list(arrays))
+    if unknown := [name for name in arrays if name not in wanted]:
+        raise UserError(f"data: unknown array {unknown[0]!r}{nearest(unknown[0], wanted) or '.'}")
+    named = {name: np.asarray(arrays[name]) for name in wanted}
+    return _divided(config, archive.raw(Path(config.name), named, most_labels))
 
 
 def _divided(config: DataConfig, raw: Raw) -> Dataset:

@@ -13,12 +13,12 @@ import tomli_w
 from jaxbp.run.config import Config, to_dict
 from jaxbp.run.report.metrics import Row, StepRecord, Timing
 
-Write = Callable[[Sequence[Row], Timing], None]
+Write = Callable[[Sequence[Row], Timing | None], None]
 
 
 @contextlib.contextmanager
 def events(path: Path | None, config: Config, begun: int, done: int) -> Iterator[Write]:
-    """Gives the function that writes the rows of an epoch; one that does nothing where there is no path.
+    """Gives the function that writes the rows of an epoch, or the last one; it does nothing where there is no path.
 
     begun, done: epochs and steps after which the run goes on; what an earlier process wrote after them is cut off.
     """
@@ -35,13 +35,14 @@ def events(path: Path | None, config: Config, begun: int, done: int) -> Iterator
         indented = tomli_w.dumps(to_dict(config)).replace("\n", "\n    ")  # code, in Markdown
         epochs.add_text("config", f"    {indented}", begun + 1)
 
-        def write(rows: Sequence[Row], timing: Timing) -> None:
+        def write(rows: Sequence[Row], timing: Timing | None) -> None:
             for row in rows:
                 writer, at = (steps, row.step) if isinstance(row, StepRecord) else (epochs, row.epoch)
                 for name, value in _scalars(row.line()):
                     writer.add_scalar(name, value, at)
-            for name, value in _scalars(timing.line()):
-                epochs.add_scalar(name, value, timing.epoch)
+            if timing is not None:
+                for name, value in _scalars(timing.line()):
+                    epochs.add_scalar(name, value, timing.epoch)
 
         yield write
 
@@ -53,5 +54,5 @@ def _scalars(line: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, f
             yield from _scalars(value, f"{prefix}{name}/")
         elif isinstance(value, list):
             yield from ((f"{prefix}{name}/layer_{i}", float(v)) for i, v in enumerate(value, 1))
-        elif name not in ("epoch", "step"):
+        elif name not in ("epoch", "step") and not isinstance(value, str):
             yield f"{prefix}{name}", float(value)
