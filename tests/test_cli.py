@@ -278,6 +278,13 @@ def tensorboard(folder: Path) -> dict[str, list[tuple[int, Any]]]:
     return found
 
 
+def test_a_quiet_run_prints_nothing_but_what_goes_wrong(capsys: pytest.CaptureFixture[str]) -> None:
+    works("run", "x.toml", "--quiet")
+    assert capsys.readouterr() == ("", "")
+    assert main(["run", "x.toml", "--quiet", "--train.epochs", "0"]) == 2
+    assert "train.epochs: got 0" in capsys.readouterr().err
+
+
 def test_a_name_with_brackets_is_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
     works("run", "x.toml", "--train.folder", "a[/b] [red]:smile:")
     assert "run folder a[/b] [red]:smile:\n" in capsys.readouterr().out

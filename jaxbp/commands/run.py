@@ -18,7 +18,7 @@ Trains the network of a config, a TOML file, and writes a run folder. `jaxbp run
 
 A run that was stopped goes on when the same command is given again, from its newest checkpoint: the newest folder of
 runs/CONFIG, runs/CONFIG-2 … is taken if it is unfinished, or else the next one begun. With --resume and a larger
---train.epochs a finished run is trained longer.
+--train.epochs a finished run is trained longer. On a terminal the output has no colours where NO_COLOR is set.
 
 {OVERRIDES}
 Exit status: 0 done, 2 bad input, 3 the loss became NaN or infinite, 4 another process of the run is gone,
@@ -33,6 +33,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     which.add_argument("--resume", action="store_const", dest="how", const="resume", help="go on: begin no new run")
     which.add_argument("--new", action="store_const", dest="how", const="new", help="begin a new run")
     parser.add_argument("--print-config", action="store_true", help="print the resolved config and train nothing")
+    parser.add_argument("--quiet", action="store_true", help="print nothing but warnings and what goes wrong")
     parser.add_argument("-h", "--help", action="store_true", help="this text; after CONFIG with the values of its keys")
     parser.set_defaults(how="auto", overrides=[], usage=parser.format_help)
 
@@ -82,8 +83,9 @@ def _train(config: "Config", options: argparse.Namespace) -> None:
     name = path.resolve().parent.name if path.name == "config.toml" else path.stem  # that of a run is in its folder
     with processes.joined(outcome):
         start_jax()
+        speaks = processes.leads() and not options.quiet
         try:
-            (sweep if config.sweep.enabled else loop).run(config, name, console(processes.leads()), options.how)
+            (sweep if config.sweep.enabled else loop).run(config, name, console(speaks), options.how)
         except UserError as error:
             raise UserError(f"{path}{' and command line' if options.overrides else ''}: {error}") from None
 
