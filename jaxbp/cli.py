@@ -26,13 +26,20 @@ COMMANDS = {
     "data": "list the data sets, import one from files at hand",
 }
 
+STATUS = """\
+exit status:
+  0    done
+  1    a check did not pass
+  2    bad input, said in one line
+  3    the loss became NaN or infinite
+  4    another process of the run is gone
+  130  Ctrl-C
+  141  nobody reads the output
+  143  SIGTERM"""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit status.
-
-    0 done · 1 a check did not pass · 2 bad input, said in one line · 3 the loss became NaN or infinite · 4 another
-    process of the run is gone · 130 Ctrl-C · 141 nobody reads the output · 143 SIGTERM.
-    """
+    """Runs one command; returns the exit status."""
     return ended(lambda: _command(arguments))
 
 
@@ -47,7 +54,8 @@ def _command(arguments: Sequence[str] | None) -> int | None:
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="jaxbp", description="Back-propagation by hand, in JAX.")
+    about, layout = "Back-propagation by hand, in JAX.", RawDescriptionHelpFormatter
+    parser = Parser(prog="jaxbp", description=about, epilog=STATUS, formatter_class=layout)
     parser.add_argument("--version", action="version", version=f"jaxbp {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, line in COMMANDS.items():
@@ -56,7 +64,7 @@ def _parser() -> Parser:
             name,
             help=line,
             description=command.HELP,
-            formatter_class=RawDescriptionHelpFormatter,
+            formatter_class=layout,
             allow_abbrev=False,
             add_help=name != "run",  # which lists the keys of its config too
         )

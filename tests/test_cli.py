@@ -684,7 +684,7 @@ def start(*arguments: str, **options: Any) -> subprocess.Popen[str]:
 
 
 HELP = {
-    ("--help",): ("run", "list", "show", "compare", "evaluate", "predict", "data", "--version"),
+    ("--help",): ("run", "list", "show", "compare", "evaluate", "predict", "data", "--version", "exit status"),
     ("run", "--help"): ("CONFIG", "--resume", "--new", "--train.epochs", "--optimizer.learning-rate"),
     ("run", "x.toml", "--help"): ("--train.epochs 2", "Passes over the training set", "--train.batch-size 50"),
     ("predict", "--help"): ("RUN_DIR", "--data", "--out", "--probabilities"),
