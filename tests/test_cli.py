@@ -451,7 +451,15 @@ def test_ctrl_c_says_where_the_measurements_are(fails: Callable[..., str], monke
 
     monkeypatch.setattr("rich.console.Console.out", interrupt)  # the first line comes when there is a folder
     fails("run", "x.toml", status=130, match="interrupted; what was measured is in runs/x")
-    fails("run", "x.toml", "--sweep.seeds", "2", status=130, match="interrupted; what was measured is in runs/x-2")
+    fails(
+        "run",
+        "x.toml",
+        "--sweep.seeds",
+        "2",
+        "--new",
+        status=130,
+        match="interrupted; what was measured is in runs/x-2",
+    )
 
 
 @pytest.mark.parametrize(
