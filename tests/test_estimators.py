@@ -40,6 +40,7 @@ def test_scikit_learn_finds_nothing_to_complain_about(kind: type) -> None:
     assert {name: status for name, status in found.items() if name not in OPTIONAL} == {}
 
 
+@pytest.mark.slow
 def test_in_a_pipeline_and_a_search() -> None:
     """The labels keep their names; a further table of a config is one of the arguments that are searched."""
     x, y = load_iris(return_X_y=True)
@@ -57,6 +58,7 @@ def test_in_a_pipeline_and_a_search() -> None:
     assert not any(name.startswith("test") for name in fitted.history_[0])
 
 
+@pytest.mark.slow
 def test_a_regression_of_several_targets_in_their_units() -> None:
     x = np.random.default_rng(0).standard_normal((64, 2))
     y = 100 + 5 * x @ [[1.0, 2.0], [3.0, 4.0]]
@@ -64,6 +66,7 @@ def test_a_regression_of_several_targets_in_their_units() -> None:
     assert fitted.predict(x).shape == (64, 2) and fitted.score(x, y) > 0.999
 
 
+@pytest.mark.slow
 def test_a_fit_that_stops_early_has_the_best_parameters() -> None:
     x, y = load_iris(return_X_y=True)
     how = {"data": {"validation": 0.4}, "train": {"patience": 2}}

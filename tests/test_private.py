@@ -297,6 +297,7 @@ def test_a_private_step_has_none_of_five_faults_and_each_is_caught(fault: str) -
         CHECKS[fault](functools.partial(planted, fault=fault))
 
 
+@pytest.mark.slow
 def test_an_empty_batch_is_noise_alone() -> None:
     found = STEP(batch(), 1.0, 1.0, jax.random.key(2), 4.0, np.zeros(6))
     zeros = jax.tree.map(jnp.zeros_like, found)

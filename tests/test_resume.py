@@ -127,6 +127,7 @@ def test_a_run_that_was_killed_ends_as_one_that_was_not(optimizer: str, capsys: 
     assert not Path("killed/.unfinished").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_stops_early_goes_on_with_its_best_epoch(capsys: pytest.CaptureFixture[str]) -> None:
     """Kills before the best epoch, after it, at the end and between the test and the results; then one more try."""
     files = (*SAME, "best.safetensors")

@@ -271,6 +271,7 @@ class Killed(BaseException):
     """Nothing in the library catches it."""
 
 
+@pytest.mark.slow
 def test_a_resumed_run_neither_repeats_noise_nor_loses_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor does it forget C, where that is adaptive."""
     original, calls = loop._keep, []
