@@ -350,40 +350,48 @@ def pairs_are_cheaper(positions: int, inputs: int, outputs: int) -> bool:
 
 def convolve(x: Array, w: Array, window: Window) -> Array:
     """s_p = Σ_k w_k x at p · stride + k · dilation − low. x: (N, space…, in), w: (out, in / groups, size…)."""
-    space = "HWD"[: len(window.size)]
-    return lax.conv_general_dilated(
-        x, w, window.stride, window.padding, (1,) * len(space), window.dilation,
-        (f"N{space}C", f"OI{space}", f"N{space}C"), window.groups,
-    )  # fmt: skip
+    around = window.padding, (1,) * len(window.size), window.dilation
+    return _convolution(x, _size_first(w), window.stride, *around, groups=window.groups)
 
 
 def convolve_transposed(delta: Array, w: Array, window: Window, space: tuple[int, ...]) -> Array:
     """∂ℓ/∂x of `convolve`: each δ_p goes back to the inputs that its window saw, through the flipped w."""
-    letters, groups = "HWD"[: len(space)], window.groups
-    out, inner = w.shape[:2]
+    groups, (out, inner) = window.groups, w.shape[:2]
     flipped = jnp.flip(w, range(2, w.ndim)).reshape(groups, out // groups, inner, *window.size)
     flipped = jnp.swapaxes(flipped, 1, 2).reshape(groups * inner, out // groups, *window.size)
     padding = []
     for size, positions, k, step, (low, _), apart in _axes(window, space, delta.shape[1:-1]):
         before = (k - 1) * apart - low
         padding.append((before, size - (positions - 1) * step - 1 - before + (k - 1) * apart))
-    return lax.conv_general_dilated(
-        delta, flipped, (1,) * len(space), padding, window.stride, window.dilation,
-        (f"N{letters}C", f"OI{letters}", f"N{letters}C"), groups,
-    )  # fmt: skip
+    around = padding, window.stride, window.dilation
+    return _convolution(delta, _size_first(flipped), (1,) * len(space), *around, groups=groups)
 
 
 def _convolved_total(f: Convolved) -> Array:
     """Σₙ of ∂ℓₙ/∂w as one convolution: samples are summed as channels are, positions as a window is."""
-    letters, space = "HWD"[: len(f.window.size)], f.x.shape[1:-1]
+    space = f.x.shape[1:-1]
     padding = [
         (low, (k - 1) * apart + (positions - 1) * step + 1 - size - low)
         for size, positions, k, step, (low, _), apart in _axes(f.window, space, f.delta.shape[1:-1])
     ]
-    return lax.conv_general_dilated(
-        f.x, f.delta, f.window.dilation, padding, (1,) * len(space), f.window.stride,
-        (f"C{letters}N", f"I{letters}O", f"CN{letters}"), 1, f.window.groups,
-    )  # fmt: skip
+    x, delta = jnp.swapaxes(f.x, 0, -1), jnp.moveaxis(f.delta, 0, -2)
+    around = padding, (1,) * len(space), f.window.stride
+    w = _convolution(x, delta, f.window.dilation, *around, samples=f.window.groups)
+    return jnp.moveaxis(w, (-1, 0), (0, 1))
+
+
+def _convolution(
+    x: Array, w: Array, stride: Any, padding: Any, between: Any, dilation: Any, groups: int = 1, samples: int = 1
+) -> Array:
+    """x (N, space…, in), w (size…, in / groups, out): in this order of axes alone XLA is fast in a loop on a CPU."""
+    space = "HWD"[: w.ndim - 2]
+    axes = f"N{space}C", f"{space}IO", f"N{space}C"
+    return lax.conv_general_dilated(x, w, stride, padding, between, dilation, axes, groups, samples)
+
+
+def _size_first(w: Array) -> Array:
+    """(out, in, size…) → (size…, in, out)."""
+    return jnp.moveaxis(w, (0, 1), (-1, -2))
 
 
 def _axes(window: Window, space: tuple[int, ...], positions: tuple[int, ...]) -> Any:
