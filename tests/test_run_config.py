@@ -439,7 +439,7 @@ TABLES = st.fixed_dictionaries(
             {
                 "name": TEXT,
                 "test_fraction": optional(st.floats(0.01, 0.99)),
-                "validation": optional(st.floats(0.01, 0.99)),
+                "validation": optional(st.floats(0.01, 0.99) | st.just("2/5")),
                 "seed": SEED,
                 "standardize": st.sampled_from(["feature", "global", "none", {"mean": 0.5, "scale": 2.0}]),
                 "standardize_targets": st.booleans(),
@@ -500,7 +500,8 @@ TABLES = st.fixed_dictionaries(
         ),
         "sweep": st.fixed_dictionaries(
             {
-                "seeds": st.integers(1, 100),  # times 96 settings at most: 10,000 members are allowed
+                "seeds": st.integers(1, 30),  # times 96 settings and 3 folds at most: 10,000 members are allowed
+                "folds": optional(st.integers(2, 3)),
                 "learning_rate": st.lists(RATE, max_size=3, unique=True).map(tuple),
                 "at_once": COUNT,
                 "data": st.just({"standardize": ("none", "global")}) | st.just({}),
