@@ -121,6 +121,7 @@ def test_complex_arguments_can_be_said_as_text() -> None:
     assert np.any(z.real != 0) and np.any(z.imag != 0)
 
 
+@pytest.mark.slow
 def test_a_linear_solve_is_checked_in_float64() -> None:
     logdet = custom(
         lambda a: jnp.linalg.slogdet(a)[1],
@@ -132,6 +133,7 @@ def test_a_linear_solve_is_checked_in_float64() -> None:
     assert "transpose" in report.failures[0].diagnosis
 
 
+@pytest.mark.slow
 def test_a_mask_is_no_kink() -> None:
     """At an empty mask the function is smooth in x, whatever it is for another mask."""
     masked = custom(
@@ -308,6 +310,7 @@ def test_a_kink_is_not_blamed_for_an_error_far_larger_than_it() -> None:
     assert not any("kink" in row.diagnosis for row in report.failures), report
 
 
+@pytest.mark.slow
 def test_the_domain() -> None:
     root = custom(jnp.sqrt, lambda x: (jnp.sqrt(x),) * 2, lambda y, u: (u / (2 * y),))
     assert jaxbp.check(root, (jnp.asarray([1.0, 2.0], jnp.float32),), domain=(0.1, 5.0)).passed

@@ -63,7 +63,7 @@ def numbers(row: Row) -> np.ndarray:
 @pytest.mark.parametrize(
     ("tables", "shapes"),
     [
-        pytest.param({"study": RECORDED}, SHAPES, marks=pytest.mark.slow),
+        ({"study": RECORDED}, SHAPES),
         (
             {
                 "data": {"name": "diabetes", "standardize_targets": True},
@@ -74,6 +74,7 @@ def numbers(row: Row) -> np.ndarray:
     ],
     ids=["digits", "diabetes"],
 )
+@pytest.mark.slow
 def test_a_mesh_gives_the_losses_of_one_device(tables: dict[str, Any], shapes: list[tuple[int, int]]) -> None:
     """14 × 100 + 37 digits: the last batch is filled up. δ and gradient RMS are sums in float32."""
     rows, recorded, params = trained((1, 1), tables)

@@ -108,6 +108,7 @@ def test_rows_come_back_from_their_lines() -> None:
 # --- a run ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_that_stops_early_tests_its_best_epoch_once(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -231,6 +232,7 @@ def test_a_member_of_a_sweep_is_the_separate_run(capsys: pytest.CaptureFixture[s
 # --- parameters of another run ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_begins_with_the_parameters_of_another_one(capsys: pytest.CaptureFixture[str]) -> None:
     run("--train.epochs", "4", to="first")
     begin = load("first")

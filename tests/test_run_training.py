@@ -80,6 +80,7 @@ def test_an_epoch_is_a_loop_over_batches(samples: int, size: int, loss: str) -> 
     assert_close([steps.loss], [jnp.array(losses)], 1e-12)
 
 
+@pytest.mark.slow
 def test_weights_are_those_of_the_mean_of_a_batch() -> None:
     """Σ wₙ ∂ℓₙ / Σ wₙ over the batch, from the gradients of single samples; the loss and δ have no weights."""
     net, params, x, y, optimizer = problem(10)

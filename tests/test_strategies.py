@@ -51,6 +51,7 @@ def test_points_are_as_asked(drawn: dict[str, Any]) -> None:
     ],
     ids=["zeros", "ones", "ties", "huge", "tiny", "equal rows", "all different"],
 )
+@pytest.mark.slow
 def test_points_reach(seen: Any) -> None:
     (x,) = find(strategies.points("f32[2,3]"), lambda drawn: bool(seen(drawn[0])), settings=ONE)
     assert seen(x)
