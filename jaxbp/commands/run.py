@@ -21,8 +21,7 @@ runs/CONFIG, runs/CONFIG-2 … is taken if it is unfinished, or else the next on
 --train.epochs a finished run is trained longer. On a terminal the output has no colours where NO_COLOR is set.
 
 {OVERRIDES}
-Exit status: 0 done, 2 bad input, 3 the loss became NaN or infinite, 4 another process of the run is gone,
-130 Ctrl-C, 143 SIGTERM."""
+`jaxbp --help` has the exit statuses."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
