@@ -34,7 +34,7 @@ KERNEL, SAMPLES, RATE, STEPS = (784, 128, 10), 300, 0.1, (0, 10, 100, 1000)
 
 
 def softmax_regression(x: jax.Array, y: jax.Array, classes: int) -> dict[str, Any]:
-    """H at w = 0 times the vectors of its largest eigenvalues: uᵀHu, the largest ‖Hu − λu‖/λ, the rank of H."""
+    """H at w = 0 times the vectors of its largest eigenvalues: uᵀHu, the largest ‖Hu − λu‖/λ, (C − 1) rank X̃."""
     net = MLP((x.shape[1], classes))
     params = jax.tree.map(jnp.zeros_like, jaxbp.init(net, jax.random.key(0), dtype=x.dtype))
     with_one = kronecker.with_one(x)
