@@ -270,6 +270,7 @@ def test_each_activation_in_onnx(name):
     assert got.dtype == np.float32 and np.max(error / np.maximum(1, np.abs(s))) <= 4 * 2.0**-23
 
 
+@pytest.mark.slow
 def test_a_network_in_onnx_flax_and_equinox():
     params, x, _ = oracles.data(NET, seed=13, batch=7, dtype=jnp.float32)
     want = naive(params, x)

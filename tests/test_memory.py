@@ -111,6 +111,7 @@ def test_a_quantity_of_each_layer_is_that_of_all_factors():
     assert_close(got, jax.jit(norms)(f), 1e-14)
 
 
+@pytest.mark.slow
 def test_the_layers_of_a_chain_are_passed_in_runs():
     """Tokens, attention and dropout: the gradient is that of storing all, and so is what is of each layer."""
     block = Residual(Chain(LayerNorm(), SelfAttention(2, causal=True), Dropout(0.5)))

@@ -344,6 +344,7 @@ def test_another_number_of_cores_is_said(capsys: pytest.CaptureFixture[str]) -> 
     assert said.startswith("jaxbp: warning: runs/x began on 1000 cores and goes on on ") and said.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_data_that_changed_since_the_run_was_stopped(capsys: pytest.CaptureFixture[str]) -> None:
     x, y = np.random.default_rng(0).normal(size=(60, 4)), np.arange(60) % 3
     np.savez("mine.npz", x=x, y=y)
@@ -359,6 +360,7 @@ def test_data_that_changed_since_the_run_was_stopped(capsys: pytest.CaptureFixtu
     assert contents("runs/x") == contents("whole")
 
 
+@pytest.mark.slow
 def test_a_sweep_that_was_killed_goes_on_in_its_folder(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -141,6 +141,7 @@ def test_a_run_that_stops_early_tests_its_best_epoch_once(
     assert model.best == epoch and f"parameters of epoch {epoch}, the best" in repr(model)
 
 
+@pytest.mark.slow
 def test_predict_study_and_trace_take_the_best_parameters_and_say_so(capsys: pytest.CaptureFixture[str]) -> None:
     *_, final = run("--train.epochs", "6")
     Path("first.toml").write_text(IRIS.replace("validation = 0.2", ""))

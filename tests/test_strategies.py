@@ -57,6 +57,7 @@ def test_points_reach(seen: Any) -> None:
     assert seen(x)
 
 
+@pytest.mark.slow
 def test_cotangents_are_one_hot_or_of_one_leaf() -> None:
     like = (jax.ShapeDtypeStruct((2, 3), jnp.float32), jax.ShapeDtypeStruct((4,), jnp.float32))
     drawn = strategies.cotangents(like)

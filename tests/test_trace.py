@@ -81,6 +81,7 @@ def test_the_picture_is_there_when_nobody_reads_the_table(run: Path, monkeypatch
     assert b"<svg" in (run / "t.svg").read_bytes()
 
 
+@pytest.mark.slow
 def test_an_unfinished_run_is_called_so(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (run / ".unfinished").touch()
     (run / "trace_test_8.png").touch()
@@ -156,6 +157,7 @@ def test_thin_lines_of_a_large_matrix_are_seen() -> None:
     assert thinned.shape == (48, 48) and (thinned.min(), thinned.max()) == (-7, 5)
 
 
+@pytest.mark.slow
 def test_a_trace_that_is_not_finite_is_drawn() -> None:
     picture({name: np.full_like(a, np.nan) for name, a in traced((3, 40, 2)).items()}, ["a", "b"])
 

@@ -111,14 +111,15 @@ def run(config: Config, name: str, console: Console, how: How = "auto") -> Path:
       Diverged: all members did.
       Stopped: by SIGTERM or Ctrl-C, after a whole epoch; what was measured is in the folder.
     """
+    is_private = config.privacy.enabled or bool(config.sweep.privacy)
+    if is_private and how == "resume":
+        raise UserError("--resume: a private sweep can only begin again: what a member has spent is spent")
     sweep = prepare(config)
     specs = [cohort.setup.spec for cohort in sweep.cohorts]
     private = [spec.privacy.provenance() for spec in specs if spec.privacy]
     digests = [privacy.UNRECORDED] if private else dict.fromkeys(map(data.digest, sweep.datasets))
     known = {"each_member": private} if private else {}
-    if private and how == "resume":
-        raise UserError("--resume: a private sweep can only begin again: what a member has spent is spent")
-    with folders.opened(config, name, ", ".join(digests), "new" if private else how, known) as folder:
+    with folders.opened(config, name, ", ".join(digests), "new" if is_private else how, known) as folder:
         try:
             text.line(console, f"{describe(sweep)}\nrun folder {folder.path}")
             with files.writable(f"{folder.path}:", after="; what was written before is whole"):
