@@ -13,9 +13,10 @@ at the same time, so gradients are formed run by run, as δ⁽ˡ⁾ appears.
 
 XLA would undo this: it sees that x⁽ˡ⁾ is computed twice, and keeps the first one. `jax.checkpoint` puts an
 `optimization_barrier` between the two; on CPUs, in JAX 0.10, XLA removes the barrier too early, and nothing is saved.
-So the second forward pass begins with x⁽ˡ⁾ where a predicate holds, with 0 elsewhere. The predicate always holds, but
-XLA cannot know that. It is of ∂ℓ/∂x, so the pass does not begin earlier. (Inside a `jax.lax.cond`, which XLA never
-merges with what is outside either, convolutions take 15 × as long on a CPU.)
+XLA never merges what is inside a `jax.lax.cond` with what is outside. So the second forward pass is inside one. Its
+predicate is always true, but XLA cannot know that. Under a `jax.vmap` over parameters a cond becomes a select: the
+numbers are the same, and nothing is saved. (A first input that XLA cannot know would do without
+a cond, but XLA takes three to five times as long to compile one program of 2,000 layers as one program a run.)
 
 Sources: T. Chen et al., *Training deep nets with sublinear memory cost*, 2016, §4; A. Griewank and A. Walther,
 *Algorithm 799: Revolve*, ACM Transactions on Mathematical Software 26, 2000, §2.
@@ -325,11 +326,20 @@ def _backward(
 
 
 def _again(quantity: Quantity, run: Run, x: Array, dl_dx: Array, schedule: Schedule) -> tuple[Array, tuple[Any, ...]]:
-    """A run forward a second time and backward, from an input that XLA can't know to be the one of the first time."""
+    """A run forward a second time and backward, where XLA can't merge it with the first: inside a conditional."""
+
+    @jax.jit  # so that it is traced once, not for each branch: nested runs would be traced 2, 4, 8 times
+    def again(params: ParamTree, keys: Array | None, x: Array, dl_dx: Array) -> tuple[Array, tuple[Any, ...]]:
+        below = functools.partial(_below, dl_dx)
+        _, dl_dx_below, results = _backward(quantity, Run(run.layer, params, keys), x, below, schedule)
+        return dl_dx_below, results
+
+    def never(*arguments: Any) -> Any:
+        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(again, *arguments))
+
     always = ~(jnp.sum(dl_dx[:1]) < -jnp.inf)  # of NaN and of an empty batch too
-    below = functools.partial(_below, dl_dx)
-    _, dl_dx, results = _backward(quantity, run, jnp.where(always, x, jnp.zeros_like(x)), below, schedule)
-    return dl_dx, results
+    found: tuple[Array, tuple[Any, ...]] = jax.lax.cond(always, again, never, run.params, run.keys, x, dl_dx)
+    return found
 
 
 def _top(loss: losses.Loss, y: Array, scale: Array, run: Run, x: Array) -> tuple[Array, Array, FactorTree]:
