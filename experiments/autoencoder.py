@@ -111,9 +111,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             losses = [f"{row[key]:.2f}" for row in (found[count - 1], found[-1]) for key in ("train_loss", "test_loss")]
             rows += [[name, str(grids[name][0]), *losses, len(found), f"{per_epoch:.2f}"]]
         after = f"{count} epochs", f"{seconds:.0f} s"
-        of_each = [f"{which} loss after {when}" for when in after for which in ("training", "test")]
+        of_each = [f"{which}, {when}" for when in after for which in ("training", "test")]
         columns = ("optimizer", "tuned", *of_each, "epochs", "s an epoch")
-        report.table("MNIST autoencoder", columns, rows)
+        report.table("MNIST autoencoder: losses", columns, rows)
         found = {name: {"values": v, "grid": g, "epochs": runs[name]} for name, (v, g) in grids.items()}
         study.save({"sizes": SIZES, "samples": study.options.samples, "optimizers": found}, draw(runs))
 
