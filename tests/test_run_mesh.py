@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -16,15 +17,17 @@ import jaxbp
 from experiments.mesh_step import collectives, exchanged, step_seconds
 from jaxbp import persample
 from jaxbp.cli import main
-from jaxbp.mlp import MLP, Params
+from jaxbp.layers import LayerNorm
+from jaxbp.mlp import MLP, Affine, Params
 from jaxbp.network import factors
 from jaxbp.run import config as configs
 from jaxbp.run import loop
-from jaxbp.run.compute import mesh, optimizers
+from jaxbp.run.compute import mesh, optimizers, placement
 from jaxbp.run.compute.epoch import order_key
 from jaxbp.run.compute.program import first_state
 from jaxbp.run.compute.step import State, StepSpec
 from jaxbp.run.config import MeshConfig, OptimizerConfig
+from jaxbp.run.errors import UserError
 from jaxbp.run.report.metrics import EpochRow, Row, StepRecord
 from jaxbp.run.store.checkpoint import Checkpoints, Position
 
@@ -169,6 +172,50 @@ def test_parameters_and_momenta_are_split() -> None:
         leaves = jax.tree.leaves(placed.optimizer)
         here = sum(leaf.addressable_shards[0].data.size for leaf in leaves)
         assert here == (256 * 784 + 256 + 256 * 256) // model + 256 + 2570
+
+
+def test_pairs_of_dense_layers_and_attention_are_split() -> None:
+    """And nothing between them or beside them; with the momentum of each parameter."""
+    out, into, whole = Affine(P("model", None), P("model")), Affine(P(None, "model"), P()), Affine(P(), P())
+    gpt = jaxbp.models.gpt((4,), 5, layers=1, heads=2, width=8, dropout=0.5)
+    (*tables, _, attention, perceptron, norm, head) = placement.param_specs(gpt, gpt.parameters)
+    assert jax.tree.leaves((tables, norm, head)) == [P()] * 6
+    assert attention == (LayerNorm().init(None, (4, 8))[0]._replace(gamma=P(), beta=P()), (out, into), ())
+    assert perceptron[1:] == (out, (), into, ())
+    lenet = jaxbp.models.lenet5((28, 28, 1), 10)
+    specs = placement.param_specs(lenet, lenet.parameters)
+    *convolutions, first, _, second, _, last = specs
+    assert set(jax.tree.leaves(convolutions)) == {P()} and (first, second, last) == (out, into, whole)
+    placed = mesh.shardings(mesh.build(MeshConfig(1, 2)), lenet, optax.trace(0.9).init(lenet.parameters))
+    assert [place.spec for place in jax.tree.leaves(placed)] == jax.tree.leaves(specs)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ((5, 3), "mesh.model: 2 does not divide the 5 units of a layer that it splits"),
+        ((3,), "mesh.model: 2, but the network has no attention and no two dense layers to split"),
+    ],
+)
+def test_layers_that_a_mesh_does_not_fit_are_named(sizes: tuple[int, ...], message: str) -> None:
+    layers = [{"kind": "dense", "size": size} for size in sizes]
+    tables = {"data": {"name": "iris"}, "model": {"kind": "chain", "layers": layers}}
+    train = {"optimizer": {"learning_rate": 0.1}, "train": {"batch_size": 32}}
+    with pytest.raises(UserError, match=message):
+        loop.prepare(configs.validate({**tables, **train, "mesh": {"model": 2}}, source="test"))
+
+
+@pytest.mark.slow
+def test_a_gpt_on_a_mesh_is_that_of_one_device(tmp_path: Path) -> None:
+    tokens = np.random.default_rng(0).integers(0, 5, (200, 5))
+    np.savez(tmp_path / "tokens.npz", x=tokens[:, :-1], y=tokens[:, 1:])
+    gpt = {"kind": "gpt", "sizes": None, "arguments": {"layers": 1, "heads": 2, "width": 8}}
+    tables = {"data": {"name": str(tmp_path / "tokens.npz")}, "model": gpt}
+    rows, _, params = trained((1, 1), tables)
+    got, _, got_params = trained((2, 2), tables)
+    np.testing.assert_allclose(numbers(got[-1]), numbers(rows[-1]), rtol=1e-5)
+    for a, b in zip(jax.tree.leaves(got_params), jax.tree.leaves(params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-10)
 
 
 @pytest.mark.slow

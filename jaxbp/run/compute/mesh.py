@@ -1,12 +1,7 @@
 """The [mesh] table: one run on D × M devices, the batch over `data`, the units of the layers over `model`.
 
 The recursion of jaxbp/mlp.py does not know of it: inputs and parameters come with a `NamedSharding`, XLA's partitioner
-does the rest. Parameters alternate (out, in), after Megatron-LM (Shoeybi et al. 2019, §3): a layer that has its output
-units split feeds one that has its input units split, and only the second one has to sum over `model`:
-
-    layer 1, 3, …   w P("model", None)   b P("model")   s⁽ˡ⁾ = w⁽ˡ⁾ x⁽ˡ⁻¹⁾ + b⁽ˡ⁾ needs nothing of the others
-    layer 2, 4, …   w P(None, "model")   b P()          w⁽ˡ⁾ x⁽ˡ⁻¹⁾ is summed over `model`, (N/D, n_l) numbers
-    the last, if their count is odd      whole          its softmax would need a sum too, for a layer of few units
+does the rest. `placement` says which parameters are split.
 
 The training set is split over `data`: before an epoch each process lays out the rows that its devices will take, in the
 order in which a run on one device takes them. No step then moves a sample, and a device holds N/D of them.
@@ -22,9 +17,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxbp.mlp import MLP, Affine, Array
-from jaxbp.network import Net, ParamTree, init
+from jaxbp.mlp import MLP, Array
+from jaxbp.network import Net, Network, ParamTree, init
 from jaxbp.run.compute.epoch import EVALUATED_AT_ONCE, Evaluation, drawn, evaluated, scan, shares
+from jaxbp.run.compute.placement import param_specs
 from jaxbp.run.compute.program import first_state
 from jaxbp.run.compute.step import State, Steps, StepSpec
 from jaxbp.run.config import Config, MeshConfig
@@ -163,27 +159,17 @@ def build(config: MeshConfig) -> Mesh:
     return Mesh(np.array(jax.devices()[: data * model]).reshape(data, model), ("data", "model"))
 
 
-def param_specs(net: Net) -> Any:
-    """How each layer's w (out, in) and b (out,) are split, as `PartitionSpec` in the place of the arrays; of a network
-    that is no MLP all parameters are whole on every device.
-    """
-    if not isinstance(net, MLP):
-        return jax.tree.map(lambda leaf: P(), net.parameters)
-    out, into, whole = Affine(P("model", None), P("model")), Affine(P(None, "model"), P()), Affine(P(), P())  # type: ignore[arg-type]
-    layers = len(net.sizes) - 1
-    return (out, into) * (layers // 2) + (whole,) * (layers % 2)
-
-
 def shardings(mesh: Mesh, net: Net, tree: Any) -> Any:
     """A `NamedSharding` for each leaf of a state: one that is kept for each parameter, such as a momentum, is split
     like it; all others are whole on every device.
     """
     params = jax.eval_shape(lambda: init(net, jax.random.key(0)))
-    specs = dict(jax.tree_util.tree_leaves_with_path(param_specs(net)))
+    specs = dict(jax.tree_util.tree_leaves_with_path(param_specs(net, params)))
     known = {path: (leaf.shape, specs[path]) for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
 
     def of(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
-        shape, spec = known.get(path[-2:], (None, P()))
+        ends = (path[start:] for start in range(len(path)))  # such as a momentum's: its own, then the parameter's
+        shape, spec = next((known[end] for end in ends if end in known), (None, P()))
         return NamedSharding(mesh, spec if shape == leaf.shape else P())
 
     return jax.tree_util.tree_map_with_path(of, tree)
@@ -290,10 +276,20 @@ def _check_sizes(config: Config, net: Net, samples: int) -> None:
         raise UserError(f"train.batch_size: mesh.data {data} does not divide the {batch} samples of a batch")
     if not isinstance(net, MLP):
         if model > 1:
-            raise UserError(f'mesh.model: {model}, but only the layers of model.kind "mlp" are split')
+            _check_split(net, model)
         return
     if model > 1 and len(net.sizes) < 3:
         raise UserError(f"mesh.model: {model}, but model.sizes {list(net.sizes)} has no hidden layer to split")
     for size in net.sizes[1:-1] if model > 1 else ():
         if size % model:
             raise UserError(f"model.sizes: mesh.model {model} does not divide the hidden width {size}")
+
+
+def _check_split(net: Network, model: int) -> None:
+    leaves, specs = jax.tree.leaves(net.parameters), jax.tree.leaves(param_specs(net, net.parameters))
+    split = [(leaf.shape, spec.index("model")) for leaf, spec in zip(leaves, specs, strict=True) if any(spec)]
+    if not split:
+        raise UserError(f"mesh.model: {model}, but the network has no attention and no two dense layers to split")
+    for sizes, axis in split:
+        if sizes[axis] % model:
+            raise UserError(f"mesh.model: {model} does not divide the {sizes[axis]} units of a layer that it splits")
