@@ -141,7 +141,7 @@ def _samples(run: Path, model: Model, data: Path | None) -> tuple[str, np.ndarra
         x, (y, classes) = samples_like(data, config.data, model.columns, most)
     else:
         raw = (folders if data.is_dir() else archive).read(data, in_place=False, most_labels=most)
-        x, y, classes = raw.x, raw.y, raw.classes
+        x, y, classes = raw.x_train, raw.y_train, raw.classes
     if bool(classes) != bool(model.classes):
         there, here = ("labels" if of else "numbers" for of in (classes, model.classes))
         raise UserError(f"{data}: y has {there}, {run} was trained on {here}")

@@ -4,7 +4,8 @@ labels.py, what `jaxbp data describe` says in description.py.
 """
 
 from jaxbp.run.data import text
-from jaxbp.run.data.dataset import DataRow, Dataset, describe, digest, load
+from jaxbp.run.data.archive import Dataset
+from jaxbp.run.data.dataset import DataRow, describe, digest, load
 from jaxbp.run.data.idx import import_files
 from jaxbp.run.data.projection import Projection
 from jaxbp.run.data.scaling import Scaling

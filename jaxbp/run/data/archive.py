@@ -1,4 +1,4 @@
-"""An .npz of the user's: x and y, and perhaps x_test and y_test, x_val and y_val."""
+"""What a data set is; and an .npz of the user's: x and y, perhaps x_test and y_test, x_val and y_val, weights."""
 
 import zipfile
 from collections.abc import Sequence
@@ -20,26 +20,36 @@ Arrays = dict[str, np.ndarray]
 OPTIONAL = (("x_test", "y_test"), ("x_val", "y_val"), ("weights",))
 
 
-class Raw(NamedTuple):
-    """What a file holds; the test and validation arrays and the weights of the rows of x are None where it has none.
+class Dataset(NamedTuple):
+    """Inputs as they were read, (N, D); y is (N,) int32 labels with `classes`, or (N, C) float64 targets without.
 
-    columns: those of a table, and a missing number of x is NaN.
+    Of sequences y may be (N, T) labels, one for each position. Of a text x are the T characters as numbers (int32), and
+    y those that come next.
+    x_test, y_test: None before the samples are divided;  x_validation, y_validation: None without a validation set.
+    image_shape: what the D numbers of a sample were, if not a row;  columns: of which table's they are made.
+    weights: (N,), what each training sample counts in the mean of its batch; None where all count alike.
     """
 
-    x: np.ndarray
-    y: np.ndarray
-    x_test: np.ndarray | None
-    y_test: np.ndarray | None
-    classes: tuple[str, ...] | None
-    image_shape: tuple[int, ...] | None
-    x_val: np.ndarray | None = None
-    y_val: np.ndarray | None = None
+    name: str
+    x_train: np.ndarray
+    y_train: np.ndarray
+    x_test: np.ndarray | None = None
+    y_test: np.ndarray | None = None
+    classes: tuple[str, ...] | None = None
+    image_shape: tuple[int, ...] | None = None
+    x_validation: np.ndarray | None = None
+    y_validation: np.ndarray | None = None
     weights: np.ndarray | None = None
     columns: Columns | None = None
 
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The sets that there are."""
+        return ("train", "test") if self.x_validation is None else ("train", "validation", "test")
 
-def read(path: Path, in_place: bool, most_labels: int = 0) -> Raw:
-    """x (N, D) or images and y (N,), (N, T) labels or (N,), (N, C) floats.
+
+def read(path: Path, in_place: bool, most_labels: int = 0) -> Dataset:
+    """x (N, D) or images and y (N,), (N, T) labels or (N,), (N, C) floats, not yet divided.
 
     x_test and y_test, x_val and y_val likewise: both of a set or neither. weights (N,) or none.
     most_labels: floats that are whole numbers are labels, too, where at most so many different ones are there.
@@ -47,17 +57,19 @@ def read(path: Path, in_place: bool, most_labels: int = 0) -> Raw:
     return raw(path, arrays(path, ("x", "y"), OPTIONAL, in_place, "data.name: "), most_labels)
 
 
-def raw(path: Path, found: Arrays, most_labels: int = 0) -> Raw:
+def raw(path: Path, found: Arrays, most_labels: int) -> Dataset:
     """The arrays x and y, and of other sets, looked at; `path` begins what is said of them."""
     x, train, image_shape = _part(path, found, "x", "y", most_labels)
-    made = Raw(x, train.y, None, None, train.classes, image_shape)
+    made = Dataset(str(path), x, train.y, classes=train.classes, image_shape=image_shape)
     if "weights" in found:
         made = made._replace(weights=_weights(f"{path}: weights", found["weights"], len(x)))
-    for x_name, y_name in (names for names in (("x_test", "y_test"), ("x_val", "y_val")) if names[0] in found):
+    for x_name, y_name, split in (("x_test", "y_test", "test"), ("x_val", "y_val", "validation")):
+        if x_name not in found:
+            continue
         other_x, other, _ = _part(path, found, x_name, y_name, MAX_CLASSES if train.classes else 0)
         if (other_shape := found[x_name].shape[1:]) != (shape := found["x"].shape[1:]):
             raise UserError(f"{path}: {x_name}: a sample has the shape {other_shape}, and in x {shape}")
-        sets: dict[str, Any] = {x_name: other_x, y_name: _as_taught(path, train, other, y_name).y}
+        sets: dict[str, Any] = {f"x_{split}": other_x, f"y_{split}": _as_taught(path, train, other, y_name).y}
         made = made._replace(**sets)
     return made
 
@@ -65,12 +77,16 @@ def raw(path: Path, found: Arrays, most_labels: int = 0) -> Raw:
 def _part(
     path: Path, arrays: Arrays, x_name: str, y_name: str, most_labels: int
 ) -> tuple[np.ndarray, Targets, tuple[int, ...] | None]:
-    """The inputs, targets and image shape of the training or the test set."""
-    x, image_shape = _inputs(f"{path}: {x_name}", arrays[x_name])
+    """The inputs (N, D) and targets of a set; (H, W) or (H, W, C) of inputs that came as images."""
+    x = arrays[x_name]
+    _check_numbers(f"{path}: {x_name}", x)
+    if x.ndim not in (2, 3, 4):
+        allowed = "(N, D), or (N, H, W) and (N, H, W, C) for images"
+        raise UserError(f"{path}: {x_name} has shape {x.shape}; allowed: {allowed}")
     targets = _targets(f"{path}: {y_name}", arrays[y_name], most_labels)
     if len(x) != len(targets.y):
         raise UserError(f"{path}: {x_name} has {len(x)} rows and {y_name} has {len(targets.y)}; they have to agree")
-    return x, targets, image_shape
+    return flat(x), targets, x.shape[1:] if x.ndim > 2 else None
 
 
 def arrays(
@@ -108,18 +124,9 @@ def wanted(path: Path, needed: Sequence[str], optional: Sequence[Sequence[str]],
     names = [*needed, *(name for group in groups for name in group)]
     for name in names:
         if name not in there:
-            raise UserError(
-                f"{path}: no array {name!r}{nearest(name, there) or '.'} There are: {', '.join(there) or 'none'}"
-            )
+            listed = ", ".join(there) or "none"
+            raise UserError(f"{path}: no array {name!r}{nearest(name, there) or '.'} There are: {listed}")
     return names
-
-
-def _inputs(where: str, x: np.ndarray) -> tuple[np.ndarray, tuple[int, ...] | None]:
-    """(N, D) inputs, and (H, W) or (H, W, C) if they came as images."""
-    _check_numbers(where, x)
-    if x.ndim not in (2, 3, 4):
-        raise UserError(f"{where} has shape {x.shape}; allowed: (N, D), or (N, H, W) and (N, H, W, C) for images")
-    return flat(x), x.shape[1:] if x.ndim > 2 else None
 
 
 def _targets(where: str, y: np.ndarray, most_labels: int) -> Targets:

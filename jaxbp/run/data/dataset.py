@@ -13,13 +13,13 @@ from jaxbp.names import nearest
 from jaxbp.run import paths
 from jaxbp.run.config import DataConfig
 from jaxbp.run.data import archive, folders, idx, openml, tables, text
-from jaxbp.run.data.archive import Raw, flat
+from jaxbp.run.data.archive import Dataset, flat
 from jaxbp.run.data.scaling import chunks
-from jaxbp.run.data.tables import Columns
 from jaxbp.run.errors import UserError
 from jaxbp.run.host import memory
 
 TEST_FRACTION = 0.2
+TAKEN = {"test": "test_fraction", "validation": "validation"}  # the sets, and the keys that say how they are taken
 OF_TABLES = ("target", "drop", "missing", "decimal")  # keys of [data]
 BUNDLED: dict[str, tuple[int, int, int | None]] = {  # samples, inputs, classes (None: regression)
     "digits": (1797, 64, 10),
@@ -28,34 +28,6 @@ BUNDLED: dict[str, tuple[int, int, int | None]] = {  # samples, inputs, classes 
     "breast_cancer": (569, 30, 2),
     "diabetes": (442, 10, None),
 }
-
-
-class Dataset(NamedTuple):
-    """Inputs as they were read, (N, D); y is (N,) int32 labels with `classes`, or (N, C) float64 targets without.
-
-    Of sequences y may be (N, T) labels, one for each position. Of a text x are the T characters as numbers (int32), and
-    y those that come next.
-    image_shape: what the D numbers of a sample were, if not a row;  columns: of which table's they are made.
-    x_validation, y_validation: None without a validation set.
-    weights: (N,), what each training sample counts in the mean of its batch; None where all count alike.
-    """
-
-    name: str
-    x_train: np.ndarray
-    y_train: np.ndarray
-    x_test: np.ndarray
-    y_test: np.ndarray
-    classes: tuple[str, ...] | None
-    image_shape: tuple[int, ...] | None
-    x_validation: np.ndarray | None = None
-    y_validation: np.ndarray | None = None
-    weights: np.ndarray | None = None
-    columns: Columns | None = None
-
-    @property
-    def splits(self) -> tuple[str, ...]:
-        """The sets that there are."""
-        return ("train", "test") if self.x_validation is None else ("train", "validation", "test")
 
 
 class DataRow(NamedTuple):
@@ -85,7 +57,7 @@ def load(config: DataConfig, in_place: bool = False, most_labels: int = 0) -> Da
         if getattr(config, key) != getattr(DataConfig, key):
             raise UserError(f"data.{key}: {config.name} is no table such as a .csv; leave out")
     if text.is_text(config.name):
-        return Dataset(config.name, **text.read(config)._asdict(), image_shape=None)
+        return text.read(config)
     if config.block is not None:
         raise UserError(f"data.block: {config.block}, but {config.name} is no text; leave out")
     return _divided(config, _read(config, in_place, most_labels))
@@ -103,17 +75,6 @@ def from_arrays(config: DataConfig, arrays: Sequence[Any] | Mapping[str, Any], m
         raise UserError(f"data: unknown array {unknown[0]!r}{nearest(unknown[0], wanted) or '.'}")
     named = {name: np.asarray(arrays[name]) for name in wanted}
     return _divided(config, archive.raw(Path(config.name), named, most_labels))
-
-
-def _divided(config: DataConfig, raw: Raw) -> Dataset:
-    """Into training, validation and test set, unless the data have their own."""
-    if config.standardize_targets and raw.classes is not None:
-        raise UserError(f"data.standardize_targets: true, but {config.name} has classes; it is for regression only")
-    columns, raw = raw.columns, _with_validation(config, _with_test(config, raw))
-    assert raw.x_test is not None and raw.y_test is not None
-    sets = (raw.x, raw.y, raw.x_test, raw.y_test)
-    others = (raw.x_val, raw.y_val, raw.weights, columns)
-    return _filled(config, Dataset(config.name, *sets, raw.classes, raw.image_shape, *others))
 
 
 def digest(dataset: Dataset) -> str:
@@ -142,31 +103,26 @@ def describe() -> list[DataRow]:
     return [*rows, DataRow(text.NAME, "text", None, None, None, where)]
 
 
-def _filled(config: DataConfig, dataset: Dataset) -> Dataset:
-    """What is missing in the inputs of a table becomes a mean of the training set."""
-    if dataset.columns is None or config.missing is None:
-        return dataset
-    columns, means = tables.fitted(dataset.columns, dataset.x_train)
-    sets = {f"x_{split}": getattr(dataset, f"x_{split}") for split in dataset.splits}
-    filled: dict[str, Any] = {name: np.where(np.isnan(x), means, x) for name, x in sets.items()}
-    return dataset._replace(columns=columns, **filled)
-
-
-def _read(config: DataConfig, in_place: bool, most_labels: int) -> Raw:
+def _read(config: DataConfig, in_place: bool, most_labels: int) -> Dataset:
     name = config.name
     if name in BUNDLED:
         return _read_bundled(name)
     if name in idx.SOURCES:
-        return _read_images(name)
+        x, y, x_test, y_test = idx.read_source(name)
+        labels = (y.astype(np.int32), y_test.astype(np.int32))
+        return Dataset(name, flat(x), labels[0], flat(x_test), labels[1], idx.SOURCES[name].classes, x.shape[1:])
+    path = paths.named("data.name", name)
     if name.endswith(".npz"):
-        return archive.read(paths.named("data.name", name), in_place, most_labels)
-    if tables.is_table(name):
-        x, columns, (y, classes) = tables.load(paths.named("data.name", name), config, most_labels)
-        return Raw(x, y, None, None, classes, None, columns=columns)
-    if openml.is_openml(name):
-        x, columns, (y, classes) = openml.load(config, most_labels)
-        return Raw(x, y, None, None, classes, None, columns=columns)
-    if (path := paths.named("data.name", name)).is_dir():
+        return archive.read(path, in_place, most_labels)
+    if tables.is_table(name) or openml.is_openml(name):
+        where: Path | str = path
+        if tables.is_table(name):
+            table = tables.read(path, config.decimal)
+        else:
+            where, (table, config) = name, openml.read(config)
+        x, columns, (y, classes) = tables.learned(where, table, config, most_labels)
+        return Dataset(name, x, y, classes=classes, columns=columns)
+    if path.is_dir():
         return folders.read(path, in_place, most_labels)
     names = (*BUNDLED, *idx.SOURCES, text.NAME)
     allowed = f"Allowed: {', '.join(names)}, {openml.PREFIX}NAME, a folder of images or of x.npy and y.npy, "
@@ -174,116 +130,105 @@ def _read(config: DataConfig, in_place: bool, most_labels: int) -> Raw:
     raise UserError(f"data.name: {name!r} is not a data set{nearest(name, names) or '.'} {allowed}")
 
 
-def _read_bundled(name: str) -> Raw:
+def _read_bundled(name: str) -> Dataset:
     from sklearn import datasets
 
     if name == "diabetes":
         data = datasets.load_diabetes(scaled=False)
-        return Raw(data.data, data.target[:, None], None, None, None, None)
+        return Dataset(name, data.data, data.target[:, None])
     data = getattr(datasets, f"load_{name}")()
-    classes = tuple(str(label) for label in data.target_names)
-    return Raw(data.data, data.target.astype(np.int32), None, None, classes, (8, 8) if name == "digits" else None)
-
-
-def _read_images(name: str) -> Raw:
-    x, y, x_test, y_test = idx.read_source(name)
-    height, width = x.shape[1:]
-    labels, test_labels = y.astype(np.int32), y_test.astype(np.int32)
-    classes = idx.SOURCES[name].classes
-    return Raw(flat(x), labels, flat(x_test), test_labels, classes, (height, width))
+    classes, shape = tuple(map(str, data.target_names)), (8, 8) if name == "digits" else None
+    return Dataset(name, data.data, data.target.astype(np.int32), classes=classes, image_shape=shape)
 
 
 # --- split ------------------------------------------------------------------------------------------------------------
 
 
-def _with_test(config: DataConfig, raw: Raw) -> Raw:
-    """With a part of the samples as the test set, where it has none of its own."""
-    if raw.x_test is None:
-        fraction = TEST_FRACTION if config.test_fraction is None else config.test_fraction
-        left, x, y = _split(config, raw, "test_fraction", fraction)
-        return left._replace(x_test=x, y_test=y)
-    if config.test_fraction is not None:
-        raise UserError(
-            f"data.test_fraction: {config.test_fraction}, but {config.name} has its own test set; leave out"
-        )
-    return raw
+def _divided(config: DataConfig, dataset: Dataset) -> Dataset:
+    """Into training, validation and test set, unless the data have their own; what a table misses is filled in."""
+    if config.standardize_targets and dataset.classes is not None:
+        raise UserError(f"data.standardize_targets: true, but {config.name} has classes; it is for regression only")
+    for split in TAKEN:
+        dataset = _with(config, dataset, split)
+    dataset = dataset._replace(name=config.name)
+    if dataset.columns is None or config.missing is None:
+        return dataset
+    columns, means = tables.fitted(dataset.columns, dataset.x_train)
+    names = [f"x_{split}" for split in dataset.splits]
+    filled: dict[str, Any] = {name: np.where(np.isnan(x := getattr(dataset, name)), means, x) for name in names}
+    return dataset._replace(columns=columns, **filled)
 
 
-def _with_validation(config: DataConfig, raw: Raw) -> Raw:
-    """With a part of the training samples as the validation set, if one is asked for."""
-    if config.validation is None:
-        return raw
-    if raw.x_val is not None:
-        raise UserError(
-            f"data.validation: {config.validation}, but {config.name} has its own validation set; leave out"
-        )
-    if isinstance(config.validation, str):
-        left, x, y = _fold(config, raw, config.validation)
+def _with(config: DataConfig, dataset: Dataset, split: str) -> Dataset:
+    """With a part of the training samples as this set, where it has none of its own and is to have one."""
+    asked, own = getattr(config, TAKEN[split]), getattr(dataset, f"x_{split}")
+    if own is not None and asked is not None:
+        raise UserError(f"data.{TAKEN[split]}: {asked}, but {config.name} has its own {split} set; leave out")
+    if own is not None or (asked is None and split == "validation"):
+        return dataset
+    if isinstance(asked, str):
+        rows, taken = _fold(config, dataset, asked)
     else:
-        left, x, y = _split(config, raw, "validation", config.validation)
-    return left._replace(x_val=x, y_val=y)
+        rows, taken = _split(config, dataset, split, TEST_FRACTION if asked is None else asked)
+    x, y, weights = dataset.x_train, dataset.y_train, dataset.weights
+    part: dict[str, Any] = {f"x_{split}": x[taken], f"y_{split}": y[taken]}
+    left = None if weights is None else weights[rows]
+    return dataset._replace(x_train=x[rows], y_train=y[rows], weights=left, **part)
 
 
-def _split(config: DataConfig, raw: Raw, key: str, fraction: float) -> tuple[Raw, np.ndarray, np.ndarray]:
-    """What is left of the samples, then x and y of a seeded part of them; every class has its share in both."""
+def _classes(dataset: Dataset) -> np.ndarray | None:
+    """(N,), where each training sample has one label: every set has its share of each class then."""
+    return None if dataset.classes is None or dataset.y_train.ndim > 1 else dataset.y_train
+
+
+def _split(config: DataConfig, dataset: Dataset, split: str, fraction: float) -> tuple[np.ndarray, np.ndarray]:
+    """The rows that are left, and those of a seeded part."""
     from sklearn.model_selection import train_test_split
 
-    _check_split(config, raw, key, fraction)
-    what = "training and test set" if key == "test_fraction" else "training and validation set"
-    memory.check(f"data.name: {config.name}: a split into {what} needs", raw.x.nbytes + raw.y.nbytes)
-    classes = None if raw.classes is None or raw.y.ndim > 1 else raw.y
-    rows, taken = train_test_split(
-        np.arange(len(raw.x)), test_size=fraction, random_state=config.seed, stratify=classes
-    )
-    return _parted(raw, rows, taken)
+    _check_split(config, dataset, split, fraction)
+    size = dataset.x_train.nbytes + dataset.y_train.nbytes
+    memory.check(f"data.name: {config.name}: a split into training and {split} set needs", size)
+    rows = np.arange(len(dataset.x_train))
+    rows, taken = train_test_split(rows, test_size=fraction, random_state=config.seed, stratify=_classes(dataset))
+    return rows, taken
 
 
-def _fold(config: DataConfig, raw: Raw, fold: str) -> tuple[Raw, np.ndarray, np.ndarray]:
-    """What is left of the samples, then x and y of a seeded fold of them; every class has its share in each fold."""
+def _fold(config: DataConfig, dataset: Dataset, fold: str) -> tuple[np.ndarray, np.ndarray]:
+    """The rows that are left, and those of a seeded fold."""
     from sklearn.model_selection import KFold, StratifiedKFold
 
     number, folds = map(int, fold.split("/"))
-    classes = None if raw.classes is None or raw.y.ndim > 1 else raw.y
-    samples, whose = len(raw.x), "training samples"
-    if raw.classes is not None and classes is not None:
+    classes, samples, whose = _classes(dataset), len(dataset.x_train), "training samples"
+    if dataset.classes is not None and classes is not None:
         labels, counts = np.unique(classes, return_counts=True)
-        samples, whose = counts.min(), f"training samples of class {raw.classes[labels[counts.argmin()]]!r}"
+        samples, whose = counts.min(), f"training samples of class {dataset.classes[labels[counts.argmin()]]!r}"
     if not number <= folds or folds < 2:
         raise UserError(f"data.validation: {fold}; allowed: 1/k to k/k for k folds, 2 at least")
     if samples < folds:
         raise UserError(f"data.validation: {fold}: {config.name} has {samples} {whose}, fewer than folds")
-    memory.check(f"data.name: {config.name}: a split into {folds} folds needs", raw.x.nbytes + raw.y.nbytes)
+    size = dataset.x_train.nbytes + dataset.y_train.nbytes
+    memory.check(f"data.name: {config.name}: a split into {folds} folds needs", size)
     kind = KFold if classes is None else StratifiedKFold
-    parts = kind(folds, shuffle=True, random_state=config.seed).split(np.arange(len(raw.x)), classes)
-    return _parted(raw, *next(itertools.islice(parts, number - 1, None)))
+    parts = kind(folds, shuffle=True, random_state=config.seed).split(np.arange(len(dataset.x_train)), classes)
+    return next(itertools.islice(parts, number - 1, None))
 
 
-def _parted(raw: Raw, rows: np.ndarray, taken: np.ndarray) -> tuple[Raw, np.ndarray, np.ndarray]:
-    """The samples in these rows, then x and y of those that are taken out."""
-    weights = None if raw.weights is None else raw.weights[rows]
-    return raw._replace(x=raw.x[rows], y=raw.y[rows], weights=weights), raw.x[taken], raw.y[taken]
-
-
-def _check_split(config: DataConfig, raw: Raw, key: str, fraction: float) -> None:
+def _check_split(config: DataConfig, dataset: Dataset, split: str, fraction: float) -> None:
+    key = TAKEN[split]
     if not 0 < fraction < 1:
         raise UserError(f"data.{key}: {fraction}; it has to lie between 0 and 1")
     if not 0 <= config.seed < 2**32:
         raise UserError(f"data.seed: {config.seed}; allowed: 0 to 2³² − 1")
-    samples, needed = len(raw.x), 1
-    if raw.classes is not None and raw.y.ndim == 1:
-        needed = _count_classes(config.name, raw.y, raw.classes, "" if key == "test_fraction" else "training ")
+    samples, needed, classes = len(dataset.x_train), 1, _classes(dataset)
+    if dataset.classes is not None and classes is not None:
+        labels, counts = np.unique(classes, return_counts=True)
+        needed = len(labels)
+        if counts.min() == 1:
+            alone = f"class {dataset.classes[labels[counts.argmin()]]!r} has one"
+            which = "sample" if split == "test" else "training sample"
+            raise UserError(f"data.name: {config.name}: {alone} {which}, so it can't be in both sets")
     taken = math.ceil(fraction * samples)
     if min(taken, samples - taken) < needed:
-        each = "" if raw.classes is None else ", one of each class"
-        sizes = f"{samples - taken} of {samples} samples to train with and {taken} to "
-        sizes += "test" if key == "test_fraction" else "validate"
+        each, what = "" if dataset.classes is None else ", one of each class", "test" if split == "test" else "validate"
+        sizes = f"{samples - taken} of {samples} samples to train with and {taken} to {what}"
         raise UserError(f"data.{key}: {fraction} leaves {sizes}; each needs {needed}{each}")
-
-
-def _count_classes(name: str, y: np.ndarray, classes: tuple[str, ...], which: str) -> int:
-    """How many classes have samples; a UserError for one that has a single sample."""
-    labels, counts = np.unique(y, return_counts=True)
-    if counts.min() == 1:
-        alone = classes[labels[counts.argmin()]]
-        raise UserError(f"data.name: {name}: class {alone!r} has one {which}sample, so it can't be in both sets")
-    return len(labels)

@@ -116,7 +116,7 @@ def _duplicates(path: Path, goals: Sequence[Facts], left_out: Sequence[str], dec
     except UserError as error:
         yield str(error).removeprefix(f"{path}: ")
         return
-    hashes = [[hash(row.tobytes()) for row in x] for x in (found.x_train, found.x_test)]  # the rows take much memory
+    hashes = [[hash(row.tobytes()) for row in getattr(found, x)] for x in ("x_train", "x_test")]  # rows are large
     train, test = set(hashes[0]), hashes[1]
     if twice := len(goals[0].codes) - len(train | set(test)):
         both = sum(row in train for row in test)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxbp.run.data import archive
-from jaxbp.run.data.archive import Arrays, Raw
+from jaxbp.run.data.archive import Arrays, Dataset
 from jaxbp.run.errors import UserError
 from jaxbp.run.host import memory
 
@@ -21,7 +21,7 @@ MODES = {"1": "L", "L": "L", "P": "RGB", "RGB": "RGB"}
 """What the kinds of images of Pillow become."""
 
 
-def read(path: Path, in_place: bool = False, most_labels: int = 0) -> Raw:
+def read(path: Path, in_place: bool = False, most_labels: int = 0) -> Dataset:
     """As `archive.read`; with `in_place` arrays stay on disk.
 
     Raises:

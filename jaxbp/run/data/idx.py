@@ -6,7 +6,6 @@ import io
 import lzma
 import math
 import os
-import secrets
 import struct
 import sys
 import tarfile
@@ -17,12 +16,13 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxbp.names import nearest
 from jaxbp.run.errors import UserError
+from jaxbp.run.store import files
 
 ATTEMPTS = 3  # rounds over the mirrors
 PAUSE = 1.0  # seconds before the second round, twice that before the third
@@ -53,15 +53,6 @@ class Source(NamedTuple):
     files: tuple[IdxFile, IdxFile, IdxFile, IdxFile]
     mirrors: tuple[str, ...]
     classes: tuple[str, ...]
-
-
-@runtime_checkable
-class Stream(Protocol):
-    """What is read here. Not IO[bytes], which the streams out of a .zip or a .tar fulfil in name only."""
-
-    def read(self, size: int, /) -> bytes: ...
-    def seek(self, offset: int, /) -> int: ...
-    def close(self) -> None: ...
 
 
 class Unsound(Exception):
@@ -131,11 +122,10 @@ def read_source(name: str) -> list[np.ndarray]:
 
     Raises a UserError for a damaged file and for one that no mirror gives.
     """
-    files = [(file, folder_of(name) / file.name) for file in source_of(name).files]
-    for file, path in files:
-        if not path.exists():
+    for file in (wanted := source_of(name).files):
+        if not (path := folder_of(name) / file.name).exists():
             _place(path, _download(name, file))
-    return [parse(_read_local(name, file, path), file, path) for file, path in files]
+    return [_array(name, file) for file in wanted]
 
 
 def import_files(name: str, path: Path) -> Path:
@@ -159,20 +149,18 @@ def import_files(name: str, path: Path) -> Path:
     return folder_of(name)
 
 
-def parse(data: bytes, file: IdxFile, where: Path) -> np.ndarray:
-    """IDX: bytes 0 0 8 ndim (8: unsigned bytes), ndim big-endian 32-bit lengths, the data. Raises a UserError."""
-    magic = bytes([0, 0, 8, len(file.shape)])
-    if data[:4] != magic:
-        raise UserError(f"{where}: starts with {data[:4].hex(' ') or 'nothing'}; {file.name} with {magic.hex(' ')}")
-    if len(data) != file.size:
-        raise UserError(f"{where}: {len(data)} bytes long; {file.name} has {file.size}")
-    shape = struct.unpack_from(f">{len(file.shape)}I", data, 4)
-    if shape != file.shape:
-        raise UserError(f"{where}: its header says {shape}; {file.name} has {file.shape}")
-    return np.frombuffer(data, np.uint8, offset=4 + 4 * len(shape)).reshape(shape)
+def _array(name: str, file: IdxFile) -> np.ndarray:
+    """IDX: a magic number, a 32-bit length for each dimension, the data. The SHA-256 vouches for all three."""
+    path = folder_of(name) / file.name
+    try:
+        with path.open("rb") as stream:
+            data = _sound(stream, file)
+    except (OSError, Unsound) as error:
+        raise UserError(f"{path}: {error}; delete it, or run `jaxbp data import {name} PATH`") from error
+    return np.frombuffer(data, np.uint8)[-math.prod(file.shape) :].reshape(file.shape)
 
 
-def _sound(stream: Stream, file: IdxFile) -> bytes:
+def _sound(stream: io.BufferedIOBase, file: IdxFile) -> bytes:
     """The decompressed bytes of `file`, read from a seekable stream; Unsound if they are not those published."""
     try:
         zipped = stream.read(2) == b"\x1f\x8b"
@@ -195,30 +183,10 @@ def _reason(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _read_local(name: str, file: IdxFile, path: Path) -> bytes:
-    try:
-        with path.open("rb") as stream:
-            return _sound(stream, file)
-    except (OSError, Unsound) as error:
-        raise UserError(f"{path}: {error}; delete it, or run `jaxbp data import {name} PATH`") from error
-
-
 def _place(path: Path, data: bytes) -> None:
-    """Writes a file that is there as a whole or not at all."""
-    try:
+    with files.writable(f"{path}:"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        _replace(path, data)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}") from error
-
-
-def _replace(path: Path, data: bytes) -> None:
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        part.write_bytes(data)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+        files.replace(path, data)
 
 
 # --- download ---------------------------------------------------------------------------------------------------------
@@ -282,13 +250,13 @@ def _get(url: str, file: IdxFile) -> bytes:
 
 def _gather(source: Source, path: Path) -> tuple[dict[str, bytes], dict[str, str]]:
     """By file name: the bytes of the sound files found, and what is wrong with the first of each of the others."""
-    files = {file.name: file for file in source.files}
+    wanted = {file.name: file for file in source.files}
     sound: dict[str, bytes] = {}
     faults: dict[str, str] = {}
     for member, opened in _members(path):
         if PureWindowsPath(member).anchor or ".." in PureWindowsPath(member).parts:  # / and \\ alike
             raise UserError(f"{path}: refused: it holds {member!r}, a path that leads out of the archive")
-        file = files.get(_file_name(member))
+        file = wanted.get(_file_name(member))
         if file is None or file.name in sound:
             continue
         try:
@@ -304,14 +272,17 @@ def _file_name(member: str) -> str:
     return PurePosixPath(member.replace("\\", "/")).name.removesuffix(".gz").replace(".idx", "-idx")
 
 
-def _members(path: Path) -> Iterator[tuple[str, Callable[[], Stream]]]:
+def _members(path: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
     """The files in a folder or an archive: the name of each, and what opens it."""
     if path.is_dir():
         for file in sorted([*path.glob("*"), *path.glob("*/*")]):
             if file.is_file():
-                yield str(file.relative_to(path)), partial(_open, file)
+                yield str(file.relative_to(path)), partial(file.open, "rb")
     elif tarfile.is_tarfile(path):
-        yield from _tar_members(path)
+        with tarfile.open(path) as tar:
+            for member in tar:
+                if member.isreg():  # no link: it could name any file
+                    yield member.name, partial(tar.extractfile, member)
     elif zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             for info in archive.infolist():
@@ -319,20 +290,3 @@ def _members(path: Path) -> Iterator[tuple[str, Callable[[], Stream]]]:
                     yield info.filename, partial(archive.open, info)
     else:
         raise UserError(f"{path}: not a folder, a .zip, a .tar or a .tar.gz")
-
-
-def _open(path: Path) -> Stream:
-    return path.open("rb")
-
-
-def _tar_members(path: Path) -> Iterator[tuple[str, Callable[[], Stream]]]:
-    with tarfile.open(path) as archive:
-        for member in archive:
-            if member.isreg():  # no link: it could name any file
-                yield member.name, partial(_extract, archive, member)
-
-
-def _extract(archive: tarfile.TarFile, member: tarfile.TarInfo) -> Stream:
-    stream = archive.extractfile(member)
-    assert stream is not None, member.name  # None for folders and devices only
-    return stream

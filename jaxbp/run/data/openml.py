@@ -9,9 +9,7 @@ from http.client import HTTPException
 from typing import Any
 
 from jaxbp.run.config import DataConfig
-from jaxbp.run.data import idx, tables
-from jaxbp.run.data.labels import Targets
-from jaxbp.run.data.tables import Columns
+from jaxbp.run.data import idx
 from jaxbp.run.errors import UserError
 
 PREFIX = "openml:"
@@ -23,11 +21,11 @@ def is_openml(name: str) -> bool:
     return name.startswith(PREFIX)
 
 
-def load(config: DataConfig, most_labels: int) -> tuple[Any, Columns, Targets]:
-    """The inputs, columns and targets, as `tables.load` gives them.
+def read(config: DataConfig) -> tuple[Any, DataConfig]:
+    """The `pyarrow.Table` of a name; the config, with the target that OpenML names where it has none.
 
     Raises:
-      UserError: no network, no such data set, one that is sparse or has free text; what `tables.load` refuses.
+      UserError: no network, no such data set, one that is sparse or has free text.
     """
     from scipy import sparse
 
@@ -36,7 +34,7 @@ def load(config: DataConfig, most_labels: int) -> tuple[Any, Columns, Targets]:
     if sparse.issparse(found.data):
         raise UserError(f"data.name: {config.name} is sparse; a dense table is allowed")
     target = config.target or found.details.get("default_target_attribute")
-    return tables.learned(config.name, _table(found), dataclasses.replace(config, target=target), most_labels)
+    return _table(found), dataclasses.replace(config, target=target)
 
 
 def _fetched(name: str, which: dict[str, Any]) -> Any:

@@ -57,17 +57,12 @@ def is_table(name: str) -> bool:
     return name.lower().endswith(SUFFIXES)
 
 
-def load(path: Path, config: DataConfig, most_labels: int) -> tuple[np.ndarray, Columns, Targets]:
-    """The inputs of a table, in which a missing number is NaN, its columns and its targets.
+def learned(path: Path | str, table: Any, config: DataConfig, most_labels: int) -> tuple[np.ndarray, Columns, Targets]:
+    """The inputs of a `pyarrow.Table`, in which a missing number is NaN, its columns and its targets.
 
     Raises:
-      UserError: whatever `read`, `columns_of` and `inputs` refuse; a target that is not there or not named.
+      UserError: whatever `columns_of` and `inputs` refuse; a target that is not there or not named.
     """
-    return learned(path, read(path, config.decimal), config, most_labels)
-
-
-def learned(path: Path | str, table: Any, config: DataConfig, most_labels: int) -> tuple[np.ndarray, Columns, Targets]:
-    """As `load`, from a `pyarrow.Table`."""
     if not config.target:
         raise UserError(f"data.target: name the column of {path} that is to be learned: {_listed(table.column_names)}")
     wanted = _wanted(config)

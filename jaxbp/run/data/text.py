@@ -2,13 +2,13 @@
 
 import gzip
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from jaxbp.run import paths
 from jaxbp.run.config import DataConfig
 from jaxbp.run.data import idx
+from jaxbp.run.data.archive import Dataset
 from jaxbp.run.errors import UserError
 from jaxbp.run.host import memory
 from jaxbp.run.store import files
@@ -18,28 +18,15 @@ TEST_FRACTION, BLOCK = 0.1, 64
 MOST_CHARACTERS = 5000  # different ones: more are no alphabet
 
 
-class Blocks(NamedTuple):
-    """x and y are (N, T) int32, y one character further; classes are the characters, sorted.
-
-    The validation set is None where there is none.
-    """
-
-    x_train: np.ndarray
-    y_train: np.ndarray
-    x_test: np.ndarray
-    y_test: np.ndarray
-    classes: tuple[str, ...]
-    x_validation: np.ndarray | None = None
-    y_validation: np.ndarray | None = None
-
-
 def is_text(name: str) -> bool:
     """Whether a data set of this name is a text."""
     return name == NAME or name.endswith((".txt", ".txt.gz"))
 
 
-def read(config: DataConfig) -> Blocks:
-    """The blocks of a text; its end is the test set, what comes before that the validation set.
+def read(config: DataConfig) -> Dataset:
+    """The blocks of a text, (N, T) int32, y one character further; classes are the characters, sorted.
+
+    The end of the text is the test set, what comes before that the validation set.
 
     Raises:
       UserError: no such file, not UTF-8, too short for one block of each set.
@@ -69,7 +56,7 @@ def read(config: DataConfig) -> Blocks:
         validated = "" if config.validation is None else f", {rest - train:,} for the validation"
         there = f"{path} has {characters:,} characters, {characters - rest:,} of them for the test{validated}"
         raise UserError(f"data.block: {length} and the next one, but {there}")
-    return Blocks(*parts[0], *parts[-1], tuple(classes), *(parts[1] if parts[2:] else ()))
+    return Dataset(config.name, *parts[0], *parts[-1], tuple(classes), None, *(parts[1] if parts[2:] else ()))
 
 
 def import_file(path: Path) -> Path:

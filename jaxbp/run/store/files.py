@@ -1,9 +1,11 @@
 """A file that is replaced as a whole, and the one line for a place that can't be written."""
 
 import contextlib
+import csv
+import io
 import os
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from jaxbp.run.errors import UserError
@@ -29,6 +31,13 @@ def replace(path: Path, content: bytes | str) -> None:
     """Writes the whole file, or leaves what was there."""
     with replaced(path) as part:
         part.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def csv_of(rows: Iterable[Sequence[object]]) -> str:
+    """The rows as CSV."""
+    file = io.StringIO()
+    csv.writer(file, lineterminator="\n").writerows(rows)
+    return file.getvalue()
 
 
 def check_new(out: Path | None, suffixes: Sequence[str], overwrite: bool) -> None:
