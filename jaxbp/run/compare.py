@@ -1,7 +1,5 @@
 """`jaxbp compare`: runs beside each other: in which keys their configs differ, in which scores, and if by chance."""
 
-import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +13,7 @@ from jaxbp.run.errors import UserError
 from jaxbp.run.report import text
 from jaxbp.run.store import files, runs
 from jaxbp.run.store.runs import Run
+from jaxbp.run.sweep.keys import flat
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -89,7 +88,7 @@ def curves(compared: Comparison) -> "Figure":
 
 def differing(found: Sequence[Run]) -> list[str]:
     """The dotted keys that have more than one value, in the order of the configs."""
-    configs = [runs.flat(run.config) for run in found]
+    configs = [flat(run.config) for run in found]
     keys = dict.fromkeys(key for config in configs for key in config)
     return [key for key in keys if len({json.dumps(config.get(key)) for config in configs}) > 1]
 
@@ -101,7 +100,7 @@ def table(found: Sequence[Run], keys: Sequence[str]) -> list[Row]:
         {"run": str(run.path), "state": run.state, "epoch": run.last.get("epoch")}
         | {key: config.get(key) for key in keys}
         | {name: run.scores.get(name) for name in names}
-        for run, config in ((run, runs.flat(run.config)) for run in found)
+        for run, config in ((run, flat(run.config)) for run in found)
     ]
 
 
@@ -167,17 +166,16 @@ def _print(console: Console, rows: Sequence[Row]) -> None:
 
 
 def _write(out: Path, compared: Comparison) -> None:
-    """The rows, or their curves as a picture."""
-    rows = compared.rows
     with files.writable(f"--out: {str(out)!r}"), files.replaced(out) as part:
         if out.suffix == ".png":
             from jaxbp.run.report import figures
 
             figures.save(curves(compared), part)
         elif out.suffix == ".json":
-            part.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+            part.write_text(json.dumps(compared.rows, indent=2) + "\n", encoding="utf-8")
         else:
-            part.write_text(_csv(rows) if out.suffix == ".csv" else _markdown(rows), encoding="utf-8")
+            written = _csv(compared.rows) if out.suffix == ".csv" else _markdown(compared.rows)
+            part.write_text(written, encoding="utf-8")
 
 
 def _epochs(row: Row) -> list[Row]:
@@ -185,11 +183,8 @@ def _epochs(row: Row) -> list[Row]:
 
 
 def _csv(rows: Sequence[Row]) -> str:
-    file = io.StringIO()
-    table = csv.writer(file, lineterminator="\n")
-    table.writerow(rows[0])
-    table.writerows([v if isinstance(v, float) else text.cell("", v) for v in row.values()] for row in rows)
-    return file.getvalue()
+    cells = ([v if isinstance(v, float) else text.cell("", v) for v in row.values()] for row in rows)
+    return files.csv_of([list(rows[0]), *cells])
 
 
 def _markdown(rows: Sequence[Row]) -> str:

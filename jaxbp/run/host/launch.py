@@ -64,7 +64,10 @@ def _started(count: int, arguments: Sequence[str]) -> Iterator[list[subprocess.P
             command = [sys.executable, "-m", "jaxbp", *arguments]
             children.append(subprocess.Popen(command, env=environment, process_group=0))
         yield children
-        _wait(children, GRACE)
+        end = time.monotonic() + GRACE
+        for child in children:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(max(end - time.monotonic(), 0))
     finally:
         for child in children:
             child.kill()  # nothing is left behind, whatever happened here
@@ -83,10 +86,3 @@ def _first_to_fail(children: Sequence[subprocess.Popen[bytes]]) -> int | None:
         if None not in statuses:
             return None
         time.sleep(0.05)
-
-
-def _wait(children: Sequence[subprocess.Popen[bytes]], seconds: float) -> None:
-    end = time.monotonic() + seconds
-    for child in children:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            child.wait(max(end - time.monotonic(), 0))

@@ -120,7 +120,7 @@ class Checkpoints:
             path = self._folder / str(step)
             if fault := damage(path):
                 warn(f"the checkpoint of step {step} is damaged and not used: {fault}")
-                os.replace(_manifest_of(path), f"{_manifest_of(path)}{DAMAGED}")
+                os.replace(*_manifests(path))
             else:
                 return _read(path, like)
         return None
@@ -128,15 +128,13 @@ class Checkpoints:
 
 def damage(path: Path) -> str | None:
     """What is wrong with a checkpoint: the file that is not as its manifest says; None where nothing is."""
-    written = _manifest_of(path).read_bytes()
-    if written == manifest(path).encode():
-        return None
-    then, now = (_lines(text) for text in (written.decode(errors="replace"), manifest(path)))
-    for name, digest in now.items():
-        if then.get(name) != digest:
-            return f"{path.parent / name} {'has changed' if name in then else 'is not in its manifest'}"
-    missing = [name for name in then if name not in now]
-    return f"{path.parent / missing[0]} is missing" if missing else f"{_manifest_of(path)} has changed"
+    then = _lines(_manifests(path)[0].read_text(encoding="utf-8", errors="replace"))
+    now = _lines(manifest(path))
+    for name in {**now, **then}:
+        if then.get(name) != now.get(name):
+            what = "has changed" if name in then else "is not in its manifest"
+            return f"{path.parent / name} {what if name in now else 'is missing'}"
+    return None
 
 
 def manifest(path: Path) -> str:
@@ -163,7 +161,7 @@ def _write(folder: Path, keep: int, position: Position, arrays: dict[str, np.nda
         files.synced(part / FILE)
         files.synced(part)
         os.rename(part, path)
-        files.replace(_manifest_of(path), manifest(path))
+        files.replace(_manifests(path)[0], manifest(path))
     except OSError:
         _clean(folder)
         raise
@@ -193,8 +191,9 @@ def _lines(text: str) -> dict[str, str]:
     return {name: digest for digest, _, name in (line.partition("  ") for line in text.splitlines())}
 
 
-def _manifest_of(path: Path) -> Path:
-    return path.with_name(path.name + MANIFEST)
+def _manifests(path: Path) -> list[Path]:
+    """Of a checkpoint: where its manifest is, and where it is put when the files do not fit it."""
+    return [path.with_name(path.name + MANIFEST + suffix) for suffix in ("", DAMAGED)]
 
 
 def _steps(folder: Path) -> list[int]:
@@ -207,23 +206,14 @@ def _clean(folder: Path) -> None:
     for path in folder.iterdir() if folder.is_dir() else ():
         if re.fullmatch(r"\.[0-9a-f]{8}\.part-\d+\.sha256", path.name):
             path.unlink()
-        elif re.fullmatch(r"\.?\d+", path.name) and not _has_manifest(path) and _names(path) <= {FILE}:
-            _remove(path)
-
-
-def _has_manifest(path: Path) -> bool:
-    return _manifest_of(path).exists() or Path(f"{_manifest_of(path)}{DAMAGED}").exists()
-
-
-def _names(path: Path) -> set[str]:
-    """The names in a folder; that of a file which is no folder."""
-    return {file.name for file in path.iterdir()} if path.is_dir() else {path.name}
+        elif re.fullmatch(r"\.?\d+", path.name) and not any(map(Path.exists, _manifests(path))):
+            if path.is_dir() and {file.name for file in path.iterdir()} <= {FILE}:
+                _remove(path)
 
 
 def _remove(path: Path) -> None:
     """The manifest first: from then on it is no checkpoint. A folder with anything else in it stays."""
-    _manifest_of(path).unlink(missing_ok=True)
-    Path(f"{_manifest_of(path)}{DAMAGED}").unlink(missing_ok=True)
-    (path / FILE).unlink(missing_ok=True)
+    for file in (*_manifests(path), path / FILE):
+        file.unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # not empty, or not there
         path.rmdir()

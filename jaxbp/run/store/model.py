@@ -79,7 +79,8 @@ class Model(NamedTuple):
             width = len(self.inputs.directions)
         known = [known for known in ((width,), self.sample.shape, shape) if math.prod(known) == width]
         if x.shape[1:] not in known:
-            raise ValueError(f"x has shape {x.shape}, expected {' or '.join(_shown(known[:2]))}")
+            shown = dict.fromkeys(f"(N, {', '.join(map(str, sizes))})" for sizes in known[:2])
+            raise ValueError(f"x has shape {x.shape}, expected {' or '.join(shown)}")
         x = x.reshape(len(x), width)
         if self.inputs is None:
             check_tokens(self.net, x)
@@ -117,10 +118,8 @@ class Model(NamedTuple):
         The best parameters go to best.safetensors, with their epoch.
         """
         tensors = {name: np.asarray(leaf) for name, leaf in _named(self.params).items()}
-        scalings = {"inputs": self.inputs, "targets": self.targets}
-        tensors |= {
-            f"{name}.{k}": v for name, scaling in scalings.items() if scaling for k, v in scaling._asdict().items()
-        }
+        for name, scaling in (("inputs", self.inputs), ("targets", self.targets)):
+            tensors |= {f"{name}.{k}": v for k, v in scaling._asdict().items()} if scaling else {}
         known: dict[str, Any] = {"classes": self.classes}
         known |= {} if isinstance(self.net, MLP) else {"sample": self.sample}
         known |= {"columns": self.columns} if self.columns else {}
@@ -138,11 +137,6 @@ def _named(params: ParamTree) -> dict[str, Any]:
         return ".".join(keys) or "layer.1"
 
     return {name(path): leaf for path, leaf in jax.tree.leaves_with_path(params)}
-
-
-def _shown(known: list[tuple[int, ...]]) -> list[str]:
-    """The shapes that inputs may have."""
-    return list(dict.fromkeys(f"(N, {', '.join(map(str, sizes))})" for sizes in known))
 
 
 def _check_finite(values: np.ndarray | jax.Array, fault: str) -> None:

@@ -3,11 +3,12 @@
 import json
 import os
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxbp.run.errors import UserError
+from jaxbp.run.sweep.keys import flat
 
 FILE, METRICS, TIMINGS = "params.safetensors", "metrics.jsonl", "timings.jsonl"
 MEMBERS = "members"  # of a sweep, a run folder each
@@ -46,8 +47,9 @@ def read(path: Path) -> Run:
     """
     if not (path / "config.toml").is_file():
         raise UserError(f"{path}: not a run folder: it has no config.toml")
-    began = _provenance(path)
-    config = began.pop("config", None) or _config(path / "config.toml")
+    provenance = path / "provenance.json"
+    began = _parsed(provenance, json.loads) if provenance.is_file() else {}
+    config = began.pop("config", None) or _parsed(path / "config.toml", tomllib.loads)
     members = len(os.listdir(path / MEMBERS)) if (path / MEMBERS).is_dir() else 0
     end = [] if members else _last(path / METRICS)
     state = "diverged" if any("diverged" in row for row in end) else "finished"
@@ -108,32 +110,10 @@ def is_epoch(row: Mapping[str, Any]) -> bool:
     return not row.keys() & {"batch_loss", "diverged", "stopped_early"}
 
 
-def flat(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The values of nested tables by their dotted keys.
-
-    Example:
-      >>> flat({"optimizer": {"name": "sgd", "arguments": {"momentum": 0.9}}, "sweep": {}})
-      {'optimizer.name': 'sgd', 'optimizer.arguments.momentum': 0.9}
-    """
-    values: dict[str, Any] = {}
-    for name, value in tables.items():
-        key = f"{prefix}{name}"
-        values |= flat(value, f"{key}.") if isinstance(value, Mapping) else {key: value}
-    return values
-
-
-def _provenance(path: Path) -> dict[str, Any]:
-    file = path / "provenance.json"
+def _parsed(file: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
     try:
-        return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+        return dict(parse(file.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
-        raise UserError(f"{file}: damaged: {error}") from None
-
-
-def _config(file: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
         raise UserError(f"{file}: damaged: {error}") from None
 
 

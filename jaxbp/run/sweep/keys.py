@@ -1,4 +1,4 @@
-"""Which keys a [sweep] varies: its tables of lists, and dotted keys such as "optimizer.arguments.momentum"."""
+"""Nested tables by dotted keys, "optimizer.arguments.momentum" say; which keys a [sweep] treats by themselves."""
 
 import copy
 from collections.abc import Mapping
@@ -9,18 +9,18 @@ FIXED = ("train.folder", "train.plots", "train.plot_format", "train.tensorboard"
 """What belongs to the sweep as a whole."""
 
 
-def flat(tables: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[Any, ...]]:
-    """The lists of nested tables by their dotted keys.
+def flat(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of nested tables by their dotted keys.
 
     Example:
-      >>> flat({"optimizer": {"name": ["sgd", "adam"], "arguments": {"momentum": [0.5, 0.9]}}})
-      {'optimizer.name': ('sgd', 'adam'), 'optimizer.arguments.momentum': (0.5, 0.9)}
+      >>> flat({"optimizer": {"name": "sgd", "arguments": {"momentum": 0.9}}, "sweep": {}})
+      {'optimizer.name': 'sgd', 'optimizer.arguments.momentum': 0.9}
     """
-    found: dict[str, tuple[Any, ...]] = {}
-    for name, values in tables.items():
-        inner = flat(values, f"{prefix}{name}.") if isinstance(values, Mapping) else {f"{prefix}{name}": tuple(values)}
-        found |= inner
-    return found
+    values: dict[str, Any] = {}
+    for name, value in tables.items():
+        key = f"{prefix}{name}"
+        values |= flat(value, f"{key}.") if isinstance(value, Mapping) else {key: value}
+    return values
 
 
 def put(tables: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:

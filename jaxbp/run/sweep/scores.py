@@ -1,6 +1,5 @@
 """What came out of a sweep: the last scores of its members, by what was swept, over the seeds and folds."""
 
-import csv
 import dataclasses
 import itertools
 import json
@@ -56,14 +55,12 @@ def groups(rows: Sequence[MemberRow]) -> list[Group]:
     found: dict[str, list[MemberRow]] = {}
     for row in rows:
         found.setdefault(json.dumps(row.setting), []).append(row)
-
-    def of_kind(mine: Sequence[MemberRow], kind: type) -> list[MemberRow]:
-        return [member for member in mine if isinstance(member.row, kind)]
-
-    return [
-        Group(mine[0].setting, _by_epoch(mine), of_kind(mine, Divergence), of_kind(mine, FinalRow))
-        for mine in found.values()
-    ]
+    settings = []
+    for mine in found.values():
+        diverged = [member for member in mine if isinstance(member.row, Divergence)]
+        final = [member for member in mine if isinstance(member.row, FinalRow)]
+        settings.append(Group(mine[0].setting, _by_epoch(mine), diverged, final))
+    return settings
 
 
 def _by_epoch(rows: Sequence[MemberRow]) -> list[list[MemberRow]]:
@@ -107,14 +104,13 @@ def of(member: MemberRow) -> dict[str, float]:
 
 def write(found: Sequence[Group], path: Path) -> None:
     """A line a setting and score, of the members that live; s.d. is that of a sample, divided by n − 1."""
-    with files.replaced(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow((*keys(found), *COLUMNS))
-        for group in found:
-            setting = [shown(group.setting[key]) if key in group.setting else "" for key in keys(found)]
-            for name in names(found):
-                counts = (len(group.last), len(group.diverged))
-                table.writerow((*setting, name, *counts, *statistics(group.last, name).values()))
+    rows: list[Sequence[object]] = [(*keys(found), *COLUMNS)]
+    for group in found:
+        setting = [shown(group.setting[key]) if key in group.setting else "" for key in keys(found)]
+        for name in names(found):
+            counts = (len(group.last), len(group.diverged))
+            rows.append((*setting, name, *counts, *statistics(group.last, name).values()))
+    files.replace(path, files.csv_of(rows))
 
 
 def show(found: Sequence[Group], title: str, console: Console) -> None:
