@@ -16,7 +16,6 @@ import pytest
 from sklearn.datasets import load_digits
 
 from jaxbp.cli import main
-from jaxbp.run import config as configs
 from jaxbp.run import problem as problems
 from jaxbp.run.compute.epoch import evaluate
 from jaxbp.run.host import processes
@@ -149,7 +148,7 @@ def test_a_private_run_in_two_processes_is_that_of_one_device(digits: str, tmp_p
         assert theirs["test_loss"] == pytest.approx(mine["test_loss"], rel=1e-9)
         assert theirs["epsilon"] == mine["epsilon"]
     model = load(secret)
-    problem = problems.of_run(configs.read(secret / "config.toml"), model, secret)
+    problem = problems.of_run(secret, model)
     found = evaluate(problem.scored, model.params, *problem.on_device("test")).loss
     assert rows(secret)[0]["test_loss"] == pytest.approx(float(found.mean()), rel=1e-12)
 

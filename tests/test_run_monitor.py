@@ -148,10 +148,10 @@ def test_predict_study_and_trace_take_the_best_parameters_and_say_so(capsys: pyt
     np.savez("new.npz", x=np.ones((2, 4)))
     assert main(["predict", "run", "--data", "new.npz"]) == 0
     assert f"jaxbp: run: with the parameters of epoch {final['epoch']}, the best\n" in capsys.readouterr().err
-    subject = measure.prepare(Path("run"), read(Path("run/config.toml")), "validation")
+    subject = measure.prepare(Path("run"), "validation")
     assert subject.state == f"as trained, epoch {final['epoch']}, the best" and len(subject.x) == 24
     found = trace.measure(subject.net, subject.model.params, *(part[3] for part in subject.data))
-    title = trace._title(subject, trace.Request(Path("run"), 3, "validation"), found)
+    title = trace._title(subject, 3, found)
     assert title.startswith(f"run, epoch {final['epoch']}, the best · iris") and "validation sample 3" in title
     assert main(["study", "first.toml", "--split", "validation"]) == 2
     assert "--split: first.toml has no validation set" in capsys.readouterr().err

@@ -147,7 +147,7 @@ def test_the_first_layer_of_zeros() -> None:
 def test_the_worst_can_be_traced_and_wrong_ones_are_red(count: int) -> None:
     names = ["Ankle boot, brown" if n == 0 else "b" for n in range(count)]
     index = list(range(100, 100 + count))
-    figure = drawn(plots.worst(RNG.random((count, 8, 8)), index, names, ["b"] * count, np.ones(count), HEAD))
+    figure = drawn(plots.images(RNG.random((count, 8, 8)), index, names, ["b"] * count, np.ones(count), "worst", HEAD))
     captions = {text.get_text(): text.get_color() for text in figure.axes[0].texts}
     assert captions["100: Ankle boot… → b\n1"] == "tab:red"
     assert count == 1 or captions["123: b → b\n1"] == "black"
@@ -155,7 +155,7 @@ def test_the_worst_can_be_traced_and_wrong_ones_are_red(count: int) -> None:
 
 def test_images_fill_their_figure() -> None:
     """No more than an inch beside and above them."""
-    figure = plots.worst(RNG.random((24, 28, 28)), list(range(24)), ["a"] * 24, ["a"] * 24, np.ones(24), HEAD)
+    figure = plots.images(RNG.random((24, 28, 28)), list(range(24)), ["a"] * 24, ["a"] * 24, np.ones(24), "worst", HEAD)
     width, height = figure.get_size_inches()
     box = figure.axes[0].get_position()
     assert width * (1 - box.width) < 1 and height * (1 - box.height) < 1

@@ -300,8 +300,7 @@ def test_another_table_is_not_that_of_the_run(tmp_path: Path) -> None:
     model = trained(tmp_path)
     other = TABLE.set_column(1, "town", TABLE["city"])
     pa.csv.write_csv(other, str(tmp_path / "d.csv"))
-    config = Config(DataConfig(str(tmp_path / "d.csv"), target="species"), ModelConfig(hidden_sizes=(3,)))
-    assert "is not the data that the run was trained on" in message(lambda: problems.of_run(config, model, tmp_path))
+    assert "is not the data that the run was trained on" in message(lambda: problems.of_run(tmp_path, model))
 
 
 # --- describe ---------------------------------------------------------------------------------------------------------

@@ -23,7 +23,6 @@ from rich.console import Console
 import jaxbp
 from jaxbp import MLP, persample
 from jaxbp.cli import main
-from jaxbp.run import config as configs
 from jaxbp.run.compute import recording
 from jaxbp.run.compute.epoch import epoch as one_epoch
 from jaxbp.run.compute.optimizers import build
@@ -31,7 +30,7 @@ from jaxbp.run.compute.recording import Recording
 from jaxbp.run.compute.step import State, StepSpec
 from jaxbp.run.config import OptimizerConfig
 from jaxbp.run.quantities import QUANTITIES, studied
-from jaxbp.run.report import metrics
+from jaxbp.run.report import metrics, plots
 from jaxbp.run.study import curvature
 from jaxbp.run.study import measure as study
 from jaxbp.run.study import plots as study_plots
@@ -104,7 +103,7 @@ def lines(path: str) -> list[dict[str, Any]]:
 
 
 def subject(split: str = "train") -> study.Subject:
-    return study.prepare(Path("run"), configs.read(Path("run/config.toml")), split)
+    return study.prepare(Path("run"), split)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -340,7 +339,7 @@ def test_a_regression_at_initialisation(capsys: pytest.CaptureFixture[str]) -> N
     assert "at initialisation, untrained" in said and "89" in said and "correct" not in said
     rows = table("diabetes_study_test.csv")
     assert list(rows)[:4] == ["index", "target0", "prediction0", "loss"] and "el2n" not in rows
-    s = study.prepare(Path("diabetes.toml"), configs.read(Path("diabetes.toml")), "test")
+    s = study.prepare(Path("diabetes.toml"), "test")
     np.testing.assert_allclose(rows["target0"], s.y[:, 0])
     np.testing.assert_allclose(rows["prediction0"], s.model.predict(s.x)[:, 0], rtol=1e-5)
     norms = np.linalg.norm(flat_gradients(s.net, s.model.params, *s.data), axis=1)
@@ -358,7 +357,7 @@ def test_one_hot_targets_of_another_loss() -> None:
 
 def test_the_curvature_of_a_split() -> None:
     """Spectra against the dense matrices of the mean loss, in float32; influences add up over the test samples."""
-    s = study.prepare(Path("iris.toml"), configs.read(Path("iris.toml")))
+    s = study.prepare(Path("iris.toml"))
     found = study.measure(s, ["hessian", "ggn", "ntk", "influence"], 50)
     wide = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), s.model.params)
     dense = oracles.dense(s.net, wide, jnp.asarray(s.data.x, jnp.float64), s.data.y)
@@ -493,21 +492,20 @@ def test_the_whole_is_that_of_the_finite_samples() -> None:
     expected = study.measure(rest, asked, 100)
     assert np.flatnonzero(~found.finite).tolist() == [5]
     assert found.numbers == pytest.approx(expected.numbers, rel=1e-4)
-    np.testing.assert_allclose(found.columns["cosine"][raw], expected.columns["cosine"], atol=1e-5)
+    np.testing.assert_allclose(found.columns["cosine_to_mean"][raw], expected.columns["cosine_to_mean"], atol=1e-5)
     np.testing.assert_allclose(found.class_cosine, expected.class_cosine, atol=1e-5)
     np.testing.assert_allclose(found.eigenvalues, expected.eigenvalues, atol=1e-5 * expected.eigenvalues[0])
 
 
 def test_norms_whose_squares_overflow_have_the_cosines_of_those_that_do_not() -> None:
     """The network is homogeneous without biases, and the targets are nothing beside its outputs."""
-    config = configs.read(Path("diabetes.toml"))
-    s = study.prepare(Path("diabetes.toml"), config)
+    s = study.prepare(Path("diabetes.toml"))
     found = [
         study.measure(s._replace(data=s.data._replace(x=s.data.x * 2.0**power)), ["cosine", "coherence"], 100)
         for power in (30, 58)
     ]
     assert np.isinf(found[1].columns["squared_norm"]).mean() > 0.5 and np.isfinite(found[1].columns["norm"]).all()
-    np.testing.assert_allclose(found[1].columns["cosine"], found[0].columns["cosine"], atol=1e-5)
+    np.testing.assert_allclose(found[1].columns["cosine_to_mean"], found[0].columns["cosine_to_mean"], atol=1e-5)
     assert found[1].numbers == pytest.approx(found[0].numbers, rel=1e-5)
     assert 0 < found[1].numbers["coherence ‖mean g‖² / mean ‖g‖²"] < 1
 
@@ -524,7 +522,7 @@ def test_a_noise_scale_that_the_noise_hides_is_not_estimated(capsys: pytest.Capt
     mean = (jaxbp.Affine(np.full((1, 1), 0.1), np.zeros(1)),)
     numbers = study._numbers({"noise_scale"}, np.ones(4), mean)
     assert np.isnan(numbers["noise scale tr Σ / |G|² (samples)"]) and numbers["|G|²"] < 0
-    results = study.Results({}, np.ones(360, bool), numbers, None, None)
+    results = study.Results({}, np.ones(360, bool), numbers)
     tables.print_summary(subject("test"), {"index": np.arange(360), "loss": np.ones(360)}, results, Console())
     said = capsys.readouterr().out
     assert "noise scale tr Σ / |G|² (samples): not estimated, |G|² can't be seen for the noise\n" in said
@@ -535,7 +533,7 @@ def test_no_number_of_the_summary_is_cut(terminal: bool, capsys: pytest.CaptureF
     numbers = {name: np.full(360, 0.123456) for name in ("loss", "norm", "squared_norm", "el2n", "cosine_to_mean")}
     columns = {"index": np.arange(360), "label": np.array(["0"]), "prediction": np.array(["0"])} | numbers
     columns |= {name: np.resize(columns[name], 360) for name in ("label", "prediction")}
-    results = study.Results({}, np.ones(360, bool), {}, None, None)
+    results = study.Results({}, np.ones(360, bool), {})
     tables.print_summary(subject("test"), columns, results, Console(width=40, force_terminal=terminal))
     said = capsys.readouterr().out
     assert "…" not in said and said.count("0.123") == 6 * 11
@@ -587,7 +585,7 @@ def test_spectra_without_a_logarithm(eigenvalues: list[float]) -> None:
 
 
 def test_the_hardest_have_an_index_and_wrong_ones_are_red() -> None:
-    chosen = {"index": [7, 8], "label": ["a", "b"], "prediction": ["a", "a"], "norm": [2.0, 1.0]}
-    figure = study_plots.images(np.ones((2, 4, 4)), chosen, "title", "the run")
+    rows = [7, 8], ["a", "b"], ["a", "a"], [2.0, 1.0]
+    figure = plots.images(np.ones((2, 4, 4)), *rows, "title", "the run")
     captions = {text.get_text(): text.get_color() for text in figure.axes[0].texts}
     assert captions == {"7: a → a\n2": "black", "8: b → a\n1": "tab:red"}

@@ -77,7 +77,7 @@ def test_the_picture_is_there_when_nobody_reads_the_table(run: Path, monkeypatch
 
     monkeypatch.setattr(trace.text, "table", gone)
     with pytest.raises(BrokenPipeError):
-        trace.trace(trace.Request(run, 9, out=run / "t.svg"), Console(quiet=True))
+        trace.trace(run, 9, Console(quiet=True), out=run / "t.svg")
     assert b"<svg" in (run / "t.svg").read_bytes()
 
 

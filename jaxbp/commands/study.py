@@ -40,7 +40,5 @@ def run(options: argparse.Namespace) -> None:
     start_jax()
     from jaxbp.run.study import study
 
-    request = study.Request(
-        Path(options.source), options.split, options.quantities, options.out, options.chunk, options.overwrite
-    )
-    study.study(request, console())
+    wanted = options.split, options.quantities, options.out, options.chunk, options.overwrite
+    study.study(Path(options.source), console(), *wanted)

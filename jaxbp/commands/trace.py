@@ -22,5 +22,4 @@ def run(options: argparse.Namespace) -> None:
     start_jax()
     from jaxbp.run.study import trace
 
-    request = trace.Request(Path(options.folder), options.sample, options.split, options.out, options.overwrite)
-    trace.trace(request, console())
+    trace.trace(Path(options.folder), options.sample, console(), options.split, options.out, options.overwrite)

@@ -21,7 +21,6 @@ import numpy as np
 from rich.console import Console
 
 from jaxbp.mlp import Array, Params
-from jaxbp.run import config as configs
 from jaxbp.run import loop
 from jaxbp.run import problem as problems
 from jaxbp.run.compute.epoch import evaluate
@@ -50,11 +49,12 @@ class Canaries(NamedTuple):
 
 def audit(source: Path, count: int, out: Path, console: Console) -> bool:
     """Prints what was found and draws the canaries; whether the promise held."""
-    config = configs.read(source / "config.toml" if source.is_dir() else source)
+    subject = prepare(source)
+    config = subject.problem.config
     if not config.privacy.enabled:
         raise UserError(f"{source}: it has no [privacy] table, so there is no promise to audit")
-    subject = prepare(source, dataclasses.replace(config, mesh=MeshConfig()))
-    setup = loop.assemble(subject.problem)
+    alone = dataclasses.replace(config, mesh=MeshConfig())
+    setup = loop.assemble(dataclasses.replace(subject.problem, config=alone))
     moved, most = sensitivity(setup, subject.model.params)
     found = canaries(setup, count)
     text.table(console, ("a sample is", "moves the sum by, in C"), [[kind, f"{by:.7f}"] for kind, by in moved.items()])
@@ -88,14 +88,8 @@ def sensitivity(setup: Setup, params: Params) -> tuple[dict[str, float], float]:
     moved: dict[str, float] = {}
     for victim in range(min(VICTIMS, len(rows))):
         without = totals(x, ones.at[victim].set(0))
-        others = {
-            "itself": x[victim],
-            "another one": x[victim - 1],
-            "huge": 1e30,
-            "tiny": 1e-30,
-            "NaN": jnp.nan,
-            "∞": jnp.inf,
-        }
+        others = {"itself": x[victim], "another one": x[victim - 1], "huge": 1e30, "tiny": 1e-30}
+        others |= {"NaN": jnp.nan, "∞": jnp.inf}
         for kind, other in others.items():
             for name, total in totals(x.at[victim].set(other), ones).items():
                 by = np.linalg.norm(np.asarray(total, np.float64) - np.asarray(without[name], np.float64))
@@ -108,9 +102,8 @@ def canaries(setup: Setup, count: int) -> Canaries:
     problem, (x, y) = setup.problem, setup.problem.raw("train")
     classes = problem.dataset.classes
     if classes is None or not 8 <= count <= len(x) // 2:
-        allowed = (
-            f"8 to {len(x) // 2}, half of the samples" if classes else "none, for canaries are wrong labels of classes"
-        )
+        half = f"8 to {len(x) // 2}, half of the samples"
+        allowed = half if classes else "none, for canaries are wrong labels of classes"
         raise UserError(f"--canaries: got {count}, allowed: {allowed}")
     rng = np.random.default_rng(0)
     chosen, inside = rng.permutation(len(x))[:count], rng.random(count) < 0.5
@@ -152,10 +145,9 @@ def _draw(found: Canaries, heading: str, path: Path) -> None:
     axes[1].plot(rates[1], rates[0], label="loss below a threshold")
     false = np.linspace(0, 1, 200)
     allowed = np.minimum(np.exp(found.claimed) * false, 1 - np.exp(-found.claimed) * (1 - false))
-    axes[1].plot(
-        false, np.minimum(allowed, 1), "--", color="tab:gray", label=f"the most that ε = {found.claimed:.3g} allows"
-    )
+    most = f"the most that ε = {found.claimed:.3g} allows"
+    axes[1].plot(false, np.minimum(allowed, 1), "--", color="tab:gray", label=most)
     axes[1].set(xlabel="share of those not in it", ylabel="share of those in the training set")
     for axis in axes:
         axis.legend(fontsize="small")
-    figures.save(figure, path, "png")
+    figures.save(figure, path)

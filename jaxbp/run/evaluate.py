@@ -132,10 +132,10 @@ def _area(right: np.ndarray, ranked: np.ndarray) -> float:
 
 def _samples(run: Path, model: Model, data: Path | None) -> tuple[str, np.ndarray, np.ndarray]:
     """What they are called, inputs and targets as they were read."""
-    config = configs.read(run / "config.toml")
     if data is None:
-        problem = problems.of_run(config, model, run)
+        problem = problems.of_run(run, model)
         return f"the test set of {problem.dataset.name}", *problem.raw("test")
+    config = configs.read(run / "config.toml")
     most = targets.most_labels(config.model.loss)
     if model.columns and is_table(data.name):
         x, (y, classes) = samples_like(data, config.data, model.columns, most)

@@ -17,7 +17,6 @@ from jaxbp import losses
 from jaxbp.influence import log_det, predictive_variance
 from jaxbp.kronecker import Eigen, ekfac
 from jaxbp.mlp import MLP, Params
-from jaxbp.run import config as configs
 from jaxbp.run import problem as problems
 from jaxbp.run.compute.epoch import evaluate
 from jaxbp.run.errors import UserError
@@ -49,7 +48,7 @@ def posterior(run: Path, model: Model) -> Posterior:
         raise UserError('--laplace: it takes curvature, which only model.kind "mlp" has')
     if loss != "squared_error" and not (model.classes and loss == "softmax_cross_entropy"):
         raise UserError(f"--laplace: it is for labels with softmax_cross_entropy, and squared_error; {run} has {loss}")
-    problem = problems.of_run(configs.read(run / "config.toml"), model, run)
+    problem = problems.of_run(run, model)
     if problem.weights is not None:
         raise UserError(f"--laplace: it takes samples that count alike, {run} was trained with weights")
     x, y = problem.on_device("train")

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from jaxbp import losses
 from jaxbp.initializers import BIASES, WEIGHTS, Initializer
 from jaxbp.mlp import MLP, Array, wide
 from jaxbp.network import Net, ParamTree, check_tokens, init, shapes
+from jaxbp.run import config as configs
 from jaxbp.run import data, networks, paths, targets
 from jaxbp.run.config import Config, ModelConfig, choose
 from jaxbp.run.data import Dataset, Projection, Scaling
@@ -119,7 +120,9 @@ class Problem:
             return x, self.targets.apply(y).astype(wide(dtype))
         if losses.get(self.net.loss).target != "array":
             return x, y
-        return x, y[:, None].astype(dtype) if outputs < len(self.dataset.classes or ()) else _one_hot(y, outputs, dtype)
+        if outputs < len(self.dataset.classes or ()):  # one says whether it is the second class
+            return x, y[:, None].astype(dtype)
+        return x, (y[:, None] == np.arange(outputs)).astype(dtype)
 
     def on_device(self, split: str) -> Split:
         """The whole of a set."""
@@ -159,12 +162,13 @@ def pose(config: Config, in_place: bool = False, dataset: Dataset | None = None)
     return problem
 
 
-def of_run(config: Config, model: Model, run: Path, dataset: Dataset | None = None) -> Problem:
+def of_run(run: Path, model: Model, dataset: Dataset | None = None) -> Problem:
     """What the model of a run was trained on; the data are read, if they are not given.
 
     Raises:
       UserError: data that have other classes or another scaling.
     """
+    config = configs.read(run / "config.toml")
     problem = pose(config, dataset=dataset)
     if config.privacy.pca_noise:  # which nobody can draw again
         problem = dataclasses.replace(problem, inputs=model.inputs)
@@ -260,24 +264,15 @@ def _check_range(problem: Problem, split: str) -> None:
             raise UserError(f"data.name: {problem.dataset.name}: {found}, which scaled is too large for {held.name}")
 
 
-def _one_hot(labels: np.ndarray, classes: int, dtype: np.dtype[Any]) -> np.ndarray:
-    """(N, C): row by row, for the identity of C classes may not fit where N rows of it do."""
-    rows = np.zeros((len(labels), classes), dtype)
-    rows[np.arange(len(labels)), labels] = 1
-    return rows
-
-
 def _initializers(config: ModelConfig) -> tuple[Initializer, Initializer]:
     """The schemes of weights and biases by their names, with another standard deviation where the config has one."""
     for key, name in (("scheme", config.scheme), ("bias", config.bias)):
         if getattr(config, f"{key}_std") is not None and name != "normal":
             raise UserError(f'model.{key}_std: only {key} "normal" has it, {key} is "{name}"')
     normal = jax.nn.initializers.normal
-    weights = (
-        normal(config.scheme_std) if config.scheme_std else choose("model.scheme", "scheme", config.scheme, WEIGHTS)
-    )
-    biases = normal(config.bias_std) if config.bias_std else BIASES[config.bias]
-    return weights, biases
+    weights, biases = choose("model.scheme", "scheme", config.scheme, WEIGHTS), BIASES[config.bias]
+    weights = normal(config.scheme_std) if config.scheme_std else weights
+    return weights, normal(config.bias_std) if config.bias_std else biases
 
 
 def drawn(samples: int, most: int) -> np.ndarray:

@@ -13,7 +13,8 @@ from jaxbp import losses
 from jaxbp.run import config as configs
 from jaxbp.run import loop, targets
 from jaxbp.run.config import Config
-from jaxbp.run.data.dataset import Dataset, from_arrays
+from jaxbp.run.data import Dataset
+from jaxbp.run.data.dataset import from_arrays
 from jaxbp.run.errors import UserError
 from jaxbp.run.evaluate import numeric, regression, renumbered
 from jaxbp.run.loop import Callback
@@ -46,7 +47,6 @@ class Run:
         return pandas.DataFrame(self.history)
 
     def _repr_html_(self) -> str:
-        """The network, then a row an epoch, for a notebook."""
         names = [name for name, value in self.history[0].items() if isinstance(value, int | float)]
         values = ([row.get(name, "") for name in names] for row in self.history)
         rows = [names, *([f"{v:.5g}" if isinstance(v, float) else str(v) for v in row] for row in values)]
@@ -82,7 +82,7 @@ class Run:
         """Per-sample quantities of a split by their names, one row a sample: the table of `jaxbp study`."""
         from jaxbp.run.study import study
 
-        return study.columns(study.Request(self.folder, split, quantities), self.dataset)
+        return study.columns(self.folder, split, quantities, self.dataset)
 
 
 def train(
@@ -115,7 +115,9 @@ def train(
       >>> [row["epoch"] for row in run.history], run.predict([[5.1, 3.5, 1.4, 0.2]]).shape
       ([1, 2], (1,))
     """
-    found = _read(config)
+    found = configs.read(Path(config)) if isinstance(config, str | Path) else config
+    if not isinstance(found, Config):
+        found = configs.validate(dict(found), "config")
     if found.sweep.enabled:
         raise UserError("sweep: train gives one run; jaxbp run trains a sweep")
     dataset = None
@@ -129,9 +131,3 @@ def train(
     path = loop.run(found, name, Console(quiet=True), how, dataset, callbacks)
     history = [row for row in runs.rows(path / runs.METRICS) if runs.is_epoch(row)]
     return Run(path, load(path), history, dataset)
-
-
-def _read(config: Config | Mapping[str, Any] | str | Path) -> Config:
-    if isinstance(config, str | Path):
-        return configs.read(Path(config))
-    return config if isinstance(config, Config) else configs.validate(dict(config), "config")

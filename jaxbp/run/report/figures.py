@@ -49,16 +49,18 @@ def laid_out(heading: str, size: tuple[float, float]) -> Figure:
     return figure
 
 
-def save(figure: Figure, path: Path | io.BytesIO, kind: str | None = None) -> None:
-    """Writes a PNG or, where the suffix or `kind` says so, an SVG: the same bytes each time."""
-    kind = kind or Path(str(path)).suffix[1:]
+def save(figure: Figure, path: Path | io.BytesIO) -> None:
+    """Writes a PNG or, where the suffix says so, an SVG: the same bytes each time."""
+    kind = "svg" if isinstance(path, Path) and path.suffix == ".svg" else "png"
     with warnings.catch_warnings(), matplotlib.rc_context({"svg.hashsalt": "jaxbp"}):
         warnings.filterwarnings("ignore", "Glyph", UserWarning)  # a class name in a script that the font lacks
         figure.savefig(path, dpi=110, format=kind, metadata={"Date": None} if kind == "svg" else None)
 
 
-def whole_numbers(axis: Axes, values: Sequence[int]) -> None:
-    """Ticks of the horizontal axis at epochs, steps or ranks, the first and the last one among them."""
+def over(axis: Axes, name: str, values: Sequence[int]) -> None:
+    """Names the horizontal axis, over epochs, steps or layers: a grid, and ticks at the ends and between them."""
+    axis.set_xlabel(name)
+    axis.grid(alpha=0.3)
     first, last = values[0], values[-1]
     span = last - first
     near = 0.1 * span

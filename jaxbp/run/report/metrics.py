@@ -1,11 +1,12 @@
 """The rows of metrics.jsonl and timings.jsonl, what they are computed from, and how a score is shown.
 
-A file has one JSON object a line. A NaN or an infinity, which JSON lacks, is null there.
+A file has one JSON object a line, the keys and values of which are the `line()` of a row. A NaN or an infinity, which
+JSON lacks, is null there.
 """
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -84,7 +85,6 @@ class EpochRow:
         return self.splits[-1]
 
     def line(self) -> dict[str, Any]:
-        """The keys and values in the file."""
         rest = {name: getattr(self, name) for name in ("learning_rate", "delta_rms", "gradient_rms")}
         found = {"epoch": self.epoch, "step": self.step, **self.scores(), **rest}
         if self.epsilon is None:
@@ -110,7 +110,6 @@ class FinalRow:
     best_by: str | None = None
 
     def line(self) -> dict[str, Any]:
-        """The keys and values in the file."""
         head = {name: getattr(self, name) for name in ("epoch", "step", "epochs", "stopped_early", "best_by")}
         scores = {f"test_{name}": value for name, value in self.test.named().items()}
         return {name: value for name, value in head.items() if value is not None} | scores
@@ -132,7 +131,6 @@ class StepRecord:
     quantities: dict[str, Any]
 
     def line(self) -> dict[str, Any]:
-        """The keys and values in the file."""
         return {"epoch": self.epoch, "step": self.step, "batch_loss": self.batch_loss, **self.quantities}
 
 
@@ -145,7 +143,6 @@ class Divergence:
     diverged: str
 
     def line(self) -> dict[str, Any]:
-        """The keys and values in the file."""
         return dataclasses.asdict(self)
 
 
@@ -172,7 +169,6 @@ class MemberRow:
         return {"seed": self.seed} | ({} if self.fold is None else {"fold": self.fold})
 
     def line(self) -> dict[str, Any]:
-        """The keys and values in the file."""
         own = self.repetition | {"learning_rate": self.learning_rate}
         return own | self.setting | self.row.line() | own
 
@@ -186,13 +182,12 @@ class Timing:
     samples_per_second: float
 
     def line(self) -> dict[str, Any]:
-        """The keys and values in the file."""
         return dataclasses.asdict(self)
 
 
 def read(line: Mapping[str, Any]) -> Row:
     """A row of a run from its line in the file, with NaN for null."""
-    values = {name: _with_nan(value) for name, value in line.items()}
+    values = _each(lambda v: math.nan if v is None else v, line)
     if "diverged" in values:
         return Divergence(**values)
     if "stopped_early" in values:
@@ -218,11 +213,14 @@ def _taken(values: dict[str, Any], *splits: str) -> dict[str, Any]:
 
 def plain(value: Any) -> Any:
     """The value with None for each number that JSON lacks."""
+    return _each(lambda v: None if isinstance(v, float) and not math.isfinite(v) else v, value)
+
+
+def _each(change: Callable[[Any], Any], value: Any) -> Any:
+    """With every leaf of the value changed; `jax.tree.map` would sort the keys."""
     if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        return {key: _each(change, item) for key, item in value.items()}
+    return [_each(change, item) for item in value] if isinstance(value, list) else change(value)
 
 
 def scores(evaluation: Evaluation, y: np.ndarray, loss: str, scaling: Scaling | None) -> Scores:
@@ -286,11 +284,3 @@ def root_mean(squares: jax.Array | np.ndarray) -> list[float]:
     """The root of the mean over an epoch's steps of mean squares by layer, (S, L)."""
     found: list[float] = np.sqrt(np.mean(np.asarray(squares), axis=0)).tolist()
     return found
-
-
-def _with_nan(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _with_nan(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_with_nan(item) for item in value]
-    return math.nan if value is None else value

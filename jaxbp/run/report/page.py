@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
-from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
 
@@ -98,7 +97,8 @@ def _comparison(found: Sequence[Run], sweeps: Sequence[Run]) -> Part:
         tables.append(_rows("Mean ± standard deviation of runs that differ in seed and fold alone", compared.groups))
     pictures = [picture for sweep in sweeps for picture in _pictures(sweep.path)]
     if any(row["epoch"] for row in compared.rows):
-        pictures.insert(0, _drawn(compare.curves(compared), "Curves of all runs over one another."))
+        figures.save(compare.curves(compared), content := io.BytesIO())
+        pictures.insert(0, _png(content, "Curves of all runs over one another."))
     return Part("Comparison", compared.lines[1:], tables, pictures, {})
 
 
@@ -131,15 +131,13 @@ def _part(run: Run) -> Part:
 
 def _pictures(folder: Path) -> list[Picture]:
     """The pictures of a run, the best known first."""
-    found = [path for path in sorted(folder.iterdir()) if path.suffix in (".png", ".svg")]
-    known = list(CAPTIONS)
-    order = {path: next((k for k, name in enumerate(known) if path.stem.endswith(name)), len(known)) for path in found}
-    return [_picture(path, order[path]) for path in sorted(found, key=lambda path: (order[path], path.name))]
+    found = sorted(path for path in folder.iterdir() if path.suffix in (".png", ".svg"))
+    known = {path: caption for name, caption in CAPTIONS.items() for path in found if path.stem.endswith(name)}
+    others = {path: f"{path.stem.replace('_', ' ').capitalize()}." for path in found if path not in known}
+    return [_picture(*each) for each in (known | others).items()]
 
 
-def _picture(path: Path, known: int) -> Picture:
-    names = list(CAPTIONS)
-    caption = CAPTIONS[names[known]] if known < len(names) else f"{path.stem.replace('_', ' ').capitalize()}."
+def _picture(path: Path, caption: str) -> Picture:
     if path.stem.startswith("study_"):
         caption = f"{path.stem.split('_')[1].capitalize()} set: {caption[0].lower()}{caption[1:]}"
     if path.suffix == ".png":
@@ -159,12 +157,6 @@ def _png(file: Any, caption: str) -> Picture:
 
 def _data(kind: str, content: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
-
-
-def _drawn(figure: Figure, caption: str) -> Picture:
-    content = io.BytesIO()
-    figures.save(figure, content, "png")
-    return _png(content, caption)
 
 
 def _small(parts: Sequence[Part]) -> tuple[list[Part], int]:

@@ -75,5 +75,6 @@ def _of_the_network(
     if shape is not None and len(shape) == 2:
         order = np.argsort(-loss, kind="stable")[:WORST]
         true, guessed = ([classes[k] for k in which[order]] for which in (labels, guesses))
-        images = x[order].reshape(-1, *shape)
-        yield "worst", plots.worst(images, order.tolist(), true, guessed, loss[order], heading)
+        title = "test images with the largest loss: index: label → prediction, loss; red: wrong"
+        drawn = x[order].reshape(-1, *shape), order.tolist(), true, guessed, loss[order]
+        yield "worst", plots.images(*drawn, title, heading)

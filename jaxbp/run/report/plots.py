@@ -8,7 +8,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from jaxbp.run.report.figures import COLOURS, fit_vertical, gallery, laid_out, marker, panels, short, whole_numbers
+from jaxbp.run.report.figures import COLOURS, fit_vertical, gallery, laid_out, marker, over, panels, short
 from jaxbp.run.report.metrics import EpochRow, StepRecord
 from jaxbp.run.report.text import shown_score
 from jaxbp.run.store.runs import LARGER_IS_BETTER
@@ -42,10 +42,8 @@ def learning_curves(rows: Sequence[EpochRow], heading: str, kept: int | None = N
         axis.plot(epochs, rates, color="tab:gray", label="η of the last step")
         axis.set(title="learning rate", ylabel="η")
     for axis in axes:
-        axis.set_xlabel("epoch")
-        axis.grid(alpha=0.3)
         axis.legend(fontsize="small")
-        whole_numbers(axis, epochs)
+        over(axis, "epoch", epochs)
     return figure
 
 
@@ -75,10 +73,9 @@ def layer_rms(rows: Sequence[EpochRow], heading: str) -> Figure:
     for axis, (name, title) in zip(axes, titles.items(), strict=True):
         values = np.array([getattr(row, name) for row in rows])
         _line_a_layer(axis, epochs, values)
-        axis.set(xlabel="epoch", ylabel="root mean square", title=title)
+        axis.set(ylabel="root mean square", title=title)
         fit_vertical(axis, values)
-        axis.grid(alpha=0.3)
-        whole_numbers(axis, epochs)
+        over(axis, "epoch", epochs)
     axes[-1].legend(fontsize="small", loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure
 
@@ -103,13 +100,18 @@ def first_layer(w: np.ndarray, image_shape: tuple[int, int], heading: str) -> Fi
     return gallery(shown, captions, [False] * count, title, heading, colour_bar="weight")
 
 
-def worst(
-    x: np.ndarray, index: Sequence[int], labels: Sequence[str], guesses: Sequence[str], losses: np.ndarray, heading: str
+def images(
+    x: np.ndarray,
+    index: Sequence[int],
+    labels: Sequence[str],
+    guesses: Sequence[str],
+    values: np.ndarray,
+    title: str,
+    heading: str,
 ) -> Figure:
-    """The images (K, height, width) in the order given, with index, label, prediction and loss; the caller sorts."""
-    title = "test images with the largest loss: index: label → prediction, loss; red: wrong"
-    columns = zip(index, labels, guesses, losses, strict=True)
-    captions = [f"{i}: {short(label)} → {short(guess)}\n{loss:.3g}" for i, label, guess, loss in columns]
+    """The images (K, height, width) in the order given, with index, label, prediction and a value; red: wrong."""
+    columns = zip(index, labels, guesses, values, strict=True)
+    captions = [f"{i}: {short(label)} → {short(guess)}\n{value:.3g}" for i, label, guess, value in columns]
     return gallery(x, captions, [a != b for a, b in zip(labels, guesses, strict=True)], title, heading)
 
 
@@ -125,9 +127,8 @@ def confusion(labels: np.ndarray, guesses: np.ndarray, classes: Sequence[str], h
     words = [f"{n:,}" if n else "" for n in matrix.flat]
     class_matrix(axes[0], matrix / np.maximum(sizes, 1)[:, None], classes, "Blues", (0.0, 1.0), words)
     axes[0].set(xlabel="prediction", ylabel="label", title="test samples; colour: share of the label")
-    for name, of, style in (("recall", sizes, "o"), ("precision", taken, "d")):
+    for name, of, style, face in (("recall", sizes, "o", "tab:blue"), ("precision", taken, "d", "none")):
         share = np.divide(100 * right, of, out=np.full(count, np.nan), where=of > 0)
-        face = {"recall": "tab:blue", "precision": "none"}[name]
         axes[1].plot(share, np.arange(count), style, color="tab:blue", markerfacecolor=face, label=name)
     names = [f"{name} (n = {n:,})" for name, n in zip(classes, sizes, strict=True)]
     axes[1].set_yticks(np.arange(count), names, parse_math=False)
@@ -140,12 +141,7 @@ def confusion(labels: np.ndarray, guesses: np.ndarray, classes: Sequence[str], h
 
 
 def class_matrix(
-    axis: Axes,
-    values: np.ndarray,
-    classes: Sequence[str],
-    cmap: str,
-    limits: tuple[float, float],
-    words: Sequence[str],
+    axis: Axes, values: np.ndarray, classes: Sequence[str], cmap: str, limits: tuple[float, float], words: Sequence[str]
 ) -> Any:
     """Squares of two classes, with words in them where there are few classes; gives what a colour bar takes."""
     drawn = axis.imshow(values, cmap=cmap, vmin=limits[0], vmax=limits[1])
@@ -193,9 +189,7 @@ def recorded(records: Sequence[StepRecord], heading: str) -> Figure | None:
     for axis, name in zip(axes.flat, names, strict=False):
         _quantity(axis, steps, [row.quantities[name] for row in records])
         axis.set_title(name.replace("_", " "), fontsize="medium")
-        axis.set_xlabel("step")
-        axis.grid(alpha=0.3)
-        whole_numbers(axis, steps)
+        over(axis, "step", steps)
     return figure
 
 
@@ -243,9 +237,7 @@ def noise_scale(recorded: Sequence[StepRecord], heading: str) -> Figure:
     axes[1].set_title("mean loss of the same batches, as it is trained on", fontsize="small")
     for axis, values in zip(axes, (single, losses), strict=True):
         fit_vertical(axis, values)
-        axis.set_xlabel("step")
-        axis.grid(alpha=0.3)
-        whole_numbers(axis, steps)
+        over(axis, "step", steps)
     return figure
 
 
@@ -286,9 +278,8 @@ def compared(curves: Sequence[tuple[str, Sequence[Mapping[str, Any]]]], heading:
                 axis.plot(at, values, style, color=colours[label], label=shown, marker=marker(rows), linewidth=1)
         if name == "loss":
             fit_vertical(axis, drawn)
-        axis.set(xlabel="epoch", ylabel=UNITS[name])
-        axis.grid(alpha=0.3)
-        whole_numbers(axis, sorted({row["epoch"] for _, rows in curves for row in rows}))
+        axis.set_ylabel(UNITS[name])
+        over(axis, "epoch", sorted({row["epoch"] for _, rows in curves for row in rows}))
     handles = dict(zip(*reversed(axes[0].get_legend_handles_labels()), strict=True))
     if len(labels) <= LABELS:
         columns = min(len(labels), 4)

@@ -1,9 +1,9 @@
 """Per-sample quantities of a split of a problem, with initial or trained parameters."""
 
+import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -14,12 +14,13 @@ from jaxbp import persample
 from jaxbp.factor import FactorTree
 from jaxbp.mlp import MLP, Array, Params, wide
 from jaxbp.network import Net, ParamTree, factors, gradient
+from jaxbp.run import config as configs
 from jaxbp.run import problem as problems
 from jaxbp.run.compute.epoch import evaluate
-from jaxbp.run.config import Config
+from jaxbp.run.config import choose
 from jaxbp.run.data import Dataset
 from jaxbp.run.errors import UserError
-from jaxbp.run.problem import Problem, Split, drawn
+from jaxbp.run.problem import SPLITS, Problem, Split, drawn
 from jaxbp.run.store.model import Model, finished, load
 from jaxbp.run.study import curvature
 from jaxbp.run.study.curvature import Influence, Spectrum
@@ -60,7 +61,8 @@ class Subject(NamedTuple):
         return ("as trained" if finished(self.source) else "as trained so far, unfinished") + epoch
 
 
-class Results(NamedTuple):
+@dataclasses.dataclass
+class Results:
     """The columns by their names, of all samples; what was asked of the split as a whole.
 
     finite: (N,), whether a sample's gradient is; what is said of the split as a whole leaves out the others.
@@ -71,24 +73,25 @@ class Results(NamedTuple):
     columns: dict[str, np.ndarray]
     finite: np.ndarray
     numbers: dict[str, float]
-    class_cosine: np.ndarray | None
-    eigenvalues: np.ndarray | None
-    spectra: Mapping[str, Spectrum] = MappingProxyType({})
+    class_cosine: np.ndarray | None = None
+    eigenvalues: np.ndarray | None = None
+    spectra: dict[str, Spectrum] = dataclasses.field(default_factory=dict)
     kernel: tuple[np.ndarray, np.ndarray] | None = None
     influence: Influence | None = None
 
 
-def prepare(source: Path, config: Config, split: str = "train", dataset: Dataset | None = None) -> Subject:
+def prepare(source: Path, split: str = "train", dataset: Dataset | None = None) -> Subject:
     """The split of the data that a run or config names, with the trained or the initial network, on one device.
 
     Raises:
-      UserError: no finished run, a config that does not fit its data, data that are not those of the run any more.
+      UserError: no such split; no finished run; a config that does not fit its data; other data than those of the run.
     """
+    choose("--split", "split", split, SPLITS)
     if source.is_dir():
         model = load(source)
-        problem = problems.of_run(config, model, source, dataset)
+        problem = problems.of_run(source, model, dataset)
     else:
-        problem = problems.pose(config)
+        problem = problems.pose(configs.read(source))
         model = problem.model(problem.initial())
     if split not in problem.dataset.splits:
         raise UserError(f"--split: {source} has no {split} set")
@@ -110,38 +113,34 @@ def measure(subject: Subject, quantities: Sequence[str], chunk: int) -> Results:
     columns["output"] = np.asarray(evaluate(net, params, x, y).output)
     finite = np.isfinite(columns["norm"])
     numbers = {} if mean is None else _numbers(asked, columns["norm"][finite].astype(np.float64) ** 2, mean)
-    class_cosine = eigenvalues = None
+    found = Results(columns, finite, numbers)
     if "cosine" in asked and subject.classes:
-        class_cosine = _class_cosine(subject, columns["norm"], chunk)
+        found.class_cosine = _class_cosine(subject, columns["norm"], chunk)
     if "gram" in asked:
-        eigenvalues = _spectrum(subject, np.flatnonzero(finite), chunk)
-    found = Results(columns, finite, numbers, class_cosine, eigenvalues)
-    return _with_curvature(subject, found, asked, chunk) if asked & set(curvature.NAMES) else found
+        found.eigenvalues = _spectrum(subject, np.flatnonzero(finite), chunk)
+    if asked & set(curvature.NAMES):
+        _add_curvature(subject, found, asked, chunk)
+    return found
 
 
-def _with_curvature(subject: Subject, found: Results, asked: set[str], chunk: int) -> Results:
-    """Curvature was asked for, so the network is an MLP."""
-    net, params, data = cast(MLP, subject.net), cast(Params, subject.model.params), subject.data
-    spectra = {kind: curvature.spectrum_of(net, params, data, kind) for kind in curvature.KINDS if kind in asked}
-    for kind, of in spectra.items():
+def _add_curvature(subject: Subject, found: Results, asked: set[str], chunk: int) -> None:
+    net, params, data = cast(MLP, subject.net), cast(Params, subject.model.params), subject.data  # `study` has looked
+    for kind in (kind for kind in curvature.KINDS if kind in asked):
+        found.spectra[kind] = of = curvature.spectrum_of(net, params, data, kind)
         name = f"largest eigenvalue of the {curvature.KINDS[kind]}"
-        found.numbers.update({name: float(of.eigenvalues[0]), f"{name}, residual": float(of.residuals[0])})
+        found.numbers |= {name: float(of.eigenvalues[0]), f"{name}, residual": float(of.residuals[0])}
     if "ntk" in asked:
-        found = found._replace(kernel=curvature.kernel(net, params, data, subject.y if subject.classes else None))
+        found.kernel = curvature.kernel(net, params, data, subject.y if subject.classes else None)
     if "influence" in asked:
         test = subject.problem.on_device("test")
         losses = np.asarray(evaluate(net, params, *test).loss)
-        influence = curvature.influence(net, params, data, test, losses, chunk)
-        found.columns["influence"] = influence.on_the_set
-        found = found._replace(influence=influence)
-    return found._replace(spectra=spectra)
+        found.influence = curvature.influence(net, params, data, test, losses, chunk)
+        found.columns["influence"] = found.influence.on_the_set
 
 
 def _mean(subject: Subject, counted: np.ndarray, chunk: int) -> ParamTree:
-    """The mean gradient of the samples that count."""
     weights = counted / max(int(counted.sum()), 1)
-    sums = _sums(subject.net, subject.model.params, *subject.data, np.zeros(len(counted), np.int32), weights, 1, chunk)
-    return jax.tree.map(lambda a: a[0], sums)
+    return jax.tree.map(lambda a: a[0], _sums(subject, np.zeros(len(counted), np.int32), weights, 1, chunk))
 
 
 def _spectrum(subject: Subject, rows: np.ndarray, chunk: int) -> np.ndarray | None:
@@ -165,7 +164,7 @@ def _per_sample(
         found |= {"el2n": persample.el2n(f)} if el2n else {}
         if direction is not None:
             slope = persample.dot(f, direction)  # ‖gₙ‖ cos
-            found["cosine"] = jnp.where(norm == 0, 0, slope / jnp.where(norm == 0, 1, norm))
+            found["cosine_to_mean"] = jnp.where(norm == 0, 0, slope / jnp.where(norm == 0, 1, norm))
         return found
 
     return persample.map_chunks(quantity, net, params, x, y, chunk)
@@ -178,16 +177,7 @@ def _direction(mean: ParamTree) -> ParamTree:
     return jax.tree.map(lambda leaf, like: jnp.asarray(leaf / length, like.dtype), wider, mean)
 
 
-def _sums(
-    net: Net,
-    params: ParamTree,
-    x: Array,
-    y: Array,
-    group: np.ndarray,
-    weights: np.ndarray,
-    groups: int,
-    chunk: int,
-) -> ParamTree:
+def _sums(subject: Subject, group: np.ndarray, weights: np.ndarray, groups: int, chunk: int) -> ParamTree:
     """Σ weightsₙ gₙ over the samples of each group, like the parameters with a leading axis of the groups.
 
     A chunk holds samples of one group, and is filled up with samples of weight 0: one pass for all groups.
@@ -197,13 +187,12 @@ def _sums(
     for g in range(groups):
         members = np.flatnonzero(group == g).astype(np.int32)
         places = -(-len(members) // size) * size
+        own = np.where(np.arange(places) < len(members), np.resize(weights[members], places), 0)
         rows.append(np.resize(members, places).reshape(-1, size))
-        filled.append(
-            np.where(np.arange(places) < len(members), np.resize(weights[members], places), 0).reshape(-1, size)
-        )
+        filled.append(own.reshape(-1, size))
         owner += [g] * (places // size)
     batches = np.concatenate(rows), np.concatenate(filled), np.array(owner, np.int32)
-    return _scan_sums(net, params, x, y, jax.tree.map(jnp.asarray, batches), groups)
+    return _scan_sums(subject.net, subject.model.params, *subject.data, jax.tree.map(jnp.asarray, batches), groups)
 
 
 @functools.partial(jax.jit, static_argnames=("net", "groups"))
@@ -226,7 +215,7 @@ def _class_cosine(subject: Subject, norm: np.ndarray, chunk: int) -> np.ndarray:
     """
     count, labels, finite = len(subject.classes), subject.y, np.isfinite(norm)
     inverse = np.divide(1, norm, out=np.zeros(len(norm)), where=finite & (norm > 0))
-    sums = _sums(subject.net, subject.model.params, *subject.data, labels, inverse, count, chunk)
+    sums = _sums(subject, labels, inverse, count, chunk)
     flat = [np.asarray(leaf, np.float64).reshape(count, -1) for leaf in jax.tree.leaves(sums)]
     products = sum((leaf @ leaf.T for leaf in flat), np.zeros((count, count)))
     sizes = np.bincount(labels[finite], minlength=count).astype(np.float64)

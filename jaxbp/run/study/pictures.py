@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 
 from jaxbp.run.problem import SPLITS
 from jaxbp.run.report import figures
+from jaxbp.run.report import plots as report_plots
 from jaxbp.run.report.metrics import StepRecord
 from jaxbp.run.study import curvature, plots
 from jaxbp.run.study.curvature import Influence
@@ -18,14 +19,10 @@ HELPFUL, HARMFUL = 4, 3  # training images beside a test image, in a row of eigh
 
 
 def drawn(
-    subject: Subject,
-    columns: Columns,
-    results: Results,
-    quantities: Sequence[str],
-    recorded: Sequence[StepRecord],
-    heading: str,
+    subject: Subject, columns: Columns, results: Results, quantities: Sequence[str], recorded: Sequence[StepRecord]
 ) -> Iterator[tuple[str, Figure]]:
     """The pictures that the quantities have, by name; those by class only where there are few classes."""
+    heading = f"{subject.source.resolve().stem}, {subject.state} · {subject.problem.title}"
     classes, what = subject.classes, f"{SPLITS[subject.split]} samples"
     if "grand" in quantities:
         norm = columns["norm"]
@@ -45,7 +42,7 @@ def drawn(
     if results.influence is not None:
         yield from _influence(subject, results.influence, heading)
     if "noise_scale" in quantities and recorded:
-        yield "noise_scale", plots.noise_scale(recorded, heading)
+        yield "noise_scale", report_plots.noise_scale(recorded, heading)
 
 
 def _influence(subject: Subject, found: Influence, heading: str) -> Iterator[tuple[str, Figure]]:
@@ -74,6 +71,7 @@ def _images(subject: Subject, columns: Columns, what: str, heading: str) -> Iter
         return
     for name, sign in (("hardest", -1), ("easiest", 1)):
         rows = finite[np.argsort(sign * norm[finite], kind="stable")[:IMAGES]]
-        chosen = {key: columns[key][rows].tolist() for key in ("index", "label", "prediction", "norm")}
+        index, labels, guesses, norms = (columns[k][rows].tolist() for k in ("index", "label", "prediction", "norm"))
         title = f"the {name} {what}: index: label → prediction, gradient norm; red: wrong"
-        yield name, plots.images(subject.x[rows].reshape(-1, *shape), chosen, title, heading)
+        images = subject.x[rows].reshape(-1, *shape)
+        yield name, report_plots.images(images, index, labels, guesses, norms, title, heading)

@@ -1,18 +1,15 @@
 """The pictures of `jaxbp study`. Each function takes numbers and a heading, and gives a figure."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from jaxbp.run.report.figures import gallery, laid_out, panels, short
-from jaxbp.run.report.plots import class_matrix, noise_scale
+from jaxbp.run.report.figures import laid_out, panels, short
+from jaxbp.run.report.plots import class_matrix
 from jaxbp.run.study.curvature import Spectrum
-
-__all__ = ["class_cosine", "gram_spectrum", "images", "kernel", "noise_scale", "norms", "spectrum"]
 
 BINS = 60
 
@@ -55,14 +52,6 @@ def _counted(name: str, values: np.ndarray) -> str:
     zeros, bad = int(np.sum(values == 0)), int(np.sum(~np.isfinite(values)))
     notes = [f"n = {len(values):,}", *[f"{zeros:,} are 0"] * bool(zeros), *[f"{bad:,} not finite"] * bool(bad)]
     return f"{name} ({', '.join(notes)})".strip()
-
-
-def images(x: np.ndarray, rows: Mapping[str, Sequence[Any]], title: str, heading: str) -> Figure:
-    """Images (K, height, width) in the order given, with index, label, prediction and norm."""
-    columns = (rows["index"], rows["label"], rows["prediction"], rows["norm"])
-    captions = [f"{i}: {short(a)} → {short(b)}\n{norm:.3g}" for i, a, b, norm in zip(*columns, strict=True)]
-    wrong = [a != b for a, b in zip(rows["label"], rows["prediction"], strict=True)]
-    return gallery(x, captions, wrong, title, heading)
 
 
 def class_cosine(cosines: np.ndarray, classes: Sequence[str], what: str, heading: str) -> Figure:
@@ -119,7 +108,8 @@ def spectrum(found: Spectrum, samples: int, name: str, what: str, heading: str) 
     axes[1].set_ylim(bottom=min(0, 1.1 * float(found.eigenvalues[-1])))
     axes[1].set_title("the largest eigenvalues; bars: share of the vector by layer", fontsize="medium")
     share, foot = axes[1].twinx(), np.zeros(count)
-    for layer, (column, colour) in enumerate(zip(found.shares.T, _shades(found.shares.shape[1]), strict=True), 1):
+    colours = colormaps["viridis"](np.linspace(0.1, 0.95, found.shares.shape[1]))
+    for layer, (column, colour) in enumerate(zip(found.shares.T, colours, strict=True), 1):
         share.bar(np.arange(1, count + 1), column, 0.8, foot, color=colour, alpha=0.5, label=f"layer {layer}")
         foot = foot + column
     share.set_ylim(0, 1)
@@ -128,10 +118,6 @@ def spectrum(found: Spectrum, samples: int, name: str, what: str, heading: str) 
     axes[1].patch.set_visible(False)
     share.legend(fontsize="x-small", loc="upper right")
     return figure
-
-
-def _shades(count: int) -> Any:
-    return colormaps["viridis"](np.linspace(0.1, 0.95, count))
 
 
 def kernel(matrix: np.ndarray, labels: np.ndarray | None, classes: Sequence[str], what: str, heading: str) -> Figure:

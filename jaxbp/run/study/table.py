@@ -1,9 +1,6 @@
 """The table of `jaxbp study`, a row a sample: how it is built, written and summed up."""
 
-import csv
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -12,10 +9,15 @@ from jaxbp import losses
 from jaxbp.run import targets
 from jaxbp.run.problem import SPLITS
 from jaxbp.run.report import text
+from jaxbp.run.store import files
 from jaxbp.run.study.measure import Results, Subject
 
 Columns = dict[str, np.ndarray]
 NAMED = 10  # of the samples that are left out
+SUMMED = (  # of the summary: a title, the column of the table, what is made of its rows
+    *(("loss", "loss", np.mean), ("norm", "norm", np.mean), ("median", "norm", np.median), ("max", "norm", np.max)),
+    *(("squared norm", "squared_norm", np.mean), ("EL2N", "el2n", np.mean), ("cosine", "cosine_to_mean", np.mean)),
+)
 
 
 def table(subject: Subject, columns: Columns, asked: set[str]) -> Columns:
@@ -39,45 +41,32 @@ def table(subject: Subject, columns: Columns, asked: set[str]) -> Columns:
     if "squared_norms" in asked:
         table["squared_norm"] = columns["squared_norm"]
         table |= {f"squared_norm_layer_{k}": column for k, column in enumerate(columns["layers"].T, 1)}
-    chosen = {"grand": "norm", "el2n": "el2n", "cosine": "cosine", "influence": "influence"}
-    return table | {
-        "cosine_to_mean" if column == "cosine" else column: columns[column]
-        for name, column in chosen.items()
-        if name in asked
-    }
+    chosen = {"grand": "norm", "el2n": "el2n", "cosine": "cosine_to_mean", "influence": "influence"}
+    return table | {column: columns[column] for name, column in chosen.items() if name in asked}
 
 
 def write_csv(table: Columns, path: Path) -> None:
     """Numbers in as many digits as bring them back exactly."""
     columns = [column.astype(str).tolist() for column in table.values()]
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(table)
-        writer.writerows(zip(*columns, strict=True))
+    path.write_text(files.csv_of([list(table), *zip(*columns, strict=True)]), encoding="utf-8")
 
 
 def write_parquet(table: Columns, path: Path) -> None:
     import pyarrow
     import pyarrow.parquet
 
-    columns = {
-        name: pyarrow.array(column.tolist() if column.dtype.kind == "U" else column) for name, column in table.items()
-    }
-    pyarrow.parquet.write_table(pyarrow.table(columns), str(path))
+    columns = (column.tolist() if column.dtype.kind == "U" else column for column in table.values())
+    pyarrow.parquet.write_table(pyarrow.table(dict(zip(table, map(pyarrow.array, columns), strict=True))), str(path))
 
 
 def print_summary(subject: Subject, table: Columns, results: Results, console: Console) -> None:
     """Means by class, the numbers of the split as a whole, and which samples are left out of both."""
-    columns = _summary_columns(table)
-    groups = [("all", results.finite)]
     classes = subject.classes
-    groups = [(name, results.finite & (subject.y == k)) for k, name in enumerate(classes)] + groups
-    rows = []
-    for name, chosen in groups:
-        cells = [column(chosen) if chosen.any() else "" for column in columns.values()]
-        rows.append([name, f"{chosen.sum():,}", *cells])
+    groups = [(name, results.finite & (subject.y == k)) for k, name in enumerate(classes)] + [("all", results.finite)]
+    summed = [_summed(table, chosen) for _, chosen in groups]
+    rows = [[name, f"{chosen.sum():,}", *of.values()] for (name, chosen), of in zip(groups, summed, strict=True)]
     text.line(console, f"\n{SPLITS[subject.split]} samples: means, where nothing else is said\n")
-    text.table(console, ("class" if classes else "", "samples", *columns), rows)
+    text.table(console, ("class" if classes else "", "samples", *summed[-1]), rows)
     for name, number in results.numbers.items():
         text.line(console, _line(name, number))
     if not results.finite.all():
@@ -94,24 +83,13 @@ def _line(name: str, number: float) -> str:
     return f"{name}: {number:.4g}"
 
 
-def _summary_columns(table: Columns) -> dict[str, Callable[[np.ndarray], str]]:
+def _summed(table: Columns, rows: np.ndarray) -> dict[str, str]:
     """What the summary says of some rows of the table, by the column's title."""
-
-    def reduced(name: str, reduce: Callable[..., Any]) -> Callable[[np.ndarray], str]:
-        return lambda rows: f"{reduce(table[name][rows].astype(np.float64)):.3g}"
-
-    columns: dict[str, Callable[[np.ndarray], str]] = {}
+    found = {}
     if "label" in table:
-        right = table["label"] == table["prediction"]
-        columns["correct"] = lambda rows: f"{100 * right[rows].mean():.1f} %"
-    columns["loss"] = reduced("loss", np.mean)
-    if "norm" in table:
-        columns |= {"norm": reduced("norm", np.mean), "median": reduced("norm", np.median)}
-        columns["max"] = reduced("norm", np.max)
-    if "squared_norm" in table and "norm" not in table:
-        columns["squared norm"] = reduced("squared_norm", np.mean)
-    if "el2n" in table:
-        columns["EL2N"] = reduced("el2n", np.mean)
-    if "cosine_to_mean" in table:
-        columns["cosine"] = reduced("cosine_to_mean", np.mean)
-    return columns
+        right = (table["label"] == table["prediction"])[rows]
+        found["correct"] = f"{100 * right.mean():.1f} %" if rows.any() else ""
+    for title, name, reduce in SUMMED:
+        if name in table and (name != "squared_norm" or "norm" not in table):
+            found[title] = f"{reduce(table[name][rows].astype(np.float64)):.3g}" if rows.any() else ""
+    return found

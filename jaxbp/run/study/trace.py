@@ -11,25 +11,13 @@ from rich.console import Console
 
 from jaxbp import losses
 from jaxbp.mlp import MLP, Affine, Array, Params, Tape, backward, forward, wide
-from jaxbp.run import config as configs
 from jaxbp.run import targets
-from jaxbp.run.config import choose
 from jaxbp.run.errors import UserError
 from jaxbp.run.problem import SPLITS
 from jaxbp.run.report import text
 from jaxbp.run.store import files
 from jaxbp.run.store.model import finished, load
 from jaxbp.run.study.measure import Subject, prepare
-
-
-class Request(NamedTuple):
-    """The arguments of `jaxbp trace`; out None: RUN_DIR/trace_SPLIT_SAMPLE.png."""
-
-    run: Path
-    sample: int
-    split: str = "test"
-    out: Path | None = None
-    overwrite: bool = False
 
 
 class Outcome(NamedTuple):
@@ -60,26 +48,28 @@ class Trace(NamedTuple):
     gradient: Params
 
 
-def trace(request: Request, console: Console) -> Path:
+def trace(
+    run: Path, sample: int, console: Console, split: str = "test", out: Path | None = None, overwrite: bool = False
+) -> Path:
     """Prints the table and draws the figure of one sample; returns the path of the figure.
+
+    out: None: RUN_DIR/trace_SPLIT_SAMPLE.png, or .svg as the config has it.
 
     Raises:
       UserError: no finished run, no such sample, a figure that exists or can't be written.
     """
-    choose("--split", "split", request.split, SPLITS)
-    load(request.run)  # says what is missing in a folder that is no run's
-    subject = prepare(request.run, configs.read(request.run / "config.toml"), request.split)
+    load(run)  # says what is missing in a folder that is no run's
+    subject = prepare(run, split)
     if not isinstance(subject.net, MLP):
-        raise UserError(f'{request.run}: a trace is of an MLP, its model.kind is "{subject.problem.config.model.kind}"')
-    if not 0 <= request.sample < len(subject.x):
-        samples = f"the {request.split} set has samples 0 to {len(subject.x) - 1}"
-        raise UserError(f"--sample: got {request.sample}, {samples}")
+        raise UserError(f'{run}: a trace is of an MLP, its model.kind is "{subject.problem.config.model.kind}"')
+    if not 0 <= sample < len(subject.x):
+        raise UserError(f"--sample: got {sample}, the {split} set has samples 0 to {len(subject.x) - 1}")
     kind = subject.problem.config.train.plot_format
-    out = request.out or request.run / f"trace_{request.split}_{request.sample}.{kind}"
-    files.check_new(out, (".png", ".svg"), request.overwrite)
-    found = measure(subject.net, subject.model.params, *(part[request.sample] for part in subject.data))
-    title = _title(subject, request, found)
-    _draw(found, subject, request.sample, title, out)
+    out = out or run / f"trace_{split}_{sample}.{kind}"
+    files.check_new(out, (".png", ".svg"), overwrite)
+    found = measure(subject.net, subject.model.params, *(part[sample] for part in subject.data))
+    title = _title(subject, sample, found)
+    _draw(found, subject, sample, title, out)
     _print(found, title, console)
     console.out(str(out), highlight=False)
     return out
@@ -119,16 +109,16 @@ def _up(layer: int) -> str:
     return f"⁽{str(layer).translate(str.maketrans('0123456789', '⁰¹²³⁴⁵⁶⁷⁸⁹'))}⁾"
 
 
-def _title(subject: Subject, request: Request, found: Trace) -> str:
+def _title(subject: Subject, sample: int, found: Trace) -> str:
     loss = float(found.loss) + 0.0  # no -0
-    run = f"{request.run.resolve().name}{'' if finished(request.run) else ' (unfinished)'}"
+    run = f"{subject.source.resolve().name}{'' if finished(subject.source) else ' (unfinished)'}"
     run += f", epoch {subject.model.best}, the best" if subject.model.best else ""
-    head = f"{run} · {subject.problem.title} · {SPLITS[request.split]} sample {request.sample} · ℓ = {loss:.4g}"
+    head = f"{run} · {subject.problem.title} · {SPLITS[subject.split]} sample {sample} · ℓ = {loss:.4g}"
     if subject.model.classes:
         [guess] = targets.guesses(losses.get(subject.net.loss).name, np.asarray(found.tape.x[-1])[None])
-        label = int(subject.y[request.sample])
+        label = int(subject.y[sample])
         return f"{head} · label {subject.model.classes[label]}, predicted {subject.model.classes[guess]}"
-    outcome = _outcome(found, subject, request.sample)
+    outcome = _outcome(found, subject, sample)
     pairs = (", ".join(f"{v:.4g}" for v in values[:4]) for values in (outcome.target, outcome.predicted))
     more = ", …" if len(outcome.target) > 4 else ""
     return f"{head} · target {next(pairs)}{more}, predicted {next(pairs)}{more}"
@@ -141,13 +131,8 @@ def _outcome(found: Trace, subject: Subject, sample: int) -> Outcome:
     name = f"{kind.name}(x{last})" if kind else f"x{last}"
     if classes is None:
         predicted = targets.predicted(losses.get(loss).name, output, subject.model.targets)[0]
-        return Outcome(
-            name if kind else "prediction",
-            predicted,
-            subject.y[sample],
-            "output",
-            [str(k) for k in range(len(predicted))],
-        )
+        outputs = [str(k) for k in range(len(predicted))]
+        return Outcome(name if kind else "prediction", predicted, subject.y[sample], "output", outputs)
     label, predicted = np.arange(len(classes)) == subject.y[sample], kind.mean(output)[0] if kind else output[0]
     if len(predicted) < len(classes):  # one output for two classes
         predicted = np.append(1 - predicted, predicted)
@@ -171,4 +156,4 @@ def _draw(found: Trace, subject: Subject, sample: int, title: str, out: Path) ->
     image = None if shape is None or len(shape) > 2 else np.asarray(subject.x[sample], np.float64).reshape(shape)
     with files.writable(f"--out: {str(out)!r}"), files.replaced(out) as part:
         outcome = _outcome(found, subject, sample)
-        figures.save(trace_plots.draw(dict(quantities(found)), image, outcome, title), part, out.suffix[1:])
+        figures.save(trace_plots.draw(dict(quantities(found)), image, outcome, title), part)

@@ -10,7 +10,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpec
 
-from jaxbp.run.report.figures import fit_vertical, whole_numbers
+from jaxbp.run.report.figures import fit_vertical, over
 from jaxbp.run.study.trace import Outcome
 
 FEW = 5  # bars below which they are as narrow as if there were more
@@ -167,10 +167,9 @@ def _norms(axis: Axes, arrays: Mapping[str, np.ndarray], layers: int) -> None:
         axis.plot(range(1, layers + 1), norms, style, markersize=4, label=name)
         found += norms
     fit_vertical(axis, found)
-    axis.set(xlabel="layer l", ylabel="norm")
+    axis.set_ylabel("norm")
     axis.legend(fontsize="small")
-    axis.grid(alpha=0.3)
-    whole_numbers(axis, range(1, layers + 1))
+    over(axis, "layer l", range(1, layers + 1))
 
 
 def _frame(axis: Axes, title: str) -> None:

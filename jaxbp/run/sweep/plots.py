@@ -13,8 +13,9 @@ from matplotlib.image import AxesImage
 from matplotlib.ticker import NullLocator
 
 from jaxbp.run.problem import SPLITS
-from jaxbp.run.report import metrics, text
-from jaxbp.run.report.figures import fit_vertical, laid_out, marker, whole_numbers
+from jaxbp.run.report import text
+from jaxbp.run.report.figures import fit_vertical, laid_out, marker, over
+from jaxbp.run.report.metrics import MemberRow
 from jaxbp.run.report.plots import LABELS, UNITS
 from jaxbp.run.store.runs import LARGER_IS_BETTER
 from jaxbp.run.sweep import scores
@@ -28,8 +29,8 @@ def curves(found: Sequence[Group], heading: str) -> Figure:
     """The median over seeds and folds, in a band from the lowest to the highest value; a colour a setting."""
     splits, score = ("train", scores.held_out(found)), scores.main_score(found).partition("_")[2]
     members = max(len(g.last) + len(g.diverged) for g in found)
-    over = f"median over {members} {scores.repeated(found)}, band from the lowest to the highest"
-    figure = laid_out(f"{heading}\n{over if members > 1 else 'one seed'}", (11.0, 7.5))
+    spread = f"median over {members} {scores.repeated(found)}, band from the lowest to the highest"
+    figure = laid_out(f"{heading}\n{spread if members > 1 else 'one seed'}", (11.0, 7.5))
     axes = figure.subplots(2, 2, sharex=True, sharey="col")
     colours = colormaps["viridis"](np.linspace(0, 0.9, len(found)))
     for row, split in zip(axes, splits, strict=True):
@@ -41,8 +42,7 @@ def curves(found: Sequence[Group], heading: str) -> Figure:
     lived = [row for group in found for rows in group.epochs for row in rows]
     fit_vertical(axes[0, 0], [_value(row, f"{split}_loss") for split in splits for row in lived])
     for axis in axes[1]:
-        axis.set_xlabel("epoch")
-        whole_numbers(axis, range(1, max(len(group.epochs) for group in found) + 1))
+        over(axis, "epoch", range(1, max(len(group.epochs) for group in found) + 1))
     handles, labels = axes[0, 0].get_legend_handles_labels()
     columns = max(1, min(len(found), 6, 120 // (max(map(len, labels)) + 6)))
     title = ", ".join(map(scores.shown_key, scores.keys(found)))
@@ -90,15 +90,13 @@ def grid(found: Sequence[Group]) -> Grid:
         column = columns.index(group.setting.get(key))
         diverged[column] += len(group.diverged)
         for row in (*group.last, *group.diverged):
-            label = ", ".join(text.shown(group.setting.get(k)) for k in others) or ", ".join(
-                map(str, row.repetition.values())
-            )
-            value = np.nan if isinstance(row.row, metrics.Divergence) else _value(row, name)
-            cells.setdefault((label, column), []).append(value)
+            label = ", ".join(text.shown(group.setting.get(k)) for k in others)
+            own = ", ".join(map(str, row.repetition.values()))
+            cells.setdefault((label or own, column), []).append(_value(row, name))
     rows = list(dict.fromkeys(label for label, _ in cells))
     values = np.full((len(rows), len(columns), max(map(len, cells.values()))), np.nan)
-    for (label, column), own in cells.items():
-        values[rows.index(label), column, : len(own)] = own
+    for (label, column), cell in cells.items():
+        values[rows.index(label), column, : len(cell)] = cell
     return Grid(key, columns, ", ".join(others), rows, values, diverged)
 
 
@@ -173,6 +171,6 @@ def _heat_map(axis: Axes, last: np.ndarray, name: str) -> AxesImage:
     return drawn
 
 
-def _value(row: metrics.MemberRow, name: str) -> float:
-    """A score of a member in the units in which it is shown."""
+def _value(row: MemberRow, name: str) -> float:
+    """A score of a member in the units in which it is shown; NaN where it has none, as one that diverged."""
     return scores.of(row).get(name, np.nan) * (100 if name.endswith("accuracy") else 1)
