@@ -49,9 +49,8 @@ def together(config: Config) -> Iterator[list[Member]]:
     if config.data.validation is not None:
         raise UserError(f"sweep.folds: {folds}, but data.validation is {config.data.validation}; leave one of them out")
     for number in range(1, folds + 1):
-        yield from _of_fold(
-            dataclasses.replace(config, data=dataclasses.replace(config.data, validation=f"{number}/{folds}"))
-        )
+        data = dataclasses.replace(config.data, validation=f"{number}/{folds}")
+        yield from _of_fold(dataclasses.replace(config, data=data))
 
 
 def _of_fold(config: Config) -> Iterator[list[Member]]:
@@ -78,12 +77,9 @@ def _members(config: Config, own: dict[str, Any], seeds: Sequence[int], rates: S
     shown = {} if rates or own else {"learning_rate": found.optimizer.schedule or found.optimizer.learning_rate}
     for seed in seeds:
         for rate in rates or (found.optimizer.learning_rate,):
-            member = dataclasses.replace(
-                found,
-                optimizer=dataclasses.replace(found.optimizer, learning_rate=rate),
-                train=dataclasses.replace(found.train, seed=seed, folder=None),
-                sweep=SweepConfig(),
-            )
+            optimizer = dataclasses.replace(found.optimizer, learning_rate=rate)
+            train = dataclasses.replace(found.train, seed=seed, folder=None)
+            member = dataclasses.replace(found, optimizer=optimizer, train=train, sweep=SweepConfig())
             yield Member(member, seed, rate, own | ({"learning_rate": rate} if rates else shown))
 
 

@@ -1,12 +1,10 @@
 """`jaxbp run` with a [sweep] table: a run for several seeds, learning rates and values of any other key.
 
-A member of a sweep is what `jaxbp run --train.seed s --optimizer.learning-rate η` trains: the same initial parameters,
-the same order of the samples and, with at_once = 1, the same numbers, bit for bit. Members that differ in seed and
-learning rate only are a cohort, one compiled program, in which they take their turns within an epoch (`lax.map`). With
-more at once they share each step (`vmap`); XLA's CPU back end gives the matrix products the same bits then, and another
-order to the sums over samples (biases) and classes (softmax). Another value of any other key makes another cohort, and
-so does each fold, and each learning rate of a schedule, whose numbers are compiled in. Cohorts train one after the
-other. A sweep that was stopped goes on with the first cohort that was not trained to its end.
+Members that differ in seed and learning rate only are a cohort, one compiled program, in which they take their turns
+within an epoch (`lax.map`): the numbers are those of the separate runs, bit for bit. With more at_once they share each
+step (`vmap`); XLA's CPU back end gives the matrix products the same bits then, and another order to the sums over
+samples (biases) and classes (softmax). Another value of any other key makes another cohort, and so does each fold, and
+each learning rate of a schedule, whose numbers are compiled in. Cohorts train one after the other.
 """
 
 import dataclasses
@@ -100,11 +98,10 @@ class Epoch(NamedTuple):
 def run(config: Config, name: str, console: Console, how: How = "auto") -> Path:
     """Trains every member of a sweep and returns the folder; `name` names it if the config does not.
 
-    The folder holds config.toml, provenance.json, metrics.jsonl (the lines of a run with `seed`, `learning_rate` and
-    what else is swept; a line with `diverged` for a member that did), timings.jsonl, scores.csv, sweep.png, scores.png,
-    and members/NAME, the run folder of each member: config.toml, which trains that one again, params.safetensors and
-    its own metrics.jsonl. A sweep that was stopped goes on with the cohorts that it had not trained to their ends, and
-    ends as if it had not been, unless it is private. Until then it is marked as unfinished, and so are their members.
+    The folder holds what that of a run does, its lines with `seed`, `learning_rate` and what else is swept, one with
+    `diverged` for a member that did; scores.csv, sweep.png, scores.png; and members/NAME, the run folder of each. A
+    sweep that was stopped goes on with the cohorts that it had not trained to their ends, and ends as if it had not
+    been, unless it is private. Until then it is marked as unfinished, and so are their members.
 
     Raises:
       UserError: something in the config does not fit, or the folder can't be written.
@@ -209,16 +206,16 @@ def prepare(config: Config) -> Sweep:
                 datasets[key] = data.load(first.data, most_labels=most)
             problem = problems.pose(first, dataset=datasets[key])
             setup = loop.assemble(problem, OneDevice, len(members))
-            cohorts.append(Cohort(setup, members, _at_once(config, first)))
+            if config.sweep.at_once > 1 and first.train.memory != "store-all":
+                raise UserError("train.memory: members that share a step save nothing by it; leave out sweep.at_once")
+            cohorts.append(Cohort(setup, members, config.sweep.at_once))
         except UserError as error:
             which = title(members[0])
             raise UserError(f"sweep, {which}: {error}" if which else str(error)) from None
-    scored = {
-        targets.labels(c.setup.problem.config.model.loss, c.setup.problem.raw("test")[1]) is None for c in cohorts
-    }
-    if len(scored) > 1:
+    posed = [cohort.setup.problem for cohort in cohorts]
+    if len({targets.labels(p.config.model.loss, p.raw("test")[1]) is None for p in posed}) > 1:
         raise UserError("sweep: some members have an accuracy and some an RMSE, which can't be compared")
-    if len({cohort.setup.problem.dataset.splits for cohort in cohorts}) > 1:
+    if len({p.dataset.splits for p in posed}) > 1:
         raise UserError("sweep: some members have a validation set and some have none, so they can't be compared")
     return Sweep(config, tuple(cohorts), tuple(datasets.values()))
 
@@ -232,11 +229,8 @@ def describe(sweep: Sweep) -> str:
     seeds = list(dict.fromkeys(str(member.seed) for member in members))
     shown = f"seeds {seeds[0]} to {seeds[-1]}" if seeds[1:] else f"seed {seeds[0]}"
     folds = dict.fromkeys(member.fold for member in members)
-    parts = [
-        shown,
-        *([f"{len(folds)} folds"] if len(folds) > 1 else []),
-        *(f"{key} {', '.join(values)}" for key, values in swept.items()),
-    ]
+    parts = [shown] + [f"{len(folds)} folds"] * (len(folds) > 1)
+    parts += [f"{key} {', '.join(values)}" for key, values in swept.items()]
     sweeps = f"sweep of {len(members)}: {' × '.join(parts)}; below, medians over the members"
     return sweeps if len(sweep.cohorts) > 1 else f"{loop.describe(sweep.cohorts[0].setup)}\n{sweeps}"
 
@@ -245,7 +239,7 @@ def epochs(cohort: Cohort) -> Iterator[Epoch]:
     """Trains the members of a cohort, until none of them is left; gives what was measured after each epoch."""
     (problem, spec, _), config = cohort.setup, cohort.setup.problem.config
     sets = {name: problem.on_device(name) for name in problem.dataset.splits}
-    state, members = _start(cohort), _inputs(cohort)
+    state, members = jax.vmap(functools.partial(begun, spec))(_initial(cohort)), _inputs(cohort)
     compiled = jax.jit(_program(cohort), donate_argnums=0).lower(state, members, sets, 1, 0).compile()
     params, alive = jax.device_get((state.params, state.alive))
     best: list[Best | None] = [None] * len(cohort.members)
@@ -308,12 +302,6 @@ def _program(cohort: Cohort) -> Callable[..., Any]:
     return program
 
 
-def _start(cohort: Cohort) -> State:
-    """The states of all members before the first epoch, (M, …)."""
-    state: State = jax.vmap(functools.partial(begun, cohort.setup.spec))(_initial(cohort))
-    return state
-
-
 def _initial(cohort: Cohort) -> ParamTree:
     """Drawn once a seed, as the separate run draws them, and stacked: (M, …)."""
     problem = cohort.setup.problem
@@ -335,19 +323,12 @@ def _where_alive(alive: np.ndarray, new: np.ndarray, old: np.ndarray) -> np.ndar
 # What is asked --------------------------------------------------------------------------------------------------------
 
 
-def _at_once(config: Config, member: Config) -> int:
-    if config.sweep.at_once > 1 and member.train.memory != "store-all":
-        raise UserError("train.memory: members that share a step save nothing by it; leave out sweep.at_once")
-    return config.sweep.at_once
-
-
 def _check(config: Config) -> None:
     if meshes.wanted(config.mesh):
         raise UserError("mesh: a [sweep] runs on one device, in one process: leave out one of the two")
     if config.train.seed + config.sweep.seeds > 2**32:
-        raise UserError(
-            f"sweep.seeds: got {config.sweep.seeds}, from train.seed {config.train.seed} on; seeds end at 2³²"
-        )
+        found = f"got {config.sweep.seeds}, from train.seed {config.train.seed} on"
+        raise UserError(f"sweep.seeds: {found}; seeds end at 2³²")
     if config.checkpoint.every is not None:
         raise UserError("checkpoint.every: a sweep writes no checkpoints")
     if config.train.tensorboard:
@@ -402,7 +383,6 @@ def _save(
 
 
 def _report(sweep: Sweep, groups: Sequence[Group], path: Path) -> None:
-    """The table and the pictures."""
     if not scores.names(groups):
         return
     scores.write(groups, path / "scores.csv")
