@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import itertools
 import math
 import re
 from collections.abc import Mapping
@@ -90,11 +91,8 @@ def title(net: Net, config: ModelConfig) -> str:
 
 def shown_sizes(sizes: tuple[int, ...]) -> str:
     """Widths, those that repeat more than twice counted: "64-32×3-10"."""
-    runs: list[tuple[int, int]] = []
-    for size in sizes:
-        last, count = runs[-1] if runs else (None, 0)
-        runs = [*runs[:-1], (size, count + 1)] if size == last else [*runs, (size, 1)]
-    return "-".join(f"{size}×{count}" if count > 2 else "-".join([str(size)] * count) for size, count in runs)
+    runs = [list(map(str, run)) for _, run in itertools.groupby(sizes)]
+    return "-".join(f"{run[0]}×{len(run)}" if len(run) > 2 else "-".join(run) for run in runs)
 
 
 def _loss(config: ModelConfig, smoothed: bool) -> str | Loss:
@@ -106,15 +104,13 @@ def _loss(config: ModelConfig, smoothed: bool) -> str | Loss:
 
 
 def _check_keys(config: ModelConfig) -> None:
-    """UserError for a key that the kind of network does not have."""
     default = ModelConfig()
     for key, kinds in KINDS_WITH.items():
         if config.kind not in kinds and getattr(config, key) != getattr(default, key):
             raise UserError(f'model.{key}: kind "{config.kind}" has none, allowed with: {", ".join(kinds)}')
     if config.kind == "chain" and not config.layers:
-        raise UserError(
-            'model.layers: kind "chain" needs layers, such as [[model.layers]] with kind = "dense", size = 10'
-        )
+        such = '[[model.layers]] with kind = "dense", size = 10'
+        raise UserError(f'model.layers: kind "chain" needs layers, such as {such}')
 
 
 def _shape(config: ModelConfig, chain: Chain | None, sample: Sample) -> tuple[int, ...]:

@@ -62,10 +62,8 @@ def drawn(key: Array, samples: int, batch_size: int, privacy: Privacy | None = N
     """
     if privacy is not None:
         keys = jax.random.split(jax.random.fold_in(key, 3), -(-samples // batch_size))
-        found: tuple[Array, Array] = jax.lax.map(
-            lambda key: poisson_batch(key, samples, privacy.accounting.rate, privacy.capacity), keys
-        )
-        return found
+        rate, capacity = privacy.accounting.rate, privacy.capacity
+        return jax.lax.map(lambda key: poisson_batch(key, samples, rate, capacity), keys)
     batch_size = min(batch_size, samples)
     steps = -(-samples // batch_size)
     order = jnp.resize(jax.random.permutation(key, samples), (steps, batch_size))

@@ -37,13 +37,6 @@ class Rows(NamedTuple):
     weights: Array
 
 
-class Laid(NamedTuple):
-    """A set on the mesh: the row of the data set in each place, (S, B), and the samples."""
-
-    order: np.ndarray
-    rows: Rows
-
-
 class OnMesh:
     """A run on the mesh of its config, with the methods of `program.OneDevice`."""
 
@@ -53,7 +46,7 @@ class OnMesh:
     def __init__(self, problem: Problem, spec: StepSpec) -> None:
         self._problem, self._spec = problem, spec
         self._mesh = build(problem.config.mesh)
-        self._laid: dict[str, Laid] = {}  # by set
+        self._laid: dict[str, tuple[np.ndarray, Rows]] = {}  # of each set: which row is in each place, (S, B); the rows
 
     @staticmethod
     def check(config: Config, problem: Problem) -> None:
@@ -73,15 +66,18 @@ class OnMesh:
         """Makes the initial state, each device its part, or places a saved one, and compiles the epoch for it."""
         net = self._problem.net
         make = functools.partial(first_state, self._problem, self._spec)
-        self._state = spread(self._mesh, net, make) if saved is None else self._place(saved)
+        self._state = spread(self._mesh, net, make) if saved is None else put(saved, shardings(self._mesh, net, saved))
         self.keep()
         order, _ = self._drawn(jax.random.key(0))
-        self._compiled = compile_epoch(self._mesh, self._spec, self._state, self._row_shapes(order.shape))
+        sample = self._reader("train")(np.zeros(1, int))
+        x, y = (jax.ShapeDtypeStruct((*order.shape, *part.shape[1:]), part.dtype) for part in sample)
+        rows = Rows(x, y, jax.ShapeDtypeStruct(order.shape, x.dtype))  # type: ignore[arg-type]
+        self._compiled = compile_epoch(self._mesh, self._spec, self._state, rows)
 
     def epoch(self, key: Array, done: int) -> Steps:
         """Trains for an epoch in the order drawn from the key, `done` steps after the first one."""
         self.whole = jax.tree.map(jnp.copy, self.whole)  # the epoch takes the state away
-        rows, whole = self._lay("train", *self._drawn(key)).rows, NamedSharding(self._mesh, P())
+        (_, rows), whole = self._lay("train", *self._drawn(key)), NamedSharding(self._mesh, P())
         before = put(np.asarray(done, jnp.arange(0).dtype), whole)
         self._state, steps = self._compiled(self._state, rows, before, put(jax.random.key_data(key), whole))
         return steps
@@ -123,23 +119,15 @@ class OnMesh:
         weights = self._problem.weights
         return rows, present if weights is None else shares(weights, rows, present)
 
-    def _place(self, state: State) -> State:
-        return put(state, shardings(self._mesh, self._problem.net, state))
-
-    def _lay(self, split: str, order: Any, present: Any) -> Laid:
+    def _lay(self, split: str, order: Any, present: Any) -> tuple[np.ndarray, Rows]:
         self._laid.pop(split, None)  # first, so that a device never holds two orders of a set
         order = np.asarray(order)
-        self._laid[split] = Laid(order, lay_out(self._mesh, self._reader(split), order, np.asarray(present)))
+        self._laid[split] = order, lay_out(self._mesh, self._reader(split), order, np.asarray(present))
         return self._laid[split]
 
     def _reader(self, split: str) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
         x, y = self._problem.raw(split)
         return lambda rows: self._problem.scaled(np.asarray(x[rows]), np.asarray(y[rows]))
-
-    def _row_shapes(self, batches: tuple[int, ...]) -> Rows:
-        sample = self._reader("train")(np.zeros(1, int))
-        x, y = (jax.ShapeDtypeStruct((*batches, *part.shape[1:]), part.dtype) for part in sample)
-        return Rows(x, y, jax.ShapeDtypeStruct(batches, x.dtype))  # type: ignore[arg-type]
 
 
 def shape(config: MeshConfig) -> tuple[int, int]:
@@ -198,10 +186,7 @@ def _whole(sharding: NamedSharding) -> Callable[[Array], Array]:
 
 
 def lay_out(
-    mesh: Mesh,
-    read: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
-    order: np.ndarray,
-    present: np.ndarray,
+    mesh: Mesh, read: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]], order: np.ndarray, present: np.ndarray
 ) -> Rows:
     """Samples onto the mesh: order (S, B) are their row numbers, present (S, B) is False for those that fill up.
 

@@ -107,9 +107,7 @@ def build(config: OptimizerConfig, params: ParamTree, net: Net | None = None) ->
     optimizer = _built(json.dumps(dataclasses.asdict(config)), net if config.name in SECOND_ORDER else None)
     batch = _two_samples(net, params) if config.name in SECOND_ORDER else None
     try:
-        jax.eval_shape(
-            lambda params, batch: optimizer.step(params, params, optimizer.init(params), batch), params, batch
-        )
+        jax.eval_shape(lambda p, batch: optimizer.step(p, p, optimizer.init(p), batch), params, batch)
     except REFUSALS as error:
         raise UserError(f"optimizer.arguments: {config.name} refuses {config.arguments}: {_line(error)}") from None
     return optimizer
@@ -135,7 +133,6 @@ def check(config: Config, net: Net, devices: int) -> None:
 
 
 def _two_samples(net: Any, params: Any) -> Any:
-    """The shapes of a batch of an MLP."""
     dtype, labels = params[0].w.dtype, "label" in losses.get(net.loss).target
     y = jnp.zeros(2, jnp.int32) if labels else jnp.zeros((2, net.sizes[-1]), dtype)
     return jax.eval_shape(lambda: Batch(jnp.zeros((2, net.sizes[0]), dtype), y))
@@ -155,7 +152,7 @@ def with_learning_rate(config: OptimizerConfig, learning_rate: LearningRate, net
         made = _call("optimizer.arguments", config.name, functools.partial(make, net), arguments)
         return _optax(made, learning_rate, of_batch=True)
     before = _before(config)
-    if _is_lecture(config):
+    if config.name == "sgd" and not config.arguments:
         return _lecture(before, _schedule(learning_rate))
     make = choose("optimizer.name", "optimizer", config.name, OPTIMIZERS | SECOND_ORDER)
     if config.weight_decay and "weight_decay" in inspect.signature(make).parameters:
@@ -168,10 +165,6 @@ def with_learning_rate(config: OptimizerConfig, learning_rate: LearningRate, net
 
 def _schedule(learning_rate: LearningRate) -> Schedule:
     return learning_rate if callable(learning_rate) else optax.constant_schedule(learning_rate)
-
-
-def _is_lecture(config: OptimizerConfig) -> bool:
-    return config.name == "sgd" and not config.arguments
 
 
 def _lecture(before: optax.GradientTransformation, learning_rate: Callable[..., Any]) -> Optimizer:
@@ -196,14 +189,8 @@ def _optax(optimizer: Any, learning_rate: LearningRate, of_batch: bool = False) 
 def _before(config: OptimizerConfig) -> optax.GradientTransformation:
     """What happens to the gradient before the optimiser sees it: clipping, then λw added to ∂ℓ/∂w."""
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
-    decay = (
-        optax.add_decayed_weights(config.weight_decay, mask=_weights_only) if config.weight_decay else optax.identity()
-    )
-    return optax.chain(clip, decay)
-
-
-def _weights_only(params: ParamTree) -> Any:
-    return jax.tree.map(lambda p: p.ndim >= 2, params)
+    decay = optax.add_decayed_weights(config.weight_decay, mask=functools.partial(jax.tree.map, lambda p: p.ndim >= 2))
+    return optax.chain(clip, decay if config.weight_decay else optax.identity())
 
 
 def _learning_rate(config: OptimizerConfig) -> LearningRate:
@@ -241,9 +228,8 @@ def _check_rates(schedule: LearningRate, steps: int, epochs: int) -> None:
     lowest = int(rates.argmin())
     if rates[lowest] < -1e-6 * abs(rates).max():  # less is rounding
         where = f"in epoch {at[lowest] // steps + 1}, step {at[lowest] % steps + 1} of {steps}"
-        raise UserError(
-            f"optimizer.schedule: the learning rate is {rates[lowest]:.3g} {where}; it must not be negative"
-        )
+        found = f"the learning rate is {rates[lowest]:.3g}"
+        raise UserError(f"optimizer.schedule: {found} {where}; it must not be negative")
     end = at[rates > 0].max(initial=-1)
     if end < total - steps:
         reached = f"after epoch {end // steps + 1} of {epochs}"
@@ -256,9 +242,8 @@ def _table(name: str, value: Argument) -> Any:
         return value
     for key in value:
         if not key.isdecimal():
-            raise UserError(
-                f"optimizer.schedule_arguments.{name}: got the key {key!r}, a count of steps or '2 epochs' is allowed"
-            )
+            allowed = "a count of steps or '2 epochs' is allowed"
+            raise UserError(f"optimizer.schedule_arguments.{name}: got the key {key!r}, {allowed}")
     return {int(key): scale for key, scale in value.items()}
 
 
@@ -278,5 +263,4 @@ def _call(key: str, name: str, make: Callable[..., Any], arguments: dict[str, An
 
 
 def _line(error: Exception) -> str:
-    """The first line of an exception's message."""
     return str(error).strip().partition("\n")[0]

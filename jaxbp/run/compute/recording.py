@@ -111,7 +111,6 @@ def _mean_norms(batch: Batch) -> tuple[Array, Array]:
 
 
 def _squares(trees: Sequence[Any]) -> list[Array]:
-    """The sum of the squares of each tree."""
     squares = [[jnp.sum(leaf.astype(wide(leaf.dtype)) ** 2) for leaf in jax.tree.leaves(tree)] for tree in trees]
     return [sum(rest, first) for first, *rest in squares]
 

@@ -147,16 +147,14 @@ def step(
         (grads, max_norm), finite = spec.privacy.released(grads, found.within, state.max_norm, noise), []
     finite += [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(grads)]
     alive = state.alive & jnp.all(jnp.stack(finite))
-    params, inner = spec.optimizer.step(
-        state.params, grads, state.optimizer, second_order.Batch(*batch, weights, count)
-    )
+    counted = second_order.Batch(*batch, weights, count)
+    params, inner = spec.optimizer.step(state.params, grads, state.optimizer, counted)
     stepped = State(params, inner, alive, max_norm)
     kept: State = jax.tree.map(lambda new, old: jnp.where(alive, new, old), stepped, state._replace(alive=alive))
     recorded = None
     if spec.recording and found.factors:
-        recorded = _record(
-            spec.recording, Batch(spec.net, state.params, *batch, found.factors, grads, weights, count), records
-        )
+        whole = Batch(spec.net, state.params, *batch, found.factors, grads, weights, count)
+        recorded = _record(spec.recording, whole, records)
     squares = jnp.stack(found.delta_squares), _gradient_squares(by_layer(spec.net, grads))
     return kept, Steps(found.loss, alive, *squares, recorded, kept.max_norm)
 
