@@ -27,7 +27,7 @@ from jaxbp.run.compute.epoch import drawn
 from jaxbp.run.compute.optimizers import build
 from jaxbp.run.compute.privacy import Privacy
 from jaxbp.run.compute.program import begun
-from jaxbp.run.compute.step import StepSpec, batch_gradient, step
+from jaxbp.run.compute.step import Samples, StepSpec, batch_gradient, step
 from jaxbp.run.config import OptimizerConfig
 from jaxbp.run.errors import UserError
 
@@ -109,7 +109,7 @@ def summed(path: str) -> Any:
 
     @jax.jit
     def total(x: jax.Array, y: jax.Array, weights: jax.Array) -> Any:
-        found = batch_gradient(spec, params, x.astype(params[0].w.dtype), y, weights, jnp.float32(1))
+        found = batch_gradient(spec, params, Samples(x.astype(params[0].w.dtype), y, weights, jnp.float32(1)))
         flat = jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(found.gradient)])
         return flat, jnp.zeros(()) if found.within is None else found.within
 
@@ -370,9 +370,9 @@ def test_another_network_is_the_perceptron_that_it_is() -> None:
     assert setup.spec.privacy == mlp.spec.privacy
     one, two, three = mlp.problem.initial()
     x, y = mlp.problem.on_device("train")
-    batch = (x[:40], y[:40], jnp.ones(40), jnp.float32(30))
-    found = batch_gradient(setup.spec, (one, (), two, (), three), *batch).gradient
-    want = batch_gradient(mlp.spec, (one, two, three), *batch).gradient
+    batch = Samples(x[:40], y[:40], jnp.ones(40), jnp.float32(30))
+    found = batch_gradient(setup.spec, (one, (), two, (), three), batch).gradient
+    want = batch_gradient(mlp.spec, (one, two, three), batch).gradient
     assert_close(jax.tree.leaves(found), jax.tree.leaves(want), 1e-6)
     assert list(loop.epochs(setup))[-1].row.epsilon == pytest.approx(2.569, abs=1e-3)
 

@@ -24,7 +24,7 @@ from jaxbp.mlp import Array, Params
 from jaxbp.run import loop
 from jaxbp.run import problem as problems
 from jaxbp.run.compute.epoch import evaluate
-from jaxbp.run.compute.step import batch_gradient
+from jaxbp.run.compute.step import Samples, batch_gradient
 from jaxbp.run.config import MeshConfig
 from jaxbp.run.errors import UserError
 from jaxbp.run.loop import Setup
@@ -81,7 +81,7 @@ def sensitivity(setup: Setup, params: Params) -> tuple[dict[str, float], float]:
 
     @jax.jit
     def totals(x: Array, weights: Array) -> dict[str, Array]:
-        found = batch_gradient(spec, params, x, y, weights, jnp.float32(1))
+        found = batch_gradient(spec, params, Samples(x, y, weights, jnp.float32(1)))
         flat = jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(found.gradient)])
         return {"": flat / bound} | ({} if found.within is None else {"; of norms ≤ C, in ½": 2 * found.within})
 

@@ -13,11 +13,10 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxbp import factor, memory, persample, private, scaled
+from jaxbp import factor, persample, private, scaled
 from jaxbp.factor import FactorTree
-from jaxbp.memory import Schedule
 from jaxbp.mlp import Array
-from jaxbp.network import Net, ParamTree, gradient
+from jaxbp.network import ParamTree, gradient
 from jaxbp.private import Accounting, AdaptiveNorm
 from jaxbp.run.config import Config
 from jaxbp.run.data.text import is_text
@@ -47,25 +46,16 @@ class Privacy:
     accounting: Accounting
     adaptive: AdaptiveNorm | None = None
 
-    def clipping(
-        self,
-        net: Net,
-        params: ParamTree,
-        x: Array,
-        y: Array,
-        weights: Array,
-        schedule: Schedule,
-        key: Array | None,
-        max_norm: ArrayLike | None,
-    ) -> Clip:
-        """How the gradients of these samples are clipped, to max_norm or else to C.
+    def clipping(self, weights: Array, max_norm: ArrayLike | None, passed: Callable[..., Any] | None) -> Clip:
+        """How the gradients of samples are clipped, to max_norm or else to C.
 
-        Where a schedule never has all layers at the same time, a first pass finds the norms: C/‖gₙ‖ is a weight then.
+        passed: what finds a quantity of each layer, where a schedule never has all of them at the same time; a first
+        pass finds the norms then, and C/‖gₙ‖ is a weight.
         """
         bound = self.max_norm if max_norm is None else max_norm
-        if self.per_layer or isinstance(schedule, int):
+        if self.per_layer or passed is None:
             return functools.partial(self._clipped, weights, bound)
-        _, layers = memory.each_layer(_squares, net, params, x, y, schedule, key)
+        _, layers = passed(_squares)
         square, root = scaled.added([pair for layer in layers for pair in layer])
         norms = jnp.sqrt(square) * root * root
         shares, within = private.clip_weights(norms, bound, weights), self._within(norms, bound, weights)

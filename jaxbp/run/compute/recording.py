@@ -88,10 +88,6 @@ def _noise_scale(batch: Batch) -> dict[str, Array]:
     return {name: jnp.where(batch.samples > 1, value, jnp.nan) for name, value in found.items()}
 
 
-def _coherence(batch: Batch) -> Array:
-    return persample.coherence_from_norms(*_mean_norms(batch))
-
-
 def _diversity(batch: Batch) -> Array:
     small, big = _mean_norms(batch)
     return persample.diversity_from_norms(small, big, batch.samples.astype(small.dtype))
@@ -152,7 +148,7 @@ QUANTITIES: dict[str, Callable[[Batch], Any]] = {
     "el2n": lambda batch: summary(persample.el2n(batch.factors), batch.weights),
     "noise_scale": _noise_scale,
     "diversity": _diversity,
-    "coherence": _coherence,
+    "coherence": lambda batch: persample.coherence_from_norms(*_mean_norms(batch)),
     "stiffness": lambda batch: persample.stiffness(batch.factors, weights=batch.weights)._asdict(),
     "variance": _variance,
     **CURVATURE,

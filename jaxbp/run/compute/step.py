@@ -11,7 +11,7 @@ ignores it on CPUs (JAX 0.10: the bits of float32).
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -83,6 +83,15 @@ class Steps(NamedTuple):
     max_norm: Array | None = None
 
 
+class Samples(NamedTuple):
+    """Of a batch or a part of it; weights: (N,);  counted: how many of the batch have a weight that is not 0."""
+
+    x: Array
+    y: Array
+    weights: Array
+    counted: Array
+
+
 class BatchGradient(NamedTuple):
     """The mean loss of the samples that count; of each layer the mean gradient and the mean square of δ⁽ˡ⁾.
 
@@ -141,7 +150,7 @@ def step(
     count = jnp.sum(weights, dtype=wide(dtype_of(state.params)))  # bfloat16 counts to 256
     if spec.privacy:
         count, (key, *noise) = jnp.float32(spec.privacy.expected), jax.random.split(key, 3)  # type: ignore[arg-type]
-    found = batch_gradient(spec, state.params, *batch, weights, count, key, state.max_norm)
+    found = batch_gradient(spec, state.params, Samples(*batch, weights, count), key, state.max_norm)
     grads, max_norm, finite = found.gradient, None, [jnp.isfinite(found.loss)]
     if spec.privacy:
         (grads, max_norm), finite = spec.privacy.released(grads, found.within, state.max_norm, noise), []
@@ -160,59 +169,54 @@ def step(
 
 
 def batch_gradient(
-    spec: StepSpec,
-    params: ParamTree,
-    x: Array,
-    y: Array,
-    weights: Array,
-    count: Array,
-    key: Array | None = None,
-    max_norm: Array | None = None,
+    spec: StepSpec, params: ParamTree, batch: Samples, key: Array | None = None, max_norm: Array | None = None
 ) -> BatchGradient:
-    """The mean gradient over the `count` samples of a batch whose weight is not 0, in the dtype of the parameters.
+    """The mean gradient over the samples of a batch that count, in the dtype of the parameters.
 
     max_norm: C of a private step; None: that of the config.
     """
     low = params
     if spec.mixed:
-        low, x = factor.floats(lambda a: a.astype(jnp.bfloat16), (params, x))
-    part = functools.partial(_part, spec, low, count, max_norm)
+        low, x = factor.floats(lambda a: a.astype(jnp.bfloat16), (params, batch.x))
+        batch = batch._replace(x=x)
+    part = functools.partial(_part, spec, low, max_norm)
     if spec.micro_batches == 1:
-        found = part(x, y, weights, key)
+        found = part(batch, key)
     else:
 
-        def add(total: BatchGradient, batch: tuple[Any, ...]) -> tuple[BatchGradient, None]:
+        def add(total: BatchGradient, each: tuple[Any, Array | None]) -> tuple[BatchGradient, None]:
+            (x, y, weights), key = each
+
             def added(total: BatchGradient) -> BatchGradient:
-                return jax.tree.map(lambda t, a: t + a.astype(t.dtype), total, part(*batch))
+                found = part(Samples(x, y, weights, batch.counted), key)
+                return jax.tree.map(lambda t, a: t + a.astype(t.dtype), total, found)
 
-            _, _, present, _ = batch  # of what fills a batch up, nothing is computed
-            return jax.lax.cond(jnp.any(present != 0), added, lambda total: total, total), None
+            # of what fills a batch up, nothing is computed
+            return jax.lax.cond(jnp.any(weights != 0), added, lambda total: total, total), None
 
-        batches = jax.tree.map(lambda a: a.reshape(spec.micro_batches, -1, *a.shape[1:]), (x, y, weights))
+        parts = jax.tree.map(lambda a: a.reshape(spec.micro_batches, -1, *a.shape[1:]), batch[:3])
         keys = None if key is None else jax.random.split(key, spec.micro_batches)
         zero, zeros = jnp.zeros((), jnp.float32), jax.tree.map(lambda p: jnp.zeros(p.shape, wide(p.dtype)), params)
         first = BatchGradient(zero.astype(wide(dtype_of(low))), zeros, (zero,) * len(by_layer(spec.net, params)))
         if spec.privacy and spec.privacy.adaptive:
             first = first._replace(within=first.loss)
-        found, _ = jax.lax.scan(add, first, (*batches, keys))
+        found, _ = jax.lax.scan(add, first, (parts, keys))
     return found._replace(gradient=jax.tree.map(lambda g, p: g.astype(p.dtype), found.gradient, params))
 
 
 def _part(
-    spec: StepSpec,
-    params: ParamTree,
-    count: Array,
-    max_norm: Array | None,
-    x: Array,
-    y: Array,
-    weights: Array,
-    key: Array | None,
+    spec: StepSpec, params: ParamTree, max_norm: Array | None, batch: Samples, key: Array | None
 ) -> BatchGradient:
     """Of some samples of a batch, as their share of its mean."""
+    weights, count = batch.weights, batch.counted
     schedule = len(params) if spec.schedule is None else spec.schedule
+
+    def passed(quantity: Callable[[FactorTree], Any]) -> Any:
+        return memory.each_layer(quantity, spec.net, params, batch.x, batch.y, schedule, key)
+
     clip: Clip = lambda f, count: (gradient(f, weights, count), None)  # noqa: E731
     if spec.privacy:
-        clip = spec.privacy.clipping(spec.net, params, x, y, weights, schedule, key, max_norm)
+        clip = spec.privacy.clipping(weights, max_norm, None if isinstance(schedule, int) else passed)
     keep = spec.recording is not None
 
     def quantity(f: FactorTree) -> tuple[tuple[Any, Array, FactorTree | None, Array | None], ...]:
@@ -221,7 +225,7 @@ def _part(
         kept = factor.layers(f) if keep else [None] * len(squares)
         return tuple(zip(grads, squares, kept, [within] * len(squares), strict=True))
 
-    losses, layers = memory.each_layer(quantity, spec.net, params, x, y, schedule, key)
+    losses, layers = passed(quantity)
     loss = jnp.sum(jnp.where(weights == 0, 0, losses)) / count.astype(losses.dtype)
     grads, every, kept, (within, *_) = zip(*layers, strict=True)
     squares = tuple(square for square, layer in zip(every, params, strict=True) if jax.tree.leaves(layer))

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
@@ -68,6 +69,13 @@ def class_cosine(cosines: np.ndarray, classes: Sequence[str], what: str, heading
     return figure
 
 
+def _ranked(axis: Axes, values: np.ndarray, unit: str, title: str) -> None:
+    axis.plot(np.arange(1, len(values) + 1), values, color="tab:blue", marker=".", markersize=4)
+    axis.set(xlabel="rank", ylabel=unit)
+    axis.set_title(title, fontsize="medium")
+    axis.grid(alpha=0.3)
+
+
 def gram_spectrum(eigenvalues: np.ndarray, samples: int, what: str, heading: str) -> Figure:
     """The eigenvalues of the Gram matrix / n, those of the second moment of the gradients, largest first."""
     count = len(eigenvalues)
@@ -76,19 +84,12 @@ def gram_spectrum(eigenvalues: np.ndarray, samples: int, what: str, heading: str
     some = "" if count == samples else f" {count:,} of"
     of = f"gradients of{some} {samples:,} {what}{', drawn at random' if some else ''}"
     figure, (axes,) = panels(1, 2, f"{heading}\n{of}")
-    axes[0].plot(np.arange(1, len(shown) + 1), shown, color="tab:blue", marker=".", markersize=4)
-    axes[0].set(xlabel="rank", ylabel="eigenvalue (squared norm)")
-    axes[0].set_title("eigenvalues of the Gram matrix (⟨gₙ, gₘ⟩)ₙₘ / n", fontsize="medium")
+    _ranked(axes[0], shown, "eigenvalue (squared norm)", "eigenvalues of the Gram matrix (⟨gₙ, gₘ⟩)ₙₘ / n")
     if shown.size:
         axes[0].set(xscale="log", yscale="log")
     share = 100 * np.cumsum(eigenvalues) / (eigenvalues.sum() or 1.0)
-    axes[1].plot(np.arange(1, count + 1), share, color="tab:blue", marker=".", markersize=4)
-    axes[1].set(xlabel="rank", ylabel="share of the trace (%)", ylim=(0, 102))
-    axes[1].set_title("the largest eigenvalues together", fontsize="medium")
-    if count > 1:
-        axes[1].set_xscale("log")
-    for axis in axes:
-        axis.grid(alpha=0.3)
+    _ranked(axes[1], share, "share of the trace (%)", "the largest eigenvalues together")
+    axes[1].set(ylim=(0, 102), xscale="log" if count > 1 else "linear")
     return figure
 
 
@@ -138,8 +139,6 @@ def kernel(matrix: np.ndarray, labels: np.ndarray | None, classes: Sequence[str]
             axes[0].axvline(edge - 0.5, color="white", linewidth=0.4)
     values = np.linalg.eigvalsh(matrix)[::-1]
     shown = values[values > values[0] * count * np.finfo(np.float32).eps]
-    axes[1].plot(np.arange(1, len(shown) + 1), shown, color="tab:blue", marker=".", markersize=4)
-    axes[1].set(xlabel="rank", ylabel="eigenvalue", xscale="log", yscale="log")
-    axes[1].set_title("its eigenvalues", fontsize="medium")
-    axes[1].grid(alpha=0.3)
+    _ranked(axes[1], shown, "eigenvalue", "its eigenvalues")
+    axes[1].set(xscale="log", yscale="log")
     return figure
