@@ -152,7 +152,7 @@ def test_an_adaptive_bound_follows_the_norms_of_the_batch() -> None:
     stepped, key = jax.jit(step, static_argnums=0), jax.random.key(3)
     for count in (SAMPLES, 5, 0):
         weights = jnp.arange(SAMPLES) < count
-        after, steps = stepped(spec_of("store-all"), state, (x, y), weights.astype(x.dtype), None, key)
+        after, steps = stepped(spec_of("store-all"), state, (x, y, weights.astype(x.dtype)), None, key)
         z = float(jax.random.normal(jax.random.split(key, 3)[2], dtype=float))
         share = 0.5 + sum(np.sign(state.max_norm - norms[:count]) / 2) + FOLLOWS.count_noise * z
         assert after.max_norm == pytest.approx(float(state.max_norm) * np.exp(-0.2 * (share - 0.5)), rel=1e-12)

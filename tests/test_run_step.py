@@ -17,7 +17,7 @@ from jaxbp.run import loop
 from jaxbp.run.compute import step as steps
 from jaxbp.run.compute.epoch import epoch
 from jaxbp.run.compute.optimizers import build
-from jaxbp.run.compute.step import State, StepSpec, batch_gradient
+from jaxbp.run.compute.step import Samples, State, StepSpec, batch_gradient
 from jaxbp.run.config import OptimizerConfig, read
 from jaxbp.run.errors import UserError
 
@@ -58,10 +58,9 @@ def test_an_epoch_in_micro_batches_has_the_same_numbers() -> None:
 def test_bfloat16_adds_its_micro_batches_up_in_float32() -> None:
     """Gradients of 64 samples in 64 parts: a running sum in bfloat16 would lose what is below 2⁻⁸ of it."""
     params, x, y = oracles.data(NET, seed=2, batch=64, dtype=jnp.bfloat16)
-    weights = jnp.ones(64, jnp.bfloat16)
-    count = jnp.float32(64)
+    batch = Samples(x, y, jnp.ones(64, jnp.bfloat16), jnp.float32(64))
     found = jax.jit(batch_gradient, static_argnums=0)
-    got, want = (found(spec(micro_batches=parts), params, x, y, weights, count) for parts in (64, 1))
+    got, want = (found(spec(micro_batches=parts), params, batch) for parts in (64, 1))
     assert_close(got.gradient, want.gradient, 2 * 2.0**-8)  # rounded once here, and each 1/64 part there
 
 

@@ -58,13 +58,10 @@ def network(config: ModelConfig, sample: Sample | None = None, smoothed: bool = 
     for name in (config.hidden,) if isinstance(config.hidden, str) else config.hidden:
         choose("model.hidden", "activation", name, activations.ACTIVATIONS)
     _check_keys(config)
-    if config.kind == "mlp":
-        try:
-            return MLP(config.sizes or (), config.hidden, config.output, loss)
-        except ValueError as error:
-            raise UserError(f"model.hidden: {error}") from None
-    assert sample is not None, config.kind  # an MLP alone names all of its sizes
     try:
+        if config.kind == "mlp":
+            return MLP(config.sizes or (), config.hidden, config.output, loss)
+        assert sample is not None, config.kind  # an MLP alone names all of its sizes
         if config.kind == "chain":
             chain = Chain(*(_layer(f"layers[{i}]", table) for i, table in enumerate(config.layers, 1)))
             loss = losses.over_positions(loss) if sample.positions else loss
@@ -73,7 +70,8 @@ def network(config: ModelConfig, sample: Sample | None = None, smoothed: bool = 
         arguments = _arguments(config.kind, build, config.arguments, skipped=3)
         return build(_shape(config, None, sample), sample.outputs, loss, **arguments)
     except (ValueError, TypeError) as error:
-        raise UserError(f"model.{'layers' if config.kind == 'chain' else 'kind'}: {error}") from None
+        key = {"mlp": "hidden", "chain": "layers"}.get(config.kind, "kind")
+        raise UserError(f"model.{key}: {error}") from None
 
 
 def takes_tokens(net: Net) -> bool:

@@ -87,7 +87,7 @@ def scan(
 
     def one(state: State, batch: tuple[Any, Array, Array | None, Array | None]) -> tuple[State, Steps]:
         rows, weights, records, key = batch
-        return step(spec, state, read(rows), weights, records, key)
+        return step(spec, state, (*read(rows), weights), records, key)
 
     return jax.lax.scan(one, state, (batches, weights, records, keys))
 

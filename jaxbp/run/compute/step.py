@@ -136,33 +136,28 @@ def check_weighted(config: Config) -> None:
 
 
 def step(
-    spec: StepSpec,
-    state: State,
-    batch: tuple[Array, Array],
-    weights: Array,
-    records: Array | None,
-    key: Array | None = None,
+    spec: StepSpec, state: State, batch: tuple[Array, Array, Array], records: Array | None, key: Array | None = None
 ) -> tuple[State, Steps]:
-    """One step on a batch; samples of weight 0 do not count. `records` says whether it records.
+    """One step on a batch: x, y and weights (N,), of which those of 0 do not count. `records` says whether it records.
 
     key: of dropout, and of the noise of a private step, all of whose results depend on the noisy gradient alone.
     """
-    count = jnp.sum(weights, dtype=wide(dtype_of(state.params)))  # bfloat16 counts to 256
+    count = jnp.sum(batch[2], dtype=wide(dtype_of(state.params)))  # bfloat16 counts to 256
     if spec.privacy:
         count, (key, *noise) = jnp.float32(spec.privacy.expected), jax.random.split(key, 3)  # type: ignore[arg-type]
-    found = batch_gradient(spec, state.params, Samples(*batch, weights, count), key, state.max_norm)
+    found = batch_gradient(spec, state.params, Samples(*batch, count), key, state.max_norm)
     grads, max_norm, finite = found.gradient, None, [jnp.isfinite(found.loss)]
     if spec.privacy:
         (grads, max_norm), finite = spec.privacy.released(grads, found.within, state.max_norm, noise), []
     finite += [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(grads)]
     alive = state.alive & jnp.all(jnp.stack(finite))
-    counted = second_order.Batch(*batch, weights, count)
-    params, inner = spec.optimizer.step(state.params, grads, state.optimizer, counted)
+    params, inner = spec.optimizer.step(state.params, grads, state.optimizer, second_order.Batch(*batch, count))
     stepped = State(params, inner, alive, max_norm)
     kept: State = jax.tree.map(lambda new, old: jnp.where(alive, new, old), stepped, state._replace(alive=alive))
     recorded = None
     if spec.recording and found.factors:
-        whole = Batch(spec.net, state.params, *batch, found.factors, grads, weights, count)
+        x, y, weights = batch
+        whole = Batch(spec.net, state.params, x, y, found.factors, grads, weights, count)
         recorded = _record(spec.recording, whole, records)
     squares = jnp.stack(found.delta_squares), _gradient_squares(by_layer(spec.net, grads))
     return kept, Steps(found.loss, alive, *squares, recorded, kept.max_norm)

@@ -282,5 +282,4 @@ def records(recording: Recording | None, steps: Steps, epoch: int, done: int) ->
 
 def root_mean(squares: jax.Array | np.ndarray) -> list[float]:
     """The root of the mean over an epoch's steps of mean squares by layer, (S, L)."""
-    found: list[float] = np.sqrt(np.mean(np.asarray(squares), axis=0)).tolist()
-    return found
+    return np.sqrt(np.mean(np.asarray(squares), axis=0)).tolist()

@@ -49,8 +49,7 @@ class Influence(NamedTuple):
 def spectrum_of(net: MLP, params: Params, data: Split, kind: str) -> Spectrum:
     """The spectrum of the matrix of the mean loss of at most SAMPLES rows."""
     rows = drawn(len(data.x), SAMPLES)
-    found: Spectrum = jax.device_get(_spectrum(net, kind, params, data.x[rows], data.y[rows]))
-    return found
+    return jax.device_get(_spectrum(net, kind, params, data.x[rows], data.y[rows]))
 
 
 @functools.partial(jax.jit, static_argnames=("net", "kind"))
@@ -80,8 +79,7 @@ def influence(net: MLP, params: Params, train: Split, test: Split, losses: np.nd
     tests = np.argsort(-np.where(np.isfinite(losses), losses, -np.inf), kind="stable")[:TESTS]
     rows = drawn(len(train.x), SAMPLES)
     directions = _directions(net, params, Split(train.x[rows], train.y[rows]), test, jnp.asarray(tests))
-    scores = _scores(net, params, directions, *train, chunk)
-    found = np.asarray(scores, np.float64)
+    found = np.asarray(_scores(net, params, directions, *train, chunk), np.float64)
     return Influence(found[:, 0], found[:, 1:], tests)
 
 
