@@ -45,15 +45,13 @@ def sized(config: ModelConfig, sample: Sample) -> ModelConfig:
     return dataclasses.replace(config, sizes=(math.prod(sample.shape), *hidden, sample.outputs), hidden_sizes=None)
 
 
-def network(config: ModelConfig, sample: Sample | None = None, smoothed: bool = True) -> Net:
+def network(config: ModelConfig, sample: Sample | None = None) -> Net:
     """The network of a [model] table: an MLP of its `sizes`, another one for the sample, see `sized`.
-
-    smoothed: with label smoothing; without it the loss is the one that is reported.
 
     Raises:
       UserError: an unknown name, an argument that there isn't, layers that do not fit each other or the sample.
     """
-    loss = _loss(config, smoothed)
+    loss = _loss(config)
     choose("model.output", "activation", config.output, activations.ACTIVATIONS)
     for name in (config.hidden,) if isinstance(config.hidden, str) else config.hidden:
         choose("model.hidden", "activation", name, activations.ACTIVATIONS)
@@ -93,11 +91,11 @@ def shown_sizes(sizes: tuple[int, ...]) -> str:
     return "-".join(f"{run[0]}×{len(run)}" if len(run) > 2 else "-".join(run) for run in runs)
 
 
-def _loss(config: ModelConfig, smoothed: bool) -> str | Loss:
+def _loss(config: ModelConfig) -> str | Loss:
     choose("model.loss", "loss", config.loss, losses.LOSSES)
     if config.label_smoothing and config.loss != "softmax_cross_entropy":
         raise UserError(f"model.label_smoothing: only softmax_cross_entropy has it, the loss is {config.loss}")
-    smoothing = config.label_smoothing if smoothed else 0.0
+    smoothing = config.label_smoothing
     return losses.smoothed_softmax_cross_entropy(smoothing) if smoothing else config.loss
 
 

@@ -48,7 +48,8 @@ class Problem:
     @functools.cached_property
     def scored(self) -> Net:
         """The network with the loss that is reported: without label smoothing."""
-        return networks.network(self.config.model, sample_of(self.config, self.dataset), smoothed=False)
+        plain = dataclasses.replace(self.config.model, label_smoothing=0.0)
+        return networks.network(plain, sample_of(self.config, self.dataset))
 
     @property
     def title(self) -> str:

@@ -12,7 +12,6 @@ from rich.console import Console
 from jaxbp import losses
 from jaxbp.run import config as configs
 from jaxbp.run import loop, targets
-from jaxbp.run.config import Config
 from jaxbp.run.data import Dataset
 from jaxbp.run.data.dataset import from_arrays
 from jaxbp.run.errors import UserError
@@ -86,7 +85,7 @@ class Run:
 
 
 def train(
-    config: Config | Mapping[str, Any] | str | Path,
+    config: configs.Config | Mapping[str, Any] | str | Path,
     data: Sequence[Any] | Mapping[str, Any] | None = None,
     callbacks: Sequence[Callback] = (),
     folder: str | Path | None = None,
@@ -116,7 +115,7 @@ def train(
       ([1, 2], (1,))
     """
     found = configs.read(Path(config)) if isinstance(config, str | Path) else config
-    if not isinstance(found, Config):
+    if not isinstance(found, configs.Config):
         found = configs.validate(dict(found), "config")
     if found.sweep.enabled:
         raise UserError("sweep: train gives one run; jaxbp run trains a sweep")

@@ -33,18 +33,11 @@ def epoch(
 
     weights: (N,), what each sample counts in the mean of its batch; None: they count alike.
     """
-    rows, present = drawn(key, len(x), spec.batch_size, spec.privacy)
+    rows, counted = drawn(key, len(x), spec.batch_size, spec.privacy, weights)
     if spec.text:
         x, y = moved(key, x), moved(key, y)
-    counted = (present if weights is None else shares(weights, rows, present)).astype(dtype_of(state.params))
+    counted = counted.astype(dtype_of(state.params))
     return scan(spec, state, rows, counted, lambda rows: (x[rows], y[rows]), done, key)
-
-
-def shares(weights: Array, rows: Array, present: Array) -> Array:
-    """The weights of the samples of each step, (S, B); those of a step add up to the count of its samples."""
-    found = jnp.where(present, weights[rows], 0)
-    total, samples = jnp.sum(found, axis=1, keepdims=True), jnp.sum(present, axis=1, keepdims=True, dtype=found.dtype)
-    return found * samples / total
 
 
 def moved(key: Array, blocks: Array) -> Array:
@@ -54,11 +47,13 @@ def moved(key: Array, blocks: Array) -> Array:
 
 
 @functools.partial(jax.jit, static_argnames=("samples", "batch_size", "privacy"))
-def drawn(key: Array, samples: int, batch_size: int, privacy: Privacy | None = None) -> tuple[Array, Array]:
-    """The rows of each step of an epoch, (S, B), and whether they count: each sample once, in an order from the key.
+def drawn(
+    key: Array, samples: int, batch_size: int, privacy: Privacy | None = None, weights: Array | None = None
+) -> tuple[Array, Array]:
+    """The rows of each step of an epoch, (S, B), and what they count: each sample once, in an order from the key.
 
-    Of a private run Poisson batches. Batches are filled up with samples of weight 0, so that every step has the same
-    shape and no sample is dropped.
+    Of a private run Poisson batches. Batches are filled up with samples that do not count, so that every step has the
+    same shape and no sample is dropped. weights: (N,); those of a step then add up to the count of its samples.
     """
     if privacy is not None:
         keys = jax.random.split(jax.random.fold_in(key, 3), -(-samples // batch_size))
@@ -67,7 +62,12 @@ def drawn(key: Array, samples: int, batch_size: int, privacy: Privacy | None = N
     batch_size = min(batch_size, samples)
     steps = -(-samples // batch_size)
     order = jnp.resize(jax.random.permutation(key, samples), (steps, batch_size))
-    return order, (jnp.arange(steps * batch_size) < samples).reshape(steps, batch_size)
+    present = (jnp.arange(steps * batch_size) < samples).reshape(steps, batch_size)
+    if weights is None:
+        return order, present
+    found = jnp.where(present, weights[order], 0)
+    total, count = jnp.sum(found, axis=1, keepdims=True), jnp.sum(present, axis=1, keepdims=True, dtype=found.dtype)
+    return order, found * count / total
 
 
 def scan(

@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxbp.mlp import MLP, Array
 from jaxbp.network import Net, Network, ParamTree, init
-from jaxbp.run.compute.epoch import EVALUATED_AT_ONCE, Evaluation, drawn, evaluated, scan, shares
+from jaxbp.run.compute.epoch import EVALUATED_AT_ONCE, Evaluation, drawn, evaluated, scan
 from jaxbp.run.compute.placement import param_specs
 from jaxbp.run.compute.program import first_state
 from jaxbp.run.compute.step import State, Steps, StepSpec
@@ -75,7 +75,6 @@ class OnMesh:
         self._compiled = compile_epoch(self._mesh, self._spec, self._state, rows)
 
     def epoch(self, key: Array, done: int) -> Steps:
-        """Trains for an epoch in the order drawn from the key, `done` steps after the first one."""
         self.whole = jax.tree.map(jnp.copy, self.whole)  # the epoch takes the state away
         (_, rows), whole = self._lay("train", *self._drawn(key)), NamedSharding(self._mesh, P())
         before = put(np.asarray(done, jnp.arange(0).dtype), whole)
@@ -83,12 +82,10 @@ class OnMesh:
         return steps
 
     def keep(self) -> None:
-        """Says that the epoch was a whole one: `whole` are its parameters."""
         self.whole = self._state.params
 
     @property
     def params(self) -> ParamTree:
-        """The parameters after the last epoch."""
         return self._state.params
 
     def evaluate(self, params: ParamTree, split: str) -> Evaluation:
@@ -115,9 +112,8 @@ class OnMesh:
         return self.fetch(self._state)
 
     def _drawn(self, key: Array) -> tuple[Array, Array]:
-        rows, present = drawn(key, len(self._problem.dataset.x_train), self._spec.batch_size, self._spec.privacy)
-        weights = self._problem.weights
-        return rows, present if weights is None else shares(weights, rows, present)
+        (x, _), spec = self._problem.raw("train"), self._spec
+        return drawn(key, len(x), spec.batch_size, spec.privacy, self._problem.weights)
 
     def _lay(self, split: str, order: Any, present: Any) -> tuple[np.ndarray, Rows]:
         self._laid.pop(split, None)  # first, so that a device never holds two orders of a set

@@ -19,7 +19,6 @@ from jaxbp.names import short
 from jaxbp.network import Net, ParamTree, check_parameters, check_tokens, dtype_of, init, layer_of, shapes
 from jaxbp.run import config as configs
 from jaxbp.run import networks, targets
-from jaxbp.run.config import Config
 from jaxbp.run.data import Projection, Scaling, tables
 from jaxbp.run.data.tables import Column, Columns
 from jaxbp.run.errors import UserError
@@ -170,7 +169,7 @@ def load(folder: str | Path) -> Model:
         raise UserError(f"{folder}: a sweep; name one of its members, such as {member.parent}")
     if not (folder / FILE).is_file() or not (folder / "config.toml").is_file():
         raise UserError(f"{folder}: not a run folder: needs config.toml and {FILE}")
-    config: Config = configs.read(folder / "config.toml")
+    config = configs.read(folder / "config.toml")
     if config.model.dtype == "float64":
         jax.config.update("jax_enable_x64", True)
     path = folder / BEST if (folder / BEST).exists() else folder / FILE

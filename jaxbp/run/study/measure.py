@@ -17,7 +17,6 @@ from jaxbp.network import Net, ParamTree, factors, gradient
 from jaxbp.run import config as configs
 from jaxbp.run import problem as problems
 from jaxbp.run.compute.epoch import evaluate
-from jaxbp.run.config import choose
 from jaxbp.run.data import Dataset
 from jaxbp.run.errors import UserError
 from jaxbp.run.problem import SPLITS, Problem, Split, drawn
@@ -86,7 +85,7 @@ def prepare(source: Path, split: str = "train", dataset: Dataset | None = None) 
     Raises:
       UserError: no such split; no finished run; a config that does not fit its data; other data than those of the run.
     """
-    choose("--split", "split", split, SPLITS)
+    configs.choose("--split", "split", split, SPLITS)
     if source.is_dir():
         model = load(source)
         problem = problems.of_run(source, model, dataset)
