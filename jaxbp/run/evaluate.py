@@ -25,11 +25,7 @@ Tables = dict[str, Columns]
 
 
 def evaluate(run: Path, data: Path | None, console: Console) -> None:
-    """Prints the scores of a run on its test set, or on those of a file.
-
-    Raises:
-      UserError: no run, samples that don't fit it.
-    """
+    """Prints the scores of a run on its test set, or on samples of a file; UserError for those that don't fit it."""
     name, found = measured(run, data)
     text.line(console, f"{run}: {name}\n")
     for columns in found.values():

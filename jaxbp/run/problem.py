@@ -164,11 +164,7 @@ def pose(config: Config, in_place: bool = False, dataset: Dataset | None = None)
 
 
 def of_run(run: Path, model: Model, dataset: Dataset | None = None) -> Problem:
-    """What the model of a run was trained on; the data are read, if they are not given.
-
-    Raises:
-      UserError: data that have other classes or another scaling.
-    """
+    """What the model of a run was trained on; UserError for data, read or given, of other classes or scaling."""
     config = configs.read(run / "config.toml")
     problem = pose(config, dataset=dataset)
     if config.privacy.pca_noise:  # which nobody can draw again

@@ -86,11 +86,7 @@ def counts_all(config: OptimizerConfig) -> bool:
 
 
 def peak(schedule: str) -> str:
-    """The argument of a schedule that a sweep over learning rates sets: peak_value, or else init_value or value.
-
-    Raises:
-      UserError: an unknown schedule.
-    """
+    """The argument of a schedule that is its learning rate: peak_value, or else init_value or value."""
     parameters = inspect.signature(choose("optimizer.schedule", "schedule", schedule, SCHEDULES)).parameters
     return next(name for name in ("peak_value", "init_value", "value") if name in parameters)
 

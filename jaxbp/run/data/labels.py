@@ -44,11 +44,7 @@ def are_labels(y: np.ndarray, most: int) -> bool:
 
 
 def like(where: str, train: Targets, test: Targets) -> Targets:
-    """The labels of a test set by the numbers that they have in the training set.
-
-    Raises:
-      UserError: the training set has no such class.
-    """
+    """The labels of a test set by the numbers that they have in the training set; UserError for one that it lacks."""
     assert train.classes is not None and test.classes is not None
     number = {name: k for k, name in enumerate(train.classes)}
     y = np.array([number.get(name, -1) for name in test.classes], np.int32)[test.y]

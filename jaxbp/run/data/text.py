@@ -60,11 +60,7 @@ def read(config: DataConfig) -> Dataset:
 
 
 def import_file(path: Path) -> Path:
-    """Takes a text as the data set "text"; where it is now.
-
-    Raises:
-      UserError: no such file, not UTF-8 text, another text that was imported before.
-    """
+    """Takes a text as the data set "text"; where it is now. UserError for no UTF-8 text, or where another one is."""
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     text, target = _decoded(path).encode(), imported()

@@ -17,11 +17,7 @@ MOST = 64  # processes
 
 
 def launch(count: int, arguments: Sequence[str]) -> int:
-    """Runs `jaxbp ARGUMENTS` in so many processes; the exit status of the first one that ends badly, or 0.
-
-    Raises:
-      UserError: an impossible count.
-    """
+    """Runs `jaxbp ARGUMENTS` in 2 to MOST processes; the exit status of the first one that ends badly, or 0."""
     if not 1 < count <= MOST:
         raise UserError(f"launch: -n {count}; allowed: 2 to {MOST}")
     with _started(count, arguments) as children:

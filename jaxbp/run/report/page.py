@@ -67,11 +67,7 @@ class Part(NamedTuple):
 
 
 def report(places: Sequence[Path], out: Path, overwrite: bool, console: Console) -> None:
-    """Writes the page.
-
-    Raises:
-      UserError: a folder without a run, a file that is there already or can't be written.
-    """
+    """Writes the page; UserError for a folder without a run, or a file that is there already or can't be written."""
     files.check_new(out, (".html",), overwrite)
     sweeps = [runs.read(place) for place in places if (place / runs.MEMBERS).is_dir()]
     found = [runs.read(path) for path in runs.folders(places)]

@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import safetensors
 import safetensors.numpy
 
 from jaxbp.run.config import CheckpointConfig
@@ -81,11 +80,7 @@ class Checkpoints:
         return epoch % self._config.every == 0
 
     def save(self, position: Position, state: Tree) -> None:
-        """Begins to write a checkpoint; one that is being written is waited for.
-
-        Raises:
-          UserError: the one before could not be written.
-        """
+        """Begins to write a checkpoint, when the one before is on disk; UserError where that can't be."""
         self.wait()
         # Copied, for the next epoch takes the buffers; in C order, in which safetensors writes every array.
         arrays = {name: np.array(leaf, order="C") for name, leaf in _named(state).items()}
@@ -170,8 +165,7 @@ def _write(folder: Path, keep: int, position: Position, arrays: dict[str, np.nda
 
 
 def _read(path: Path, like: Tree) -> Saved:
-    with safetensors.safe_open(path / FILE, framework="numpy") as file:
-        arrays = {name: file.get_tensor(name) for name in file.keys()}
+    arrays = safetensors.numpy.load_file(path / FILE)
     epoch, step, metrics_bytes, key = (arrays.pop(f"position.{name}") for name in Position._fields)
     expected = {f"state.{name}": leaf for name, leaf in _named(like).items()}
     shapes, wanted = ({name: (a.shape, str(a.dtype)) for name, a in part.items()} for part in (arrays, expected))

@@ -40,16 +40,12 @@ class Run(NamedTuple):
 
 
 def read(path: Path) -> Run:
-    """The run in a folder. Its config is in provenance.json too, for TOML takes ten times as long to read.
-
-    Raises:
-      UserError: there is none, or one of its files is damaged.
-    """
+    """The run in a folder; UserError where there is none, or one of its files is damaged."""
     if not (path / "config.toml").is_file():
         raise UserError(f"{path}: not a run folder: it has no config.toml")
     provenance = path / "provenance.json"
     began = _parsed(provenance, json.loads) if provenance.is_file() else {}
-    config = began.pop("config", None) or _parsed(path / "config.toml", tomllib.loads)
+    config = began.pop("config", None) or _parsed(path / "config.toml", tomllib.loads)  # TOML takes ten times as long
     members = len(os.listdir(path / MEMBERS)) if (path / MEMBERS).is_dir() else 0
     end = [] if members else _last(path / METRICS)
     state = "diverged" if any("diverged" in row for row in end) else "finished"
@@ -67,11 +63,7 @@ def environment(run: Run) -> list[str]:
 
 
 def folders(places: Iterable[Path]) -> list[Path]:
-    """The run folders in these places, each of which is a run, a sweep, whose members count, or a folder of runs.
-
-    Raises:
-      UserError: a place where there is none.
-    """
+    """The run folders in these places: runs, sweeps, whose members count, and folders of runs; UserError for others."""
     found: list[Path] = []
     for place in places:
         inside = place / MEMBERS if (place / MEMBERS).is_dir() else place
