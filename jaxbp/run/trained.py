@@ -115,8 +115,7 @@ def train(
       ([1, 2], (1,))
     """
     found = configs.read(Path(config)) if isinstance(config, str | Path) else config
-    if not isinstance(found, configs.Config):
-        found = configs.validate(dict(found), "config")
+    found = found if isinstance(found, configs.Config) else configs.validate(dict(found), "config")
     if found.sweep.enabled:
         raise UserError("sweep: train gives one run; jaxbp run trains a sweep")
     dataset = None

@@ -43,8 +43,7 @@ def study(
 
     The files are made in a hidden folder beside the table and moved when all are there, the table last.
 
-    Args:
-      quantities: None: all that fit;  out: None: named after source and split.
+    quantities: None: all that fit;  out: None: named after source and split.
 
     Raises:
       UserError: an unknown split or quantity, one that does not fit the loss; no finished run, a bad config; a table of
