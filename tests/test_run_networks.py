@@ -364,11 +364,6 @@ def test_what_does_not_fit_a_text_is_one_line(
     assert expected in message(lambda: loop.prepare(asked))
 
 
-def test_a_mesh_that_splits_layers_is_for_an_mlp() -> None:
-    asked = config({"name": "digits"}, CHAIN, mesh={"model": 2})
-    assert 'only the layers of model.kind "mlp" are split' in message(lambda: loop.prepare(asked))
-
-
 def test_a_text_that_is_none(tmp_path: Path) -> None:
     path = tmp_path / "x.txt"
     path.write_bytes(b"abc\xff")
