@@ -18,11 +18,10 @@ def compared(
         return Row(check, "PASS", path, dtype, regime)
     ratio = error_over_bound(got, want, bound)
     index = np.unravel_index(int(np.argmax(ratio)), ratio.shape)
-    values = float(f64(got)[index]), float(f64(want)[index])
-    where = tuple(map(int, index))
+    numbers = tuple(map(int, index)), float(f64(got)[index]), float(f64(want)[index]), float(ratio[index])
     if ratio[index] > 1:
-        return Row(check, "FAIL", path, dtype, regime, where, *values, float(ratio[index]), diagnosis)
-    return Row(check, "PASS", path, dtype, regime, where, *values, float(ratio[index]))
+        return Row(check, "FAIL", path, dtype, regime, *numbers, diagnosis)
+    return Row(check, "PASS", path, dtype, regime, *numbers)
 
 
 def error_over_bound(got: Any, want: Any, bound: Any) -> np.ndarray:

@@ -4,13 +4,14 @@ import dataclasses
 import json
 from collections import Counter
 from collections.abc import Sequence
+from html import escape
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from rich.text import Text
 
 Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE", "UNEXERCISED"]
-CHECKS = (
+CHECKS = CONTRACT, PROVENANCE, ALGEBRA, ORACLE, ADJOINT, NUMERICS, PRODUCTION, TRANSFORMATIONS, EDGES = (
     "contract",
     "provenance",
     "cotangent algebra",
@@ -87,7 +88,7 @@ class Report:
     @property
     def passed(self) -> bool:
         """Whether there are rows and every one is a PASS."""
-        return bool(self.rows) and all(row.verdict == "PASS" for row in self.rows)
+        return self.verdict == "PASS"
 
     @property
     def failures(self) -> tuple[Row, ...]:
@@ -112,55 +113,49 @@ class Report:
 
     def __str__(self) -> str:
         how = f"{self._counts()}; {self.level}, seed {self.seed}, {self.seconds:.1f} s"
-        head = f"jaxbp.check {self.name}: {self.verdict} ({how})"
-        return "\n".join([head, *self._problems(), *(f"  passed {line}" for line in self._passes()), *self._notes()])
+        lines = [f"jaxbp.check {self.name}: {self.verdict} ({how})", *self._problems(), *self._passes()]
+        lines += [f"  not covered: {line}" for line in self.not_covered]
+        lines += [f"smallest case: {self.smallest}"] if self.smallest else []
+        again = [f"  {line}" for line in self.reproducer.splitlines()]
+        return "\n".join([*lines, *(["reproduce:", *again] if again else [])])
 
     def _problems(self) -> list[str]:
         """The rows that did not pass: where, what was got and wanted, the diagnosis below."""
         lines = []
         for row in self.failures[:SHOWN]:
             where = f"{row.path}{list(row.index)}" if row.index else row.path
-            at = ", ".join(part for part in (row.dtype, row.regime) if part)
+            name = " ".join(filter(None, (row.check, row.subject, where)))
+            at = ", ".join(filter(None, (row.dtype, row.regime)))
             numbers = (
                 f": got {row.got:.7g}, want {row.want:.7g}, error ÷ bound {row.ratio:.2g}"
                 if row.got is not None
                 else ""
             )
-            name = " ".join(part for part in (row.check, row.subject, where) if part)
             lines.append(f"  {row.verdict} {name}{f' ({at})' if at else ''}{numbers}")
             lines += [f"       {row.diagnosis}"] if row.diagnosis else []
         more = len(self.failures) - SHOWN
         return [*lines, f"  … and {more} more rows that did not pass, all of them in json()"] if more > 0 else lines
 
-    def _notes(self) -> list[str]:
-        lines = [f"  not covered: {line}" for line in self.not_covered]
-        lines += [f"smallest case: {self.smallest}"] if self.smallest else []
-        again = [f"  {line}" for line in self.reproducer.splitlines()]
-        return [*lines, *(["reproduce:", *again] if again else [])]
+    def _passes(self) -> list[str]:
+        """A line for each check with rows that passed: how many, and the worst error ÷ bound."""
+        lines = []
+        for check in CHECKS:
+            if ratios := [row.ratio for row in self.rows if row.check == check and row.verdict == "PASS"]:
+                rows = f"{len(ratios)} row{'s' * (len(ratios) != 1)}"
+                lines.append(f"  passed {check}: {rows}, worst error ÷ bound {max(ratios):.2g}")
+        return lines
+
+    def _counts(self) -> str:
+        counts = Counter(row.verdict for row in self.rows)
+        return ", ".join(f"{counts[verdict]} {verdict}" for verdict in SEVERITY if counts[verdict])
 
     def _repr_html_(self) -> str:
-        from html import escape
-
         return f"<pre>{escape(str(self))}</pre>"
 
     def __rich__(self) -> "Text":
         from rich.text import Text
 
         return Text(str(self))
-
-    def _counts(self) -> str:
-        counts = Counter(row.verdict for row in self.rows)
-        return ", ".join(f"{counts[verdict]} {verdict}" for verdict in SEVERITY if counts[verdict])
-
-    def _passes(self) -> list[str]:
-        """A line for each check with rows that passed: how many, and the worst error ÷ bound."""
-        lines = []
-        for check in CHECKS:
-            passed = [row for row in self.rows if row.check == check and row.verdict == "PASS"]
-            if passed:
-                worst = max(row.ratio for row in passed)
-                lines.append(f"{check}: {len(passed)} row{'s' * (len(passed) != 1)}, worst error ÷ bound {worst:.2g}")
-        return lines
 
 
 def ordered(rows: Sequence[Row], rank: dict[str, int]) -> tuple[Row, ...]:
