@@ -34,28 +34,22 @@ def diagnose(
         return ""
     if not np.any(got):
         return "all zero: the cotangent is lost (None, stop_gradient, a lost term, an overflow)" if np.any(want) else ""
-    error = np.max(np.abs(got - want), initial=0.0)
-    left = np.maximum(np.where(np.isfinite(bound), bound, 0.0), 1e-3 * error)
-    live = int(np.sum(np.abs(want) > left))  # the numbers that tell something
-
-    def explains(changed: Array) -> bool:
-        return changed.shape == want.shape and bool(np.all(np.abs(changed - want) <= left))
-
-    return next(_found(got, want, argument, others, lengths, explains, live), "")
+    return next(_found(got, want, argument, others, lengths, bound), "")
 
 
 Explains = Callable[[Array], bool]
 
 
 def _found(
-    got: Array,
-    want: Array,
-    argument: Array,
-    others: Mapping[str, Array],
-    lengths: Sequence[int],
-    explains: Explains,
-    live: int,
+    got: Array, want: Array, argument: Array, others: Mapping[str, Array], lengths: Sequence[int], bound: Array | float
 ) -> Iterator[str]:
+    error = want - got
+    left = np.maximum(np.where(np.isfinite(bound), bound, 0.0), 1e-3 * np.max(np.abs(error), initial=0.0))
+    live = int(np.sum(np.abs(want) > left))  # the numbers that tell something
+
+    def explains(changed: Array) -> bool:
+        return changed.shape == want.shape and bool(np.all(np.abs(changed - want) <= left))
+
     yield from _scaled(got, want, lengths, explains, live)
     if live < 2:
         return  # of one number nothing can be told
@@ -66,12 +60,11 @@ def _found(
     yield from _subsets(got, want, explains)
     size = np.abs(argument)
     if argument.shape == got.shape and np.sum(size > CLOSE * np.max(size, initial=0.0)) > 1:
-        factor = _ratio(argument, want - got)
+        factor = _ratio(argument, error)
         if explains(got + factor * argument):
             yield f"differs by {factor:.6g} × the argument itself, as if an L2 term were missing or too much"
     if explains(np.flip(got)):
         yield "matches after a flip"
-    error = want - got
     if live > 3 and explains(got + np.mean(error)) and np.std(error) < 1e-3 * abs(np.mean(error)):
         yield f"differs by the same number everywhere, {np.mean(error):.6g}: a term is missing"
 
