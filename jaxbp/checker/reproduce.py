@@ -143,9 +143,7 @@ def _zeroed(part: int, parts: int, a: np.ndarray) -> np.ndarray:
 
 def _short(a: np.ndarray) -> np.ndarray:
     """Two significant digits."""
-    with np.errstate(all="ignore"):
-        power = 10.0 ** np.floor(np.log10(np.abs(np.where(a == 0, 1, a.astype(float)))) - 1)
-        return np.asarray(np.round(a.astype(float) / power) * power).astype(a.dtype)
+    return np.asarray(np.vectorize(lambda x: float(f"{x:.1e}"), otypes=[float])(a.astype(float))).astype(a.dtype)
 
 
 def _shown(a: np.ndarray) -> str:
