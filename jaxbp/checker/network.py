@@ -1,6 +1,7 @@
 """The checker pointed at jaxbp's own parts: an activation, a loss, a whole network, and its errors layer by layer."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple, TypeGuard
 
 import jax
@@ -11,6 +12,7 @@ from jaxbp import activations, curvature, losses, mlp, network
 from jaxbp.activations import Activation
 from jaxbp.checker.compare import f64
 from jaxbp.checker.data import cast
+from jaxbp.checker.subject import is_float
 from jaxbp.checker.trial import precise
 from jaxbp.interop import apply
 from jaxbp.layers import Chain
@@ -32,6 +34,15 @@ class Part(NamedTuple):
     fun: Any
     args: Sequence[Any]
     options: dict[str, Any]
+
+
+class Pair(NamedTuple):
+    """A function by hand: forward(a, b) ↦ (value, residuals), backward(residuals, u) ↦ cotangents of a and b."""
+
+    a: Any
+    b: Any  # None if there is none
+    forward: Callable[..., tuple[Any, Any]]
+    backward: Callable[..., tuple[Any, Any]]
 
 
 class LayerError(NamedTuple):
@@ -116,36 +127,27 @@ def _layers(net: Network, params: ParamTree, x: Array, seed: int) -> Part:
     A layer that comes again is there once. Dropout draws from one key.
     """
     layers, own_params = (net.layer.layers, params) if isinstance(net.layer, Chain) else ((net.layer,), (params,))
-    key, chosen, own, inputs, seen = jax.random.key(seed), {}, {}, {}, set()
+    key, pairs, seen = jax.random.key(seed), {}, set()
     for number, (layer, params) in enumerate(zip(layers, own_params, strict=True), 1):
-        name = f"layer {number}, {type(layer).__name__}"
-        if (layer, x.shape) not in seen and any(map(_is_float, jax.tree.leaves((params, x)))):
-            chosen[name], own[name], inputs[name] = layer, params, x
+        if (layer, x.shape) not in seen and any(map(is_float, jax.tree.leaves((params, x)))):
+            pairs[f"layer {number}, {type(layer).__name__}"] = _layer(layer, params, x, key)
         seen.add((layer, x.shape))
         x = layer.forward(params, x, key)[0]
-
-    def passed(own: ParamTree, inputs: dict[str, Array]) -> dict[str, tuple[Array, Any]]:
-        return {name: layer.forward(own[name], inputs[name], key) for name, layer in chosen.items()}
-
-    def values(own: ParamTree, inputs: dict[str, Array]) -> dict[str, Array]:
-        return {name: y for name, (y, _) in passed(own, inputs).items()}
-
-    def forward_rule(own: ParamTree, inputs: dict[str, Array]) -> tuple[Any, Any]:
-        found = passed(own, inputs)
-        return {name: y for name, (y, _) in found.items()}, (own, {name: tape for name, (_, tape) in found.items()})
-
-    def backward_rule(residuals: Any, dl_dy: dict[str, Array]) -> tuple[ParamTree, ParamTree]:
-        own, tapes = residuals
-        pulled = {name: layer.backward(own[name], tapes[name], dl_dy[name]) for name, layer in chosen.items()}
-        batches = {name: jax.tree.map(lambda a: a[None], factors) for name, (_, factors) in pulled.items()}
-        dl_dx = {name: dl_dx if _is_float(inputs[name]) else None for name, (dl_dx, _) in pulled.items()}
-        return {name: network.totals(batch) for name, batch in batches.items()}, dl_dx
-
-    return Part("layers", values, (own, inputs), {"vjp": (forward_rule, backward_rule)})
+    return _joined("layers", pairs, {})
 
 
-def _is_float(a: Array) -> bool:
-    return bool(jnp.issubdtype(a.dtype, jnp.floating))
+def _layer(layer: Any, params: ParamTree, x: Array, key: Array) -> Pair:
+    has_gradient = is_float(x)  # tokens have none
+
+    def forward(params: ParamTree, x: Array) -> tuple[Array, Any]:
+        y, tape = layer.forward(params, x, key)
+        return y, (params, tape)
+
+    def backward(residuals: Any, dl_dy: Array) -> tuple[ParamTree, Array | None]:
+        dl_dx, factors = layer.backward(*residuals, dl_dy)
+        return network.totals(jax.tree.map(lambda a: a[None], factors)), dl_dx if has_gradient else None
+
+    return Pair(params, x, forward, backward)
 
 
 def example(net: Net, seed: int) -> tuple[ParamTree, Array, Array]:
@@ -166,16 +168,6 @@ def example(net: Net, seed: int) -> tuple[ParamTree, Array, Array]:
     return params, x, jnp.asarray(y)
 
 
-class Rule(NamedTuple):
-    """A function by hand: its point, (x, y) ↦ value, (x or None, value, y, u) ↦ cotangent of x; y: a loss's target."""
-
-    point: Array
-    value: Callable[..., Array]
-    backward: Callable[..., Array]
-    y: Array | None = None
-    forgets: bool = False  # the backward is not given x
-
-
 def _rules(
     sigmas: Sequence[Activation], loss: Loss | None = None, outputs: tuple[int, ...] = (), seed: int = 0
 ) -> list[Part]:
@@ -183,65 +175,76 @@ def _rules(
 
     The backward is u ⊙ σ′(s) and u ∂ℓ/∂x, at a kink with the slope on the left; then u ⊙ σ″(s) and H_ℓ u.
     """
-    s, first, second = jnp.asarray(LATTICE), {}, {}
+    first, second = {}, {}
     known: Any = loss
     for sigma in sigmas:
-        first[f"σ {sigma.name}"] = _slope(sigma, s)
+        first[f"σ {sigma.name}"] = _slope(sigma)
         if sigma.d2sigma not in (None, activations.no_curvature):
-            second[f"σ′ {sigma.name}"] = _curvature(sigma, s)
+            second[f"σ′ {sigma.name}"] = _curvature(sigma)
     x = jnp.asarray(np.random.default_rng(seed).standard_normal(outputs).astype(np.float32))
     for target in _targets(loss, (1, *outputs), seed) if loss else ():
         y, name = jnp.asarray(target[0]), f"{known.name}, {'label' if target.ndim == len(outputs) else 'array'} y"
-        first[f"ℓ {name}"] = Rule(x, known.ell, lambda x, _, y, u: u * known.dl_dx(x, y), y)
+        first[f"ℓ {name}"] = Pair(
+            x, y, lambda x, y: (known.ell(x, y), (x, y)), lambda kept, u: (u * known.dl_dx(*kept), None)
+        )
         if known.hvp is not None:
-            second[f"∂ℓ/∂x {name}"] = Rule(x, known.dl_dx, lambda x, _, y, u: known.hvp(x, y, u), y)
-    zero = [f"[0]['{name}']" for name, rule in first.items() if rule.y is not None and outputs[-1] == 1]
+            second[f"∂ℓ/∂x {name}"] = Pair(
+                x, y, lambda x, y: (known.dl_dx(x, y), (x, y)), lambda kept, u: (known.hvp(*kept, u), None)
+            )
+    zero = [f"[0]['{name}']" for name, pair in first.items() if pair.b is not None and outputs[-1] == 1]
     flat = [f"[0]['{name}']" for name in second if name.split(",")[0].split()[1] in LINEAR]
     return [
-        _joined("rules", first, {"kinks": "left", "allow_zero": zero}),
-        *([_joined("second derivatives", second, {"allow_zero": [*zero, *flat]})] if second else []),
+        _joined("rules", first, {"wrt": (0,), "kinks": "left", "allow_zero": zero}),
+        *([_joined("second derivatives", second, {"wrt": (0,), "allow_zero": [*zero, *flat]})] if second else []),
     ]
 
 
-def _slope(sigma: Activation, s: Array) -> Rule:
-    return Rule(s, lambda s, _: sigma.sigma(s), lambda s, x, _, u: u * sigma.dsigma(s, x), None, not sigma.needs_s)
+def _slope(sigma: Activation) -> Pair:
+    def forward(s: Array, _: None) -> tuple[Array, Any]:
+        x = sigma.sigma(s)
+        return x, (s if sigma.needs_s else None, x)
+
+    return Pair(jnp.asarray(LATTICE), None, forward, lambda kept, u: (u * sigma.dsigma(*kept), None))
 
 
-def _curvature(sigma: Any, s: Array) -> Rule:
-    def slope(s: Array, _: None) -> Array:
-        found: Array = sigma.dsigma(s, sigma.sigma(s))
-        return found
+def _curvature(sigma: Any) -> Pair:
+    def forward(s: Array, _: None) -> tuple[Array, Array]:
+        return sigma.dsigma(s, sigma.sigma(s)), s
 
-    return Rule(s, slope, lambda s, _, __, u: u * sigma.d2sigma(s, sigma.sigma(s)))
+    return Pair(jnp.asarray(LATTICE), None, forward, lambda s, u: (u * sigma.d2sigma(s, sigma.sigma(s)), None))
 
 
-def _joined(name: str, rules: dict[str, Rule], options: dict[str, Any]) -> Part:
-    """The rules as the leaves of one function: what there is to compile does not grow with their number."""
-    points = {name: rule.point for name, rule in rules.items()}
-    targets = {name: rule.y for name, rule in rules.items() if rule.y is not None}
+def _joined(name: str, pairs: dict[str, Pair], options: dict[str, Any]) -> Part:
+    """The pairs as the leaves of one function: what there is to compile does not grow with their number."""
+    first = {name: pair.a for name, pair in pairs.items()}
+    second = {name: pair.b for name, pair in pairs.items() if pair.b is not None}
 
-    def values(points: dict[str, Array], targets: dict[str, Array]) -> dict[str, Array]:
-        return {name: rule.value(points[name], targets.get(name)) for name, rule in rules.items()}
+    def passed(first: dict[str, Any], second: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        found = {name: pair.forward(first[name], second.get(name)) for name, pair in pairs.items()}
+        return {name: value for name, (value, _) in found.items()}, {name: kept for name, (_, kept) in found.items()}
 
-    def forward_rule(points: dict[str, Array], targets: dict[str, Array]) -> tuple[Any, Any]:
-        x = values(points, targets)
-        return x, ({name: None if rules[name].forgets else s for name, s in points.items()}, x, targets)
+    def pulled(residuals: dict[str, Any], u: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        found = {name: pair.backward(residuals[name], u[name]) for name, pair in pairs.items()}
+        return {name: da for name, (da, _) in found.items()}, {name: found[name][1] for name in second}
 
-    def backward_rule(residuals: Any, u: dict[str, Array]) -> tuple[Any, None]:
-        s, x, targets = residuals
-        return {name: rule.backward(s[name], x[name], targets.get(name), u[name]) for name, rule in rules.items()}, None
-
-    return Part(name, values, (points, targets), {"vjp": (forward_rule, backward_rule), "wrt": (0,), **options})
+    return Part(name, lambda *points: passed(*points)[0], (first, second), {"vjp": (passed, pulled), **options})
 
 
 def _targets(loss: Loss, shape: tuple[int, ...], seed: int) -> list[np.ndarray]:
     """Labels and, or, probabilities: numbers that every loss on arrays takes."""
     rng = np.random.default_rng(seed)
-    labels, numbers = (
-        rng.integers(shape[-1], size=shape[:-1]),
-        rng.dirichlet(np.ones(shape[-1]), shape[:-1]).astype(np.float32),
-    )
+    labels = rng.integers(shape[-1], size=shape[:-1])
+    numbers = rng.dirichlet(np.ones(shape[-1]), shape[:-1]).astype(np.float32)
     return [*([] if loss.target == "array" else [labels]), *([] if loss.target == "label" else [numbers])]
+
+
+class _OfLayer(NamedTuple):
+    """∂ℓ/∂ each of these."""
+
+    x: Array
+    s: Array
+    w: Array
+    b: Array
 
 
 def layer_errors(net: Net, seed: int = 0) -> list[LayerError]:
@@ -254,31 +257,21 @@ def layer_errors(net: Net, seed: int = 0) -> list[LayerError]:
       >>> [row.quantity for row in layer_errors(MLP((3, 2), loss="squared_error"))]
       ['∂ℓ/∂x', '∂ℓ/∂s', '∂ℓ/∂w', '∂ℓ/∂b']
     """
-    data = example(net, seed)
-    leaves, treedef = jax.tree.flatten(data)
-    if isinstance(net, MLP):
-        by_hand, by_autodiff, names = _by_hand, _by_autodiff, [*_quantities(net)]
-    else:
-        by_hand, by_autodiff = _gradient, _gradient_by_autodiff  # type: ignore[assignment]
-        names = [_named(path) for path, _ in jax.tree.leaves_with_path(data[0])]
+    leaves, treedef = jax.tree.flatten(example(net, seed))
+    rules: Any = (_by_hand, _by_autodiff) if isinstance(net, MLP) else (_gradient, _gradient_by_autodiff)
 
-    def run(compute: Callable[..., Any], points: list[Any]) -> list[Any]:
-        found = jax.jit(lambda leaves: compute(net, *jax.tree.unflatten(treedef, leaves)))(points)
-        return jax.tree.leaves(found)
+    def errors(dtype: str) -> Any:
+        points = cast(leaves, dtype)
+        got, want = map(run, rules, (points, cast(points, "float64")))
+        return jax.tree.map(partial(_ulps, dtype), got, want)
 
-    errors = []
+    def run(rule: Callable[..., Any], points: list[Any]) -> Any:
+        return jax.jit(lambda leaves: rule(net, *jax.tree.unflatten(treedef, leaves)))(points)
+
     with precise():
-        for dtype in ("float64", "float32"):
-            points = cast(leaves, dtype)
-            pairs = zip(run(by_hand, points), run(by_autodiff, cast(points, "float64")), strict=True)
-            errors.append([_ulps(got, want, dtype) for got, want in pairs])
-    rows = [LayerError(*name, *both) for name, *both in zip(names, *errors, strict=True)]
+        long, short = jax.tree.leaves_with_path(errors("float64")), jax.tree.leaves(errors("float32"))
+    rows = [LayerError(*_named(path), a, b) for (path, a), b in zip(long, short, strict=True)]
     return sorted(rows, key=lambda row: [-int(number) for number in row.layer.split(".")])
-
-
-def _quantities(net: MLP) -> Iterator[tuple[str, str]]:
-    for layer in range(1, len(net.sizes)):
-        yield from ((str(layer), f"∂ℓ/∂{letter}") for letter in "xswb")
 
 
 def _named(path: tuple[Any, ...]) -> tuple[str, str]:
@@ -301,16 +294,17 @@ def _gradient_by_autodiff(net: Network, params: ParamTree, x: Array, y: Array) -
     return jax.grad(total)(params)
 
 
-def _by_hand(net: MLP, params: Params, x: Array, y: Array) -> list[tuple[Array, ...]]:
+def _by_hand(net: MLP, params: Params, x: Array, y: Array) -> list[_OfLayer]:
     """The four quantities of each layer as jaxbp computes them."""
     outputs = jax.vmap(lambda x: forward(net, params, x).x[-1])(x)
     dl_dx = jax.vmap(losses.get(net.loss).dl_dx)(outputs, y)
     _, f = network.factors(net, params, x, y)
     pushed = [delta @ layer.w for delta, layer in zip(f.delta[1:], params[1:], strict=True)]
-    return [(dx, ds, *sums) for dx, ds, sums in zip([*pushed, dl_dx], f.delta, mlp.outer_sums(f), strict=True)]
+    parts = zip([*pushed, dl_dx], f.delta, mlp.outer_sums(f), strict=True)
+    return [_OfLayer(dx, ds, *sums) for dx, ds, sums in parts]
 
 
-def _by_autodiff(net: MLP, params: Params, x: Array, y: Array) -> list[tuple[Array, ...]]:
+def _by_autodiff(net: MLP, params: Params, x: Array, y: Array) -> list[_OfLayer]:
     """The same by adding a 0 to each x⁽ˡ⁾ and s⁽ˡ⁾ and differentiating with respect to it."""
 
     def total(params: Params, at_x: list[Array], at_s: list[Array]) -> Array:
@@ -321,9 +315,9 @@ def _by_autodiff(net: MLP, params: Params, x: Array, y: Array) -> list[tuple[Arr
 
     zeros = [jnp.zeros((len(x), size), x.dtype) for size in net.sizes[1:]]
     grads, dl_dx, dl_ds = jax.grad(total, argnums=(0, 1, 2))(params, zeros, zeros)
-    return [(dx, ds, g.w, g.b) for dx, ds, g in zip(dl_dx, dl_ds, grads, strict=True)]
+    return [_OfLayer(dx, ds, *g) for dx, ds, g in zip(dl_dx, dl_ds, grads, strict=True)]
 
 
-def _ulps(got: Array, want: Array, dtype: str) -> float:
+def _ulps(dtype: str, got: Array, want: Array) -> float:
     largest = np.max(np.abs(f64(want)), initial=0.0)
     return float(np.max(np.abs(f64(got) - f64(want))) / float(np.spacing(np.asarray(largest, dtype))))
