@@ -15,6 +15,7 @@ from jaxbp.names import lookup
 Draw = Callable[[Any, tuple[int, ...], Any], Any]
 Range = tuple[float, float] | str | Draw
 Domain = Range | Mapping[int | str, Range] | None
+EVERYWHERE = -np.inf, np.inf
 
 NAMES = {"f64": "float64", "f32": "float32", "bf16": "bfloat16", "f16": "float16", "bool": "bool"}
 NAMES |= {"c64": "complex64", "c128": "complex128"}
@@ -81,7 +82,7 @@ def inputs(spec: Any, regime: str = "ordinary", seed: int = 0) -> tuple[Any, ...
     tree = parse(spec) if isinstance(spec, str) else jax.tree.map(lambda text: parse(text)[0], tuple(spec))
     leaves, treedef = jax.tree.flatten(tree)
     rng = np.random.default_rng([seed, sorted(SCALES).index(regime)])
-    return tuple(jax.tree.unflatten(treedef, [_draw(leaf, regime, rng, (-np.inf, np.inf)) for leaf in leaves]))
+    return tuple(jax.tree.unflatten(treedef, [drawn(leaf, None, regime, rng) for leaf in leaves]))
 
 
 def text_of(leaf: Any) -> str:
@@ -103,25 +104,20 @@ def domains(domain: Domain, arguments: Arguments) -> list[Any]:
     Raises:
       ValueError: a name or an argument that is not there.
     """
-    everything = -np.inf, np.inf
-    if not isinstance(domain, Mapping):
-        return [_range(domain, everything) if n in arguments.wrt else None for n in range(len(arguments.owners))]
+    by_position, rest = {}, EVERYWHERE if isinstance(domain, Mapping) else _range(domain)
     count = max(arguments.owners, default=-1) + 1
-    by_position = {}
-    for key, value in domain.items():
+    for key, value in domain.items() if isinstance(domain, Mapping) else ():
         position = arguments.names.index(key) if key in arguments.names else key
         if not isinstance(position, int) or not 0 <= position < count:
             known = ", ".join(map(repr, [*range(count), *arguments.names[:count]]))
             raise ValueError(f"domain has {key!r}, the arguments are {known}")
-        by_position[position] = _range(value, everything)
-    return [
-        by_position.get(owner, everything if n in arguments.wrt else None) for n, owner in enumerate(arguments.owners)
-    ]
+        by_position[position] = _range(value)
+    return [by_position.get(owner, rest if n in arguments.wrt else None) for n, owner in enumerate(arguments.owners)]
 
 
-def _range(value: Any, everything: tuple[float, float]) -> Any:
+def _range(value: Any) -> Any:
     if value is None or callable(value):
-        return value or everything
+        return value or EVERYWHERE
     if isinstance(value, str):
         return lookup("domain", value, NAMED)
     low, high = value
@@ -130,62 +126,47 @@ def _range(value: Any, everything: tuple[float, float]) -> Any:
     return float(low), float(high)
 
 
-def drawn(leaf: Any, domain: Any, regime: str, rng: np.random.Generator) -> np.ndarray:
-    """One array of a regime; a function that is a domain draws its own."""
-    if not callable(domain):
-        return _draw(leaf, regime, rng, domain or (-np.inf, np.inf))
-    key = jax.random.key(int(rng.integers(2**31)))
-    found = np.asarray(domain(key, leaf.shape, leaf.dtype))
-    if found.shape != tuple(leaf.shape):
-        raise ValueError(f"domain: the function gave shape {found.shape}, the argument has {tuple(leaf.shape)}")
-    return found
+def _drawing(make: Callable[[np.random.Generator, tuple[int, ...]], Any]) -> Draw:
+    def draw(key: Any, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).tolist())
+        return np.asarray(make(rng, shape)).astype(dtype)
 
-
-def _symmetric(key: Any, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    a = _normal(key, shape)
-    return np.asarray((a + np.swapaxes(a, -1, -2)) / 2).astype(dtype)
-
-
-def _spd(key: Any, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    a = _normal(key, shape)
-    return np.asarray(a @ np.swapaxes(a, -1, -2) / shape[-1] + np.eye(shape[-1])).astype(dtype)
-
-
-def _normal(key: Any, shape: tuple[int, ...]) -> np.ndarray:
-    return np.random.default_rng(np.asarray(jax.random.key_data(key)).tolist()).standard_normal(shape)
-
-
-def _exponential(key: Any, shape: tuple[int, ...]) -> np.ndarray:
-    return -np.log(np.random.default_rng(np.asarray(jax.random.key_data(key)).tolist()).random(shape) + 1e-12)
+    return draw
 
 
 NAMED: dict[str, Any] = {
-    "real": (-np.inf, np.inf),
+    "real": EVERYWHERE,
     "positive": (np.float64(1e-3), np.inf),
     "negative": (-np.inf, np.float64(-1e-3)),
     "unit": (0.0, 1.0),
     "probability": (1e-6, 1 - 1e-6),
-    "simplex": lambda k, s, d: ((e := _exponential(k, s)) / e.sum(-1, keepdims=True)).astype(d),
-    "unit norm": lambda k, s, d: ((a := _normal(k, s)) / np.linalg.norm(a, axis=-1, keepdims=True)).astype(d),
-    "sorted": lambda k, s, d: np.sort(_normal(k, s), axis=-1).astype(d),
-    "symmetric": _symmetric,
-    "spd": _spd,
-    "orthogonal": lambda k, s, d: np.linalg.qr(_normal(k, s))[0].astype(d),
-    "one-hot": lambda k, s, d: np.eye(s[-1])[_normal(k, s).argmax(-1)].astype(d),
-    "permutation": lambda k, s, d: np.argsort(_normal(k, s), axis=-1).astype(d),
+    "simplex": _drawing(lambda rng, s: (e := -np.log(rng.random(s) + 1e-12)) / e.sum(-1, keepdims=True)),
+    "unit norm": _drawing(lambda rng, s: (a := rng.standard_normal(s)) / np.linalg.norm(a, axis=-1, keepdims=True)),
+    "sorted": _drawing(lambda rng, s: np.sort(rng.standard_normal(s), axis=-1)),
+    "symmetric": _drawing(lambda rng, s: ((a := rng.standard_normal(s)) + np.swapaxes(a, -1, -2)) / 2),
+    "spd": _drawing(lambda rng, s: (a := rng.standard_normal(s)) @ np.swapaxes(a, -1, -2) / s[-1] + np.eye(s[-1])),
+    "orthogonal": _drawing(lambda rng, s: np.linalg.qr(rng.standard_normal(s))[0]),
+    "one-hot": _drawing(lambda rng, s: np.eye(s[-1])[rng.standard_normal(s).argmax(-1)]),
+    "permutation": _drawing(lambda rng, s: np.argsort(rng.standard_normal(s), axis=-1)),
 }
 
 
-def _draw(leaf: Any, regime: str, rng: np.random.Generator, domain: tuple[float, float]) -> np.ndarray:
+def drawn(leaf: Any, domain: Any, regime: str, rng: np.random.Generator) -> np.ndarray:
+    """One array of a regime; a function that is a domain draws its own."""
     shape, dtype = tuple(leaf.shape), leaf.dtype
+    if callable(domain):
+        found = np.asarray(domain(jax.random.key(int(rng.integers(2**31))), leaf.shape, dtype))
+        if found.shape != shape:
+            raise ValueError(f"domain: the function gave shape {found.shape}, the argument has {shape}")
+        return found
     if is_complex(leaf):
-        real, imaginary = (_draw(Spec(shape, np.float64), regime, rng, domain) for _ in range(2))
+        real, imaginary = (drawn(Spec(shape, np.float64), domain, regime, rng) for _ in range(2))
         return np.asarray(real + 1j * imaginary, dtype)
+    if jnp.issubdtype(dtype, jnp.bool_):
+        return rng.integers(2, size=shape).astype(bool)
     if not is_float(leaf):
-        if jnp.issubdtype(dtype, jnp.bool_):
-            return rng.integers(2, size=shape).astype(bool)
         return rng.integers(getattr(leaf, "low", 0), getattr(leaf, "high", 1), size=shape, endpoint=True).astype(dtype)
-    low, high = domain
+    low, high = domain or EVERYWHERE
     if regime == "zeros" and not low <= 0 <= high:
         regime = "ordinary"
     size = SCALES[regime] * np.abs(rng.standard_normal(shape))
@@ -199,7 +180,7 @@ def _draw(leaf: Any, regime: str, rng: np.random.Generator, domain: tuple[float,
     else:
         value = sign * size
     if regime == "zeros":
-        value = np.where((rng.random(shape) < 0.5) & (low <= 0 <= high), 0.0, value)
+        value = np.where(rng.random(shape) < 0.5, 0.0, value)
     return np.asarray(value).astype(dtype)
 
 
