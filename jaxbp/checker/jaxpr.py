@@ -87,13 +87,12 @@ def _while(equation: Any, inputs: Sequence[Any], walk: Walk) -> list[Any]:
     def step(carry: Any) -> Any:
         after, go = evaluate(body.jaxpr, body.consts, [*held_body, *carry], walk), going(carry)
         # A vmapped loop has an answer for each element: what has stopped stays.
-        return [b if not go.ndim else jnp.where(_widened(go, b), b, a) for a, b in zip(carry, after, strict=True)]
+        return [
+            jnp.where(lax.expand_dims(go, range(go.ndim, b.ndim)), b, a) if go.ndim else b
+            for a, b in zip(carry, after, strict=True)
+        ]
 
     return list(lax.while_loop(lambda carry: jnp.any(going(carry)), step, list(carry)))
-
-
-def _widened(go: Any, value: Any) -> Any:
-    return go.reshape(go.shape + (1,) * (value.ndim - go.ndim))
 
 
 def _shard_map(equation: Any, inputs: Sequence[Any], walk: Walk) -> list[Any]:
@@ -170,9 +169,7 @@ def _without(jaxpr: Any, jvp_too: bool) -> Callable[[Any], Any]:
     def called(equation: Any) -> Any:
         name = equation.primitive.name
         kept = name == "custom_jvp_call" and not (jvp_too and (only_jax or not _of_jax(equation)))
-        if kept or name in ("custom_vmap_call", "checkpoint", "remat2"):
-            return None if kept or name == "custom_vmap_call" else closed_call(equation)
-        return closed_call(equation)
+        return None if kept or name == "custom_vmap_call" else closed_call(equation)
 
     return called
 

@@ -9,6 +9,7 @@ one product (Higham 2002, §3.1), carried through all the operations that follow
 Source: J. Vignes, "A stochastic arithmetic for reliable scientific computation", Math. Comput. Simul. 35, 1993.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -30,6 +31,7 @@ from jaxbp.checker.jaxpr import (
     primitives,
     text_of,
 )
+from jaxbp.checker.subject import is_complex, is_inexact
 
 Array = jax.Array
 AMPLITUDE = 4.0  # of the random rounding, in units of u: exp or tanh of XLA is not rounded to half a unit
@@ -90,7 +92,7 @@ def unit_of(equation: Any) -> float:
 
     A GPU multiplies float32 in TF32, a TPU in bfloat16, unless a precision is set.
     """
-    dtypes = [var.aval.dtype for var in equation.outvars if _is_real(var.aval)]
+    dtypes = [var.aval.dtype for var in equation.outvars if is_inexact(var.aval)]
     if not dtypes:
         return 0.0
     name, u = equation.primitive.name, max(float(jnp.finfo(dtype).eps) / 2 for dtype in dtypes)
@@ -98,16 +100,11 @@ def unit_of(equation: Any) -> float:
         return float(2.0 ** -(equation.params["mantissa_bits"] + 1))
     if name == "convert_element_type":
         before = equation.invars[0].aval
-        return u if _is_real(before) and float(jnp.finfo(before.dtype).eps) / 2 < u else 0.0
+        return u if is_inexact(before) and float(jnp.finfo(before.dtype).eps) / 2 < u else 0.0
     if name in ("dot_general", "conv_general_dilated") and dtypes[0] == jnp.float32:
         if jax.config.values["jax_default_matmul_precision"] not in ("highest", "float32"):
             return {"cpu": u, "gpu": 2.0**-11}.get(jax.default_backend(), 2.0**-8)
     return 16 * u if name in OPAQUE | LOOPS else u
-
-
-def _is_real(aval: Any) -> bool:
-    dtype = getattr(aval, "dtype", None)
-    return dtype is not None and bool(jnp.issubdtype(dtype, jnp.inexact))
 
 
 def with_spread(found: Traced) -> Callable[..., Any]:
@@ -126,9 +123,15 @@ def with_spread(found: Traced) -> Callable[..., Any]:
         exact = evaluate(jaxpr, consts, leaves, fixed)
 
         def draw(noise: Array) -> list[Any]:
-            perturb = _Rounding(units, zero, noise, places)
-            moved = [perturb.moved(leaf, own[n], leaf, n) for n, leaf in enumerate(leaves)]
-            return evaluate(jaxpr, consts, moved, fixed._replace(apply=perturb))
+            def rounded(equation: Any, inputs: Sequence[Any]) -> list[Any]:
+                outputs = _fixed(equation, inputs)
+                if (place := places.get(id(equation))) is None:
+                    return outputs
+                sizes = _sizes(equation, inputs, outputs)
+                return [_moved(a, units[place], b, zero, noise, place) for a, b in zip(outputs, sizes, strict=True)]
+
+            moved = [_moved(leaf, own[n], leaf, zero, noise, n) for n, leaf in enumerate(leaves)]
+            return evaluate(jaxpr, consts, moved, fixed._replace(apply=rounded))
 
         drawn = lax.map(draw, noise)
         return exact, [jnp.min(a, axis=0) for a in drawn], [jnp.max(a, axis=0) for a in drawn]
@@ -136,40 +139,33 @@ def with_spread(found: Traced) -> Callable[..., Any]:
     return run
 
 
-class _Rounding:
-    """Applies an equation in float64 and moves every result by up to 4 u of its size, differently at each place."""
+def _sizes(equation: Any, inputs: Sequence[Any], outputs: Sequence[Any]) -> Sequence[Any]:
+    """What the rounding of each output is relative to: |A| |B| of a product or a sum."""
+    if equation.primitive.name not in LINEAR_SUMS:
+        return outputs
+    return lifted(equation, [jnp.abs(lift(a)) if is_inexact(a) else a for a in inputs])
 
-    def __init__(self, units: Array, zero: Array, noise: Array, places: dict[int, int]):
-        self.units, self.zero, self.noise, self.places = units, zero, noise, places
 
-    def __call__(self, equation: Any, inputs: Sequence[Any]) -> list[Any]:
-        outputs = _fixed(equation, inputs)
-        if id(equation) not in self.places:
-            return outputs
-        place = self.places[id(equation)]
-        sizes = outputs
-        if equation.primitive.name in LINEAR_SUMS:
-            sizes = lifted(equation, [jnp.abs(lift(a)) if _is_real(a) else a for a in inputs])
-        return [self.moved(out, self.units[place], size, place) for out, size in zip(outputs, sizes, strict=True)]
+def _moved(a: Any, u: Any, size: Any, zero: Any, noise: Array, place: int) -> Any:
+    """The result of an operation, moved by up to 4 u of its size, differently at each place."""
+    if not is_inexact(a):
+        return a
+    if is_complex(a):
+        parts = (_moved(part, u, size, zero, noise, place + n) for n, part in enumerate((a.real, a.imag)))
+        return lax.complex(*parts)
+    size = jnp.where(size == 0, zero, jnp.abs(size))
+    finite = jnp.where(size < np.inf, size, 0)  # an infinity, such as that of a mask, is not rounded
+    return a + (AMPLITUDE * u * _uniform(noise, a.shape, place) * finite).astype(a.dtype)
 
-    def moved(self, a: Any, u: Any, size: Any, place: int) -> Any:
-        if not hasattr(a, "dtype") or not jnp.issubdtype(a.dtype, jnp.inexact):
-            return a
-        if jnp.issubdtype(a.dtype, jnp.complexfloating):
-            parts = (self.moved(part, u, jnp.abs(size), place + n) for n, part in enumerate((a.real, a.imag)))
-            return lax.complex(*parts)
-        size = jnp.where(size == 0, self.zero, jnp.abs(size))
-        finite = jnp.where(size < np.inf, size, 0)  # an infinity, such as that of a mask, is not rounded
-        return a + (AMPLITUDE * u * self._uniform(a.shape, place) * finite).astype(a.dtype)
 
-    def _uniform(self, shape: tuple[int, ...], place: int) -> Array:
-        """Other numbers of the noise at each place, the same again where there are not enough."""
-        size = int(np.prod(shape))
-        start = (place + 1) * 7919 % max(1, NOISE - size)
-        if size > NOISE:
-            return jnp.tile(self.noise, -(-size // NOISE))[:size].reshape(shape)
-        # self.noise[start : …] would take ten times as long to trace
-        return lax.slice(self.noise, (start,), (start + size,)).reshape(shape)
+def _uniform(noise: Array, shape: tuple[int, ...], place: int) -> Array:
+    """Other numbers of the noise at each place, the same again where there are not enough."""
+    size = int(np.prod(shape))
+    start = (place + 1) * 7919 % max(1, NOISE - size)
+    if size > NOISE:
+        return jnp.tile(noise, -(-size // NOISE))[:size].reshape(shape)
+    # noise[start : …] would take ten times as long to trace
+    return lax.slice(noise, (start,), (start + size,)).reshape(shape)
 
 
 def _fixed(equation: Any, inputs: Sequence[Any]) -> list[Any]:
@@ -185,6 +181,7 @@ def exact(closed: Any) -> Callable[[Any], Any]:
     return lambda leaves: evaluate(closed.jaxpr, [*map(lift, closed.consts)], [*map(lift, leaves)], walk)
 
 
+@functools.lru_cache(1)
 def noise_of(seed: int) -> np.ndarray:
     """Uniform in [−1, 1], a row for each draw."""
     return np.random.default_rng(seed).uniform(-1, 1, (DRAWS, NOISE))
