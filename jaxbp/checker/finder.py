@@ -8,7 +8,6 @@ import inspect
 import io
 import pkgutil
 import re
-import sys
 import types
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -70,25 +69,6 @@ def _below(package: types.ModuleType) -> Iterator[str]:
             yield name
             if module.ispkg:
                 folders.append((name, [str(Path(folder) / module.name) for folder in path]))
-
-
-def module_of(file: Path) -> types.ModuleType:
-    """A Python file, executed anew as a module of its name; its folder is searched for what it imports.
-
-    Raises:
-      whatever the file does.
-    """
-    taken = file.stem in sys.modules and getattr(sys.modules[file.stem], "__file__", None) != str(file)
-    module = types.ModuleType(f"{file.stem}_file" if taken else file.stem)
-    module.__file__ = str(file)
-    sys.modules[module.__name__] = module  # dataclasses, for one, look themselves up
-    sys.path.insert(0, str(file.parent))
-    try:
-        exec(compile(file.read_bytes(), file, "exec"), module.__dict__)
-    finally:
-        with contextlib.suppress(ValueError):
-            sys.path.remove(str(file.parent))
-    return module
 
 
 def rules(found: list[types.ModuleType]) -> list[Rule]:

@@ -184,7 +184,7 @@ def imported(target: str) -> Any:
     if not colon or not module or not name:
         raise UserError(f"check: {target!r} is no config (a .toml file) and no package.module:function")
     try:
-        with current_folder_first():
+        with searched_first(os.getcwd()):
             found = importlib.import_module(module)
     except (Exception, SystemExit) as error:
         said = error if isinstance(error, ImportError) else _said(error)
@@ -195,9 +195,8 @@ def imported(target: str) -> Any:
 
 
 @contextlib.contextmanager
-def current_folder_first() -> "Iterator[None]":
-    """Modules are searched in the current folder first."""
-    folder = os.getcwd()
+def searched_first(folder: str) -> "Iterator[None]":
+    """Modules are searched in this folder first."""
     sys.path.insert(0, folder)
     try:
         yield

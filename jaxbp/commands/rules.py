@@ -3,14 +3,16 @@
 import argparse
 import contextlib
 import json
+import os
 import sys
 import time
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jaxbp.commands import console, start_jax
-from jaxbp.commands.check import current_folder_first, write
+from jaxbp.commands.check import searched_first, write
 from jaxbp.names import nearest
 from jaxbp.run.errors import UserError
 
@@ -28,7 +30,7 @@ def run(options: argparse.Namespace) -> int:
     """Prints a line a rule, as it is checked, with the reports of those that did not pass; 1 unless all passed."""
     start_jax()
     told = _told(options.arguments)
-    with current_folder_first():
+    with searched_first(os.getcwd()):
         if options.watch:
             return watch(Path(options.target), lambda: _once(options, told))
         return 0 if _once(options, told).passed else 1
@@ -72,23 +74,18 @@ def _once(options: argparse.Namespace, told: "Mapping[str, Mapping[str, Any]]") 
     if unknown := sorted(ours - {rule.name for rule in rules}):
         near = nearest(unknown[0], [rule.name for rule in rules])
         raise UserError(f"--arguments {options.arguments}: {package} has no rule {unknown[0]!r}{near}")
-    show = _printer(options.format == "text")
+    screen = console(options.format == "text")
     entries = []
     for rule in rules:
         entries.append(examined(rule, told.get(rule.name), options.level, options.seed))
-        show(entries[-1])
+        screen.out(str(entries[-1]), highlight=False)
     survey = Survey(options.target, tuple(entries), tuple(failed))
     for line in (*(f"not imported: {line}" for line in failed), survey):
-        show(line)
+        screen.out(str(line), highlight=False)
     write(options.json, survey.json())
     if options.format == "github":
         print(*annotations(json.loads(survey.json())), sep="\n", flush=True)
     return survey
-
-
-def _printer(speaks: bool) -> "Callable[[object], None]":
-    screen = console(speaks)
-    return lambda line: screen.out(str(line), highlight=False)
 
 
 def _rules(target: str) -> "tuple[str, list[Rule], list[str]]":
@@ -97,14 +94,14 @@ def _rules(target: str) -> "tuple[str, list[Rule], list[str]]":
     Raises:
       UserError: no such file or package, or what its import raises.
     """
-    from jaxbp.checker.finder import module_of, modules, rules
+    from jaxbp.checker.finder import modules, rules
     from jaxbp.checker.trial import first_line
 
     file = Path(target)
     failed: list[str] = []
     try:
         if file.suffix == ".py":
-            found = [module_of(file)]
+            found = [_module_of(file)]
         else:
             found, failed = modules(target)
     except OSError as error:
@@ -115,6 +112,21 @@ def _rules(target: str) -> "tuple[str, list[Rule], list[str]]":
         what = f"can't run {target}" if file.suffix == ".py" else f"can't import {target}"
         raise UserError(f"check: {what}: {error if isinstance(error, ImportError) else first_line(error)}") from None
     return found[0].__name__, rules(found), failed
+
+
+def _module_of(file: Path) -> types.ModuleType:
+    """A Python file, executed anew as a module of its name; its folder is searched for what it imports.
+
+    Raises:
+      whatever the file does.
+    """
+    taken = file.stem in sys.modules and getattr(sys.modules[file.stem], "__file__", None) != str(file)
+    module = types.ModuleType(f"{file.stem}_file" if taken else file.stem)
+    module.__file__ = str(file)
+    sys.modules[module.__name__] = module  # dataclasses, for one, look themselves up
+    with searched_first(str(file.parent)):
+        exec(compile(file.read_bytes(), file, "exec"), module.__dict__)
+    return module
 
 
 def _told(file: Path | None) -> "Mapping[str, Mapping[str, Any]]":
