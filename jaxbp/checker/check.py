@@ -10,14 +10,13 @@ import jax
 import numpy as np
 
 from jaxbp.activations import Activation
-from jaxbp.checker.contract import CONTRACT
 from jaxbp.checker.data import Domain, Spec, domains, drawn, parse
 from jaxbp.checker.network import name_of, parts
-from jaxbp.checker.plan import Settings, guarded, searched
-from jaxbp.checker.report import SEVERITY, Report, Row, ordered
+from jaxbp.checker.plan import guarded, searched
+from jaxbp.checker.report import CONTRACT, SEVERITY, Report, Row, ordered
 from jaxbp.checker.reproduce import expression, reproducer, smallest
 from jaxbp.checker.subject import Rules, subject_of
-from jaxbp.checker.trial import Kinks, Trial, first_use, trial_of
+from jaxbp.checker.trial import Kinks, Settings, Trial, first_use, trial_of
 from jaxbp.losses import Loss
 from jaxbp.mlp import MLP
 from jaxbp.network import Net, Network
@@ -65,10 +64,8 @@ def check(
     * a `jaxbp.MLP`, `jaxbp.Network`, `jaxbp.Activation` or `jaxbp.Loss`: ``check(net)``. Of an activation and a loss σ″
       and H_ℓ are checked too, of a perceptron at level "full", with its Hessian.
 
-    Nine checks: contract, provenance of the rule, algebra of the cotangent, elementwise float64 autodiff oracle,
-    adjoint identity, independent numerics, production dtype, transformations, edges and vacuity. Bounds are
-    elementwise and come from the rounding of the reference itself (see `jaxbp.checker.rounding`), never from a size.
-    The points, shapes, dtypes and cotangents are searched: see `jaxbp.checker.search`.
+    Nine checks are made; `jaxbp.checker` explains them, the search for points, shapes, dtypes and cotangents, and the
+    elementwise bounds, which come from the rounding of the reference itself.
 
     Args:
       fun: the subject, or the function that the rule differentiates.
@@ -124,8 +121,8 @@ def check(
         _refuse(fun, {"args": args, **given})
         return _network(fun, start, level=level, seed=seed, probes=probes, dtypes=dtypes)
     with np.errstate(all="ignore"):  # points are there to overflow
-        trial, leaves, settings = _prepared(fun, args, given)
-        rows = _merged(guarded(trial, CONTRACT, searched, trial, leaves, settings))
+        trial = _prepared(fun, args, given)
+        rows = _merged(guarded(trial, CONTRACT, searched))
         failed = any(row.verdict != "PASS" for row in rows)
         return Report(
             name=trial.subject.name,
@@ -139,33 +136,44 @@ def check(
         )
 
 
-def _prepared(fun: Any, args: Sequence[Any] | str, given: Mapping[str, Any]) -> tuple[Trial, Sequence[Any], Settings]:
-    """What the arguments of `check` describe."""
-    example = jax.tree.map(_drawable, parse(args) if isinstance(args, str) else tuple(args))
-    rules = Rules(*(given[name] for name in Rules._fields))
-    subject, leaves = subject_of(fun, example, rules, given["wrt"], given["kwargs"])
+def _prepared(fun: Any, args: Sequence[Any] | str, given: Mapping[str, Any]) -> Trial:
+    """What the arguments of `check` describe.
+
+    Raises:
+      ValueError: they describe no subject; a gradient, for one, belongs to a scalar function.
+    """
+    example = parse(args) if isinstance(args, str) else jax.tree.map(_drawable, tuple(args))
+    subject, leaves = subject_of(fun, example, Rules(*(given[name] for name in Rules._fields)))
     if not subject.arguments.wrt:
         raise ValueError("nothing to check: the arguments in wrt have no floating-point leaves")
     level, seed = given["level"], given["seed"]
     settings = Settings(
-        level,
-        seed,
-        given["probes"] or PROBES[level],
-        given["allow_zero"],
-        _names(given["dtypes"]),
-        domains(given["domain"], subject.arguments),
-        given["order"] or (3 if level == "full" else 1),
+        example=leaves,
+        domain=domains(given["domain"], subject.arguments),
+        level=level,
+        seed=seed,
+        probes=given["probes"] or PROBES[level],
+        order=given["order"] or (3 if level == "full" else 1),
+        kinks=given["kinks"],
+        dtypes=_names(given["dtypes"]),
+        accuracy=given["accuracy"],
+        allow_zero=given["allow_zero"],
     )
     rng = np.random.default_rng(seed)
     first = [
         drawn(leaf, domain, "ordinary", rng) if isinstance(leaf, Spec) else np.asarray(leaf)
         for leaf, domain in zip(leaves, settings.domain, strict=True)
     ]
-    subject = dataclasses.replace(subject, project=given["project"] or {})
-    trial = trial_of(subject, first, given["kinks"], seed, given["accuracy"])
-    trial.host = all(isinstance(leaf, np.ndarray) for leaf in leaves)
-    _scalar(trial)
-    return trial, leaves, settings
+    trial = trial_of(subject, first, settings)
+    if subject.kind == "gradient" and (not trial.outputs or trial.outputs[0].shape != ()):
+        shapes = [v.shape for v in trial.outputs]
+        raise ValueError(f"a gradient needs a scalar function, but {subject.name} returns shapes {shapes}")
+    return trial
+
+
+def _drawable(leaf: Any) -> Any:
+    """A shape and dtype without values becomes a `Spec`."""
+    return Spec(tuple(leaf.shape), leaf.dtype) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf
 
 
 def _chosen(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -223,22 +231,6 @@ def _names(dtypes: Any) -> tuple[str, ...]:
     for name in names:
         _known("dtypes", name, KNOWN)
     return names
-
-
-def _scalar(trial: Trial) -> None:
-    """A gradient belongs to a scalar function.
-
-    Raises:
-      ValueError: it does not.
-    """
-    if trial.subject.kind == "gradient" and (not trial.outputs or trial.outputs[0].shape != ()):
-        shapes = [v.shape for v in trial.outputs]
-        raise ValueError(f"a gradient needs a scalar function, but {trial.subject.name} returns shapes {shapes}")
-
-
-def _drawable(leaf: Any) -> Any:
-    """A shape and dtype without values becomes a `Spec`."""
-    return Spec(tuple(leaf.shape), leaf.dtype) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf
 
 
 def _known(name: str, value: Any, allowed: Iterable[Any]) -> None:

@@ -1,7 +1,7 @@
 """Checks 3, 4, 5, 7 and 9: the cotangent's algebra, autodiff element by element, and what was not exercised."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -11,41 +11,46 @@ import numpy as np
 from jaxbp.checker.compare import arrays, compared, exceeds, f64
 from jaxbp.checker.diagnosis import diagnose
 from jaxbp.checker.kinks import at_kinks
-from jaxbp.checker.report import Row
+from jaxbp.checker.report import ADJOINT, ALGEBRA, EDGES, ORACLE, PRODUCTION, Row
 from jaxbp.checker.subject import Leaves, Pulled
 from jaxbp.checker.trial import QUICK, Trial, Truth, precise
 
-ALGEBRA, ORACLE, ADJOINT = "cotangent algebra", "float64 oracle", "adjoint identity"
-PRODUCTION, EDGES = "production dtype", "edges and vacuity"
 Points = Sequence[Any]
 NONLINEAR = "backward is not linear in its cotangent"
+ANOTHER_VALUE = "the forward's value is not the function's"
 
 
 def algebra(trial: Trial, points: Points, us: Leaves, dtype: str) -> list[Row]:
     """3: the same call gives the same bits; backward(0) is exactly 0; backward is linear at all scales of the dtype."""
+    info = trial.info(dtype)
+    top, eps = float(info.max), float(info.eps)
+    rows: list[Row] = []
 
     def pulled(vs: Leaves) -> Leaves:
         return arrays(trial.run(points, vs, dtype).cotangents)
 
+    def compare(regime: str, got: Leaves, want: Leaves, bounds: Leaves, text: str = NONLINEAR) -> None:
+        for path, g, w, bound in zip(trial.paths, got, want, bounds, strict=True):
+            rows.append(compared(ALGEBRA, path, dtype, regime, g, w, bound, text))
+
     first = pulled(us)
     exact = [np.where(np.isnan(g), np.inf, np.finfo(np.float64).tiny) for g in first]  # NaN: outside the domain
-    rows = [*_rows(ALGEBRA, trial, dtype, "two calls", pulled(us), first, exact)]
+    compare("two calls", pulled(us), first, exact, "")
     if trial.subject.kind == "gradient":
         return rows
     text = "not 0 where the cotangent is 0: it is ignored, or something is added to it"
     zeros = [np.zeros(g.shape) for g in first]
-    rows += _rows(ALGEBRA, trial, dtype, "backward(0)", pulled([0 * f64(u) for u in us]), zeros, exact, text)
+    compare("backward(0)", pulled([0 * f64(u) for u in us]), zeros, exact, text)
     given = trial.bounds(points, us, dtype)[0]
-    half = max(5, int(np.log2(float(trial.info(dtype).max)) / 2) - 4)
+    half = max(5, int(np.log2(top) / 2) - 4)
     powers = {20, half} if half > 20 else {half}
     for scale in (sign * 2.0**power for power in powers for sign, power in ((1, power), (-1, power), (1, -power))):
         scaled = [g / scale for g in pulled([f64(u) * scale for u in us])]
-        lost = 64 * float(trial.info(dtype).smallest_normal) / min(abs(scale), 1)
-        limits = [8 * (4 * b + _rounded(trial, dtype, f)) + lost for b, f in zip(given, first, strict=True)]
-        top = float(trial.info(dtype).max) / 64
-        limits = [np.where(np.abs(f * scale) > top, np.inf, b) for f, b in zip(first, limits, strict=True)]
-        rows += _rows(ALGEBRA, trial, dtype, f"cotangent × {scale:.0e}", scaled, first, limits, NONLINEAR)
-    rng = np.random.default_rng(trial.seed + 1)
+        lost = 64 * float(info.smallest_normal) / min(abs(scale), 1)
+        limits = [8 * (4 * b + eps * np.abs(f)) + lost for b, f in zip(given, first, strict=True)]
+        limits = [np.where(np.abs(f * scale) > top / 64, np.inf, b) for f, b in zip(first, limits, strict=True)]
+        compare(f"cotangent × {scale:.0e}", scaled, first, limits)
+    rng = np.random.default_rng(trial.settings.seed + 1)
     others = {
         "dense": [rng.standard_normal(np.shape(u)) for u in us],
         "negative": [-np.abs(f64(u)) for u in us],
@@ -53,19 +58,11 @@ def algebra(trial: Trial, points: Points, us: Leaves, dtype: str) -> list[Row]:
         "tiny and huge": [f64(u) * 4.0 ** (np.arange(np.size(u)).reshape(np.shape(u)) % 5 - 2) for u in us],
     }
     for name, vs in others.items():  # B(u + v) = B(u) + B(v); the cotangents u + v are rounded too
-        both = pulled([f64(u) + v for u, v in zip(us, vs, strict=True)])
-        second, bounds = pulled(vs), trial.bounds(points, vs, dtype)[0]
-        sums = [a + b for a, b in zip(first, second, strict=True)]
-        limits = [
-            8 * (b + c + _rounded(trial, dtype, f) + _rounded(trial, dtype, s))
-            for f, s, b, c in zip(first, second, given, bounds, strict=True)
-        ]
-        rows += _rows(ALGEBRA, trial, dtype, f"additive, {name}", both, sums, limits, NONLINEAR)
+        both, second = pulled([f64(u) + v for u, v in zip(us, vs, strict=True)]), pulled(vs)
+        parts = [*zip(first, second, given, trial.bounds(points, vs, dtype)[0], strict=True)]
+        limits = [8 * (b + c + eps * np.abs(f) + eps * np.abs(s)) for f, s, b, c in parts]
+        compare(f"additive, {name}", both, [f + s for f, s, *_ in parts], limits)
     return rows
-
-
-def _rounded(trial: Trial, dtype: str, values: np.ndarray) -> np.ndarray:
-    return np.asarray(float(trial.info(dtype).eps) * np.abs(values))
 
 
 def not_swallowed(trial: Trial, points: Points, us: Leaves, dtype: str) -> Iterator[Row]:
@@ -78,29 +75,30 @@ def not_swallowed(trial: Trial, points: Points, us: Leaves, dtype: str) -> Itera
     hot = [np.zeros(np.shape(u)) for u in us]
     hot[n].flat[np.size(us[n]) // 2] = 1.0
     if trial.oracle:
-        truth = trial.truth(points, hot, dtype if dtype != "float64" or trial.oracle == dtype else trial.oracle)
+        truth = trial.truth(points, hot, dtype if dtype != "float64" else trial.oracle)
         depends = [np.abs(w) > 4 * b for w, b in zip(truth.cotangents, truth.bound, strict=True)]
     else:
         depends = [np.abs(g) > 0 for g in arrays(trial.run(points, hot, dtype).cotangents)]
     for value in (np.nan, np.inf):
         hot[n].flat[np.size(us[n]) // 2] = value
         try:
-            found = trial.run(points, hot, dtype).cotangents
+            found = arrays(trial.run(points, hot, dtype).cotangents)
         except Exception:  # a rule that refuses such a number does not swallow it
             continue
         for path, g, live in zip(trial.paths, found, depends, strict=True):
-            lost = live & np.isfinite(f64(g)) if np.shape(g) == live.shape else np.zeros(())
-            if np.any(lost) and not (trial.oracle and all(map(_finite, trial.autodiff(points, hot, dtype)[1]))):
+            lost = live & np.isfinite(g) if g.shape == live.shape else np.zeros(())
+            if np.any(lost) and not (trial.oracle and _finite(trial.autodiff(points, hot, dtype)[1])):
                 index = tuple(map(int, np.argwhere(lost)[0]))
                 text = f"finite where the cotangent is {value}: an overflow or a mistake further on would go unseen"
-                numbers = index, float(f64(g)[index]), value, np.inf, text
-                yield Row(ALGEBRA, "FAIL", path, dtype, f"cotangent {value}", *numbers)
+                yield Row(
+                    ALGEBRA, "FAIL", path, dtype, f"cotangent {value}", index, float(g[index]), value, np.inf, text
+                )
             else:
                 yield Row(ALGEBRA, "PASS", path, dtype, f"cotangent {value}")
 
 
-def _finite(a: np.ndarray) -> bool:
-    return bool(np.all(np.isfinite(a)))
+def _finite(leaves: Leaves) -> bool:
+    return all(np.all(np.isfinite(a)) for a in leaves)
 
 
 def oracle(trial: Trial, regime: str, points: Points, us: Leaves, dtype: str, truth: Truth) -> list[Row]:
@@ -110,20 +108,19 @@ def oracle(trial: Trial, regime: str, points: Points, us: Leaves, dtype: str, tr
     got = found.cotangents
     rows = [*_values(trial, check, regime, dtype, found, truth)]
     wrong = any(exceeds(g, w, b) for g, w, b in zip(got, truth.cotangents, truth.bound, strict=True))
-    wrong |= any(row.verdict != "PASS" for row in rows)
-    if wrong and dtype == "float64" and trial.traceable and _lost(trial, points, dtype, truth):
-        return []
-    if wrong and dtype != "float64":
-        allowed = _own_errors(trial, points, us, dtype, truth, got)
-        if allowed is None:
+    if wrong or any(row.verdict != "PASS" for row in rows):
+        if dtype != "float64":
+            allowed = _own_errors(trial, points, us, dtype, truth, got)
+            if allowed is None:
+                return []
+            truth = allowed
+            rows = [*_values(trial, check, regime, dtype, found, truth)]
+        elif trial.traceable and _lost(trial, points, dtype, truth):
             return []
-        truth = allowed
-        rows = [*_values(trial, check, regime, dtype, found, truth)]
-    if found.others and dtype == trial.strict:
-        rows += _whole(trial, check, regime, dtype, points, found)
-    wanted: Any = [(w, b, "") for w, b in zip(truth.cotangents, truth.bound, strict=True)]
-    if trial.kinks in ("left", "right") or any(exceeds(g, *w[:2]) for g, w in zip(got, wanted, strict=True)):
-        wanted = at_kinks(trial, points, us, dtype, got, truth)
+    if found.others and dtype == trial.strict:  # whole numbers and booleans are the function's, bit for bit
+        for n, (v, want) in enumerate(zip(found.others, trial.own(points, dtype)[1], strict=True)):
+            rows.append(compared(check, f"other output[{n}]", dtype, regime, f64(v), f64(want), 0.5, ANOTHER_VALUE))
+    wanted = at_kinks(trial, points, us, dtype, got, truth)
     for n, (path, (want, bound, note)) in enumerate(zip(trial.paths, wanted, strict=True)):
         if not note and exceeds(got[n], want, bound):
             note = _diagnosis(trial, n, got[n], want, bound, truth, points)
@@ -132,19 +129,11 @@ def oracle(trial: Trial, regime: str, points: Points, us: Leaves, dtype: str, tr
 
 
 def _values(trial: Trial, check: str, regime: str, dtype: str, found: Pulled, truth: Truth) -> Iterator[Row]:
-    text = "the forward's value is not the function's"
     first = len(truth.value) - len(found.value)  # of a gradient only what comes beside it is there
     values = zip(found.value, truth.value[first:], truth.value_bound[first:], strict=True)
     for n, (v, want, bound) in enumerate(values, first):
         name = "output" if len(truth.value) == 1 else f"output[{n}]"
-        yield compared(check, name, dtype, regime, v, want, bound, text)
-
-
-def _whole(trial: Trial, check: str, regime: str, dtype: str, points: Points, found: Pulled) -> Iterator[Row]:
-    """Outputs that are whole numbers or booleans are the function's, bit for bit."""
-    for n, (got, want) in enumerate(zip(found.others, trial.own(points, dtype)[1], strict=True)):
-        text = "the forward's value is not the function's"
-        yield compared(check, f"other output[{n}]", dtype, regime, f64(got), f64(want), 0.5, text)
+        yield compared(check, name, dtype, regime, v, want, bound, ANOTHER_VALUE)
 
 
 def constant_gap(trial: Trial, truths: Sequence[Truth]) -> Iterator[Row]:
@@ -228,20 +217,25 @@ def biased(trial: Trial, dtype: str, found: Sequence[tuple[Leaves, Truth]]) -> I
         yield Row(PRODUCTION, "FAIL" if wrong else "PASS", path, dtype, "one factor", *numbers)
 
 
-def adjoint(trial: Trial, points: Points, us: Leaves, probes: int) -> list[Row]:
+def adjoint(trial: Trial, points: Points) -> list[Row]:
     """5: ⟨J v, u⟩ = ⟨v, Jᵀ u⟩ in float64, v fresh normalised probes on one leaf at a time."""
-    rng = np.random.default_rng(trial.seed + 2)
+    rng = np.random.default_rng(trial.settings.seed + 2)
+    us = trial.dense()
     pulled = trial.run(points, us, "float64").cotangents
     truth = trial.truth(points, us, "float64")
-    wrt = trial.subject.arguments.differentiated(trial.cast(points, "float64"))
+    subject, at = trial.subject, trial.cast(points, "float64")
+    wrt = subject.arguments.differentiated(at)
+    push = jax.jit(
+        lambda p, v: jax.jvp(subject.reference_of(p), (subject.arguments.differentiated(p),), (v,))[1], **QUICK
+    )
     rows = []
-    push = _pushforward(trial, trial.cast(points, "float64"))
     for n, path in enumerate(trial.paths):
-        for _ in range(probes if wrt[n].size else 0):
+        for _ in range(trial.settings.probes if wrt[n].size else 0):
             v = rng.standard_normal(wrt[n].shape)
             v = trial.projected(points, [v if m == n else 0 * a for m, a in enumerate(wrt)])[n]
             v /= np.linalg.norm(v)
-            pushed = push([v if m == n else np.zeros_like(a) for m, a in enumerate(wrt)])
+            with precise():
+                pushed = push(at, [v if m == n else np.zeros_like(a) for m, a in enumerate(wrt)])
             left = sum(float(np.vdot(f64(u), f64(t))) for u, t in zip(us, pushed, strict=True))
             right = np.vdot(v, f64(pulled[n])) if np.shape(pulled[n]) == v.shape else np.nan
             limit = 64 * np.linalg.norm(v * truth.bound[n]) + 1e-13 * np.linalg.norm(v * truth.cotangents[n])
@@ -249,37 +243,18 @@ def adjoint(trial: Trial, points: Points, us: Leaves, probes: int) -> list[Row]:
     return rows
 
 
-def _pushforward(trial: Trial, points: Leaves) -> Callable[[Leaves], Leaves]:
-    """v ↦ J v by forward-mode autodiff of the reference."""
-    arguments = trial.subject.arguments
-    run = jax.jit(lambda p, v: jax.jvp(trial.subject.reference_of(p), (arguments.differentiated(p),), (v,))[1], **QUICK)
-
-    def push(tangents: Leaves) -> Leaves:
-        with precise():
-            return list(run(points, tangents))
-
-    return push
-
-
-def vacuity(trial: Trial, truths: Sequence[Truth], allow_zero: bool | Sequence[int | str]) -> list[Row]:
+def vacuity(trial: Trial, truths: Sequence[Truth]) -> list[Row]:
     """9: a leaf whose true gradient was about 0 at every point was not exercised."""
+    allow_zero = trial.settings.allow_zero
     prefixes = ("",) if allow_zero is True else tuple(f"[{p}]" if isinstance(p, int) else p for p in allow_zero or ())
+    text = "its true gradient is about 0 at every point tried; allow_zero= if that is meant"
+    if not truths:
+        text = "the function is finite at no point tried; domain= says where it is defined"
     rows = []
     for n, path in enumerate(trial.paths):
-        allowed = path.startswith(prefixes) if prefixes else False
         seen = any(np.any(np.isfinite(t.bound[n]) & (np.abs(t.cotangents[n]) > t.bound[n])) for t in truths)
-        if seen or allowed or (truths and not truths[0].cotangents[n].size):
+        if seen or path.startswith(prefixes) or (truths and not truths[0].cotangents[n].size):
             rows.append(Row(EDGES, "PASS", path))
         else:
-            text = "its true gradient is about 0 at every point tried; allow_zero= if that is meant"
-            if not truths:
-                text = "the function is finite at no point tried; domain= says where it is defined"
             rows.append(Row(EDGES, "UNEXERCISED", path, diagnosis=text))
     return rows
-
-
-def _rows(
-    check: str, trial: Trial, dtype: str, regime: str, got: Leaves, want: Leaves, bounds: Leaves, text: str = ""
-) -> Iterator[Row]:
-    for path, g, w, bound in zip(trial.paths, got, want, bounds, strict=True):
-        yield compared(check, path, dtype, regime, g, w, bound, text)

@@ -8,39 +8,33 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbp.checker.jaxpr import primitives
-from jaxbp.checker.report import Row
-from jaxbp.checker.subject import Arguments, is_data, is_inexact
+from jaxbp.checker.report import CONTRACT, PROVENANCE, Row
+from jaxbp.checker.subject import is_data, is_inexact
 from jaxbp.checker.trial import Trial
 
-CONTRACT, PROVENANCE = "contract", "provenance"
+NONE = "None returned for a live argument: its gradient becomes 0; leave it out of wrt if that is meant"
 
 
 def contract(trial: Trial, points: Sequence[Any], dtype: str) -> list[Row]:
     """1: tree, shape and dtype of every cotangent; None for a live argument; the forward's output is the function's."""
     subject = trial.subject
-    rows = list(_pair(trial, points)) if _has_pair(subject.rule) and trial.traceable else []
+    has_pair = isinstance(subject.rule, jax.custom_vjp) and not getattr(subject.rule, "symbolic_zeros", False)
+    rows = list(_pair(trial, points)) if has_pair and trial.traceable else []
     if rows:  # JAX refuses some of what is wrong there, and would say so for all leaves at once
         return rows
-    if subject.kind == "gradient" and (trial.host or not trial.traceable):
+    hosted = all(isinstance(leaf, np.ndarray) for leaf in trial.settings.example)
+    if subject.kind == "gradient" and (hosted or not trial.traceable):
         rows = list(_alone(trial, points, dtype))
-    pulled = _pulled(trial, points, dtype)
-    wanted = subject.arguments.differentiated(points)
-    if subject.forward:
-        return [Row(CONTRACT, "PASS", path, str(g.dtype)) for path, g in zip(trial.paths, pulled, strict=True)]
-    for path, g, a in zip(trial.paths, pulled, wanted, strict=True):
-        if g is None:
-            rows.append(Row(CONTRACT, "FAIL", path, str(a.dtype), diagnosis=NONE))
-            continue
-        text = _difference(g, a) if trial.traceable or np.shape(g) != a.shape else ""
+    us = trial.rounded([np.ones(v.shape) for v in trial.inputs], dtype)
+    if trial.traceable:
+        pulled = jax.eval_shape(lambda p, u: subject.pullback(p, u).cotangents, list(points), us)
+    else:
+        pulled = subject.pullback([jnp.asarray(a) if subject.kind == "vjp" else np.array(a) for a in points], us)[1]
+    for path, g, a in zip(trial.paths, pulled, subject.arguments.differentiated(points), strict=True):
+        free = not trial.traceable and g is not None and np.shape(g) == a.shape  # NumPy computes in any dtype
+        text = "" if free else _mismatch(a, g)
         rows.append(Row(CONTRACT, "FAIL" if text else "PASS", path, str(a.dtype), diagnosis=text))
     return rows
-
-
-NONE = "None returned for a live argument: its gradient becomes 0; leave it out of wrt if that is meant"
-
-
-def _has_pair(rule: Any) -> bool:
-    return isinstance(rule, jax.custom_vjp) and not getattr(rule, "symbolic_zeros", False)
 
 
 def _alone(trial: Trial, points: Sequence[Any], dtype: str) -> Iterator[Row]:
@@ -73,15 +67,6 @@ def _alone(trial: Trial, points: Sequence[Any], dtype: str) -> Iterator[Row]:
         yield row("an array with other numbers gives the result of its earlier ones: it is remembered by its id")
 
 
-def _pulled(trial: Trial, points: Sequence[Any], dtype: str) -> list[Any]:
-    """The cotangents, as shapes and dtypes where JAX can trace the rule."""
-    us = trial.rounded([np.ones(v.shape) for v in trial.inputs], dtype)
-    if not trial.traceable:
-        arrays = [jnp.asarray(a) if trial.subject.kind == "vjp" else np.array(a) for a in points]
-        return list(trial.subject.pullback(arrays, us)[1])
-    return list(jax.eval_shape(lambda p, u: trial.subject.pullback(p, u).cotangents, list(points), us))
-
-
 def _pair(trial: Trial, points: Sequence[Any]) -> Iterator[Row]:
     """What JAX lets through: a forward whose output is another than the function's, None, a cotangent's wrong dtype."""
     rule: Any = trial.subject.rule
@@ -92,13 +77,15 @@ def _pair(trial: Trial, points: Sequence[Any]) -> Iterator[Row]:
         args = arguments.call(leaves)
         value, residuals = rule.fwd(*args)
         u = jax.tree.map(lambda v: jnp.ones(v.shape, v.dtype if is_inexact(v) else jax.dtypes.float0), value)
-        return value, rule.bwd(*(args[i] for i in rule.nondiff_argnums), residuals, u)
+        cotangents = rule.bwd(*(args[i] for i in rule.nondiff_argnums), residuals, u)
+        return rule.__wrapped__(*args), value, cotangents, jax.tree.map(lambda a: a if is_data(a) else None, args)
 
-    own = jax.eval_shape(lambda leaves: rule.__wrapped__(*arguments.call(leaves)), list(points))
-    value, cotangents = jax.eval_shape(run, list(points))
-    args = jax.eval_shape(lambda leaves: _data_of(arguments, leaves), list(points))
-    text = _tree_difference(value, own)
-    if text:
+    own, value, cotangents, args = jax.eval_shape(run, list(points))
+    trees = [str(jax.tree.structure(tree)) for tree in (value, own)]
+    texts = [f"a tree {trees[0]}, want {trees[1]}"]
+    if trees[0] == trees[1]:
+        texts = [_difference(v, w) for v, w in zip(jax.tree.leaves(value), jax.tree.leaves(own), strict=True)]
+    if text := next(filter(None, texts), ""):
         yield Row(CONTRACT, "FAIL", "output", diagnosis=f"the forward's output is not the function's: {text}")
     if not isinstance(cotangents, tuple | list) or len(cotangents) != len(dynamic):
         yield Row(CONTRACT, "FAIL", diagnosis=f"the backward must return a tuple of {len(dynamic)} cotangents")
@@ -106,11 +93,6 @@ def _pair(trial: Trial, points: Sequence[Any]) -> Iterator[Row]:
     for i, cotangent in zip(dynamic, cotangents, strict=True):
         if i in arguments.wrt_arguments:
             yield from _argument(i, args[i], cotangent)
-
-
-def _data_of(arguments: Arguments, leaves: Sequence[Any]) -> Any:
-    """The arguments with what is no array as None."""
-    return jax.tree.map(lambda leaf: leaf if is_data(leaf) else None, arguments.call(leaves))
 
 
 def _argument(i: int, argument: Any, cotangent: Any) -> Iterator[Row]:
@@ -149,15 +131,6 @@ def _difference(got: Any, want: Any) -> str:
         advice = " (an axis that the function broadcasts must be summed)" if summed else ""
         text = [f"shape {shape}, want {want.shape}{advice}"]
     return ", ".join([*text, *([f"dtype {dtype}, want {want.dtype}"] if dtype != want.dtype else [])])
-
-
-def _tree_difference(got: Any, want: Any) -> str:
-    """The first difference in structure, shape or dtype, or ""."""
-    structures = [str(jax.tree.structure(tree)) for tree in (got, want)]
-    if structures[0] != structures[1]:
-        return f"a tree {structures[0]}, want {structures[1]}"
-    found = (_difference(g, w) for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True))
-    return next(filter(None, found), "")
 
 
 def provenance(trial: Trial) -> list[Row]:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxbp.checker.compare import error_over_bound, exceeds, f64
+from jaxbp.checker.jaxpr import splits_ties
 from jaxbp.checker.subject import Leaves
 from jaxbp.checker.trial import NEAR, Trial, Truth
 
@@ -26,23 +27,24 @@ def at_kinks(
 ) -> list[Wanted]:
     """The wanted cotangents with the convention applied where the reference's sides differ."""
     wanted = [Wanted(want, bound) for want, bound in zip(truth.cotangents, truth.bound, strict=True)]
-    leaves = trial.subject.arguments.differentiated(points)
-    shapes = [np.shape(leaf) for leaf in leaves]
+    wrong = any(exceeds(g, w.cotangent, w.bound) for g, w in zip(got, wanted, strict=True))
+    if not wrong and trial.settings.kinks not in ("left", "right"):
+        return wanted
+    shapes = [np.shape(leaf) for leaf in trial.subject.arguments.differentiated(points)]
     together = [[np.full(shape, side) for shape in shapes] for side in (-1.0, 1.0)]
     around = [trial.near(points, us, dtype, shifts) for shifts in together]
-    side = around[trial.kinks == "right"]
-    if not any(exceeds(g, w.cotangent, w.bound) for g, w in zip(got, wanted, strict=True)) and not any(
-        np.any(_visible(np.minimum(a, b), np.maximum(a, b))) for a, b in zip(*around, strict=True)
-    ):
+    if not wrong and not any(np.any(np.abs(a - b) > _smooth(a, b)) for a, b in zip(*around, strict=True)):
         return wanted
     closer = [trial.near(points, us, dtype, [shift / 1e5 for shift in shifts]) for shifts in together]
     drawn = [(low, high, *sides) for (low, high), *sides in zip(trial.around(points, us, dtype), *around, strict=True)]
     spread = [(np.array(np.min(leaf, axis=0)), np.array(np.max(leaf, axis=0))) for leaf in drawn]
-    kinks = [_visible(low, high) for low, high in spread]
-    fits = trial.kinks == "subgradient" or (trial.kinks == "reference" and trial.splits_ties)
-    fits = fits and any(map(np.any, kinks))
+    kinks = [high - low > _smooth(low, high) for low, high in spread]
+    free = trial.settings.kinks == "subgradient" or (
+        trial.settings.kinks == "reference" and splits_ties(trial.formula.jaxpr)
+    )
+    fits = free and any(map(np.any, kinks))
     fits = fits and (trial.subject.forward or _in_sum(trial, points, us, dtype, got, truth))
-    inside = trial.around(points, us, dtype, results=True) if fits else []
+    inside = trial.around(points, us, dtype, results=True) if fits else spread
     found = []
     for n, (g, w) in enumerate(zip(got, wanted, strict=True)):
         if np.shape(g) != w.cotangent.shape or not w.cotangent.size:
@@ -50,21 +52,24 @@ def at_kinks(
             continue
         low, high = spread[n]
         w = w._replace(bound=w.bound + LAST * np.nan_to_num(high - low, posinf=0.0))
-        outside = kinks[n] & _outside(f64(g), w, low, high) & fits & (not trial.subject.forward)
-        for index in map(tuple, np.argwhere(outside)[:PLACES]):
+        between = (f64(g) >= low - w.bound) & (f64(g) <= high + w.bound)
+        outside = kinks[n] & (error_over_bound(g, w.cotangent, w.bound) > 1) & ~between
+        for index in map(tuple, np.argwhere(outside)[:PLACES] if fits and not trial.subject.forward else ()):
             for s in (-1.0, 1.0):
-                at = trial.near(points, us, dtype, _at(shapes, n, index, s))[n][index]
+                shifts = [np.zeros(shape) for shape in shapes]
+                shifts[n][index] = s
+                at = trial.near(points, us, dtype, shifts)[n][index]
                 low[index], high[index] = min(low[index], at), max(high[index], at)
-        more = inside[n] if fits else (low, high)
         lasts = np.abs(closer[1][n] - closer[0][n]) > np.abs(around[1][n] - around[0][n]) / 2
-        found.append(_at_kink(trial, f64(g), w, (low, high, side[n], *more), dtype, fits, lasts))
+        side = around[trial.settings.kinks == "right"][n]
+        found.append(_at_kink(trial, f64(g), w, (low, high, side, *inside[n]), dtype, fits, lasts))
     return found
 
 
-def _visible(low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Where the sides differ by more than a smooth function does so near."""
+def _smooth(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """By how much the sides of a smooth function may differ so near."""
     size = np.maximum(np.abs(low), np.abs(high))
-    return np.asarray(high - low > 1e-6 * size + 1e-13 * np.max(size, initial=0.0))
+    return np.asarray(1e-6 * size + 1e-13 * np.max(size, initial=0.0))
 
 
 def _in_sum(
@@ -98,18 +103,6 @@ def _inner(a: Leaves, b: Leaves) -> float:
         return float(sum(np.sum(np.where(y == 0, 0, x * y)) for x, y in zip(a, b, strict=True)))
 
 
-def _outside(got: np.ndarray, wanted: Wanted, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """The elements that are wrong and not between what was found around."""
-    ratio = error_over_bound(got, wanted.cotangent, wanted.bound)
-    return np.asarray((ratio > 1) & ~((got >= low - wanted.bound) & (got <= high + wanted.bound)))
-
-
-def _at(shapes: Sequence[tuple[int, ...]], leaf: int, index: Any, side: float) -> Leaves:
-    shifts = [np.zeros(shape) for shape in shapes]
-    shifts[leaf][tuple(index)] = side
-    return shifts
-
-
 def _at_kink(
     trial: Trial,
     got: np.ndarray,
@@ -127,13 +120,12 @@ def _at_kink(
     smooth function (logaddexp(0, 0) by a max and a where): the derivative is the limit.
     """
     (want, bound, _), (low, high, side, least, most) = wanted, sides
-    size = np.maximum(np.abs(low), np.abs(high))
-    kink, middle = _visible(low, high), (low + high) / 2
-    visible = 1e-6 * size + 1e-13 * np.max(size, initial=0.0)
+    size, middle = np.maximum(np.abs(low), np.abs(high)), (low + high) / 2
+    kink = high - low > _smooth(low, high)
     rounded = (1e-6 if dtype in ("float64", "float32") else 0.05) * size
-    removable = ~kink & (np.abs(want - middle) > visible)
+    removable = ~kink & (np.abs(want - middle) > _smooth(low, high))
     want, bound = np.where(removable, middle, want), np.where(removable, bound + rounded, bound)
-    if trial.kinks in ("left", "right"):
+    if trial.settings.kinks in ("left", "right"):
         kink &= lasts
         smooth = high - low < 1e-8 * np.max(size, initial=0.0)  # as where a smooth function goes through 0
         rounded = rounded + np.where(smooth, high - low, 0.0)
@@ -148,5 +140,5 @@ def _at_kink(
     if not np.any(ratio > 1) or not np.all(explained[ratio > 1]):
         return Wanted(want, bound)
     at = np.unravel_index(np.argmax(ratio), ratio.shape)
-    note = f"differs only at a kink, whose sides are {low[at]:.6g} and {high[at]:.6g} (kinks={trial.kinks!r})"
+    note = f"differs only at a kink, whose sides are {low[at]:.6g} and {high[at]:.6g} (kinks={trial.settings.kinks!r})"
     return Wanted(want, bound, note)

@@ -7,11 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxbp.checker.compare import compared, f64
-from jaxbp.checker.report import Row
+from jaxbp.checker.report import NUMERICS, Row
 from jaxbp.checker.subject import Leaves
 from jaxbp.checker.trial import Trial, first_line
 
-NUMERICS = "independent numerics"
 STEPS = tuple(10.0**-k for k in range(2, 9))
 FINE = tuple(10.0**-k for k in range(1, 12))
 LARGE = 2e3
@@ -19,12 +18,13 @@ Line = Callable[[float], list[np.ndarray]]
 """t ↦ f(x + t v)."""
 
 
-class Difference(NamedTuple):
-    """d/dt ⟨u, f(x + t v)⟩ at 0, its error bar, and the step that gave it."""
+class _Place(NamedTuple):
+    """Where differences are taken, and what the rule gave there."""
 
-    value: float
-    bar: float
-    step: float
+    regime: str
+    points: Leaves
+    pulled: Leaves
+    bounds: Leaves
 
 
 def numerics(trial: Trial, regimes: Mapping[str, Sequence[Any]], us: Leaves, probes: int) -> list[Row]:
@@ -37,20 +37,22 @@ def numerics(trial: Trial, regimes: Mapping[str, Sequence[Any]], us: Leaves, pro
     rows: list[Row] = []
     for regime, leaves in regimes.items():
         points = trial.cast(trial.cast(leaves, trial.strict), "float64")  # those that the rule is given
-        if not _defined(trial, points):
+        value = _value(trial, points)
+        if not all(np.all(np.isfinite(a)) for a in value):
             continue
         try:
             found = trial.run(leaves, us, trial.strict)
         except Exception as error:
             rows.append(Row(NUMERICS, "FAIL", "", "float64", regime, diagnosis=f"raised {first_line(error)}"))
             continue
-        rows += _values(trial, regime, points, found.value)
+        if not trial.oracle:  # autodiff compares the values more closely
+            rows += _values(trial, regime, found.value, value[len(value) - len(found.value) :])
         places.append(_Place(regime, points, found.cotangents, trial.bounds(leaves, us, trial.strict)[0]))
     for n, path in enumerate(trial.paths):
         for probe in range(probes):
             tried: list[Row] = []
             for place in places:
-                rng = np.random.default_rng([trial.seed, n, probe])
+                rng = np.random.default_rng([trial.settings.seed, n, probe])
                 tried += _rows(trial, us, place, n, path, rng)
                 if trial.oracle and tried and tried[-1].verdict != "INCONCLUSIVE":
                     break
@@ -59,35 +61,23 @@ def numerics(trial: Trial, regimes: Mapping[str, Sequence[Any]], us: Leaves, pro
     return rows
 
 
-class _Place(NamedTuple):
-    """Where differences are taken, and what the rule gave there."""
+def _value(trial: Trial, points: Leaves) -> list[np.ndarray]:
+    """Of the reference; not finite where it does not take these points, as a NumPy function may outside its domain."""
+    try:
+        return trial.line(points)
+    except Exception:
+        return [np.asarray(np.nan)]
 
-    regime: str
-    points: Leaves
-    pulled: Leaves
-    bounds: Leaves
 
-
-def _values(trial: Trial, regime: str, points: Leaves, got: Leaves) -> list[Row]:
-    """The values that the rule returns against those of the reference; autodiff compares them more closely."""
-    if trial.oracle:
-        return []
+def _values(trial: Trial, regime: str, got: Leaves, wanted: Leaves) -> list[Row]:
+    """The values that the rule returns against those of the reference."""
     unit = 1e3 * float(trial.info(trial.strict).eps) + trial.accuracy
+    text = "the rule returns another value than the function"
     rows = []
-    wanted = trial.line(points)
-    for n, (value, want) in enumerate(zip(got, wanted[len(wanted) - len(got) :], strict=True)):
+    for n, (value, want) in enumerate(zip(got, wanted, strict=True)):
         bound = unit * np.max(np.abs(want), initial=0.0) + unit
-        text = "the rule returns another value than the function"
         rows.append(compared(NUMERICS, f"output[{n}]", trial.strict, regime, value, want, bound, text))
     return rows
-
-
-def _defined(trial: Trial, points: Leaves) -> bool:
-    """Whether the reference takes these points and is finite there."""
-    try:
-        return all(np.all(np.isfinite(a)) for a in trial.line(points))
-    except Exception:  # a NumPy function may refuse points outside its domain
-        return False
 
 
 def _direction(trial: Trial, points: Leaves, n: int, rng: np.random.Generator) -> np.ndarray:
@@ -184,8 +174,8 @@ def difference(
     noise: float = 0.0,
     enough: float = 0.0,
     eps: float = 2.2e-16,
-) -> Difference:
-    """d/dt ⟨u, f(x + t v)⟩ at 0 by Richardson extrapolation of central differences.
+) -> tuple[float, float, float]:
+    """d/dt ⟨u, f(x + t v)⟩ at 0 by Richardson extrapolation of central differences, its error bar, and the step.
 
     Of several step sizes the one with the smallest bar is taken; the bar is what the last extrapolation changed, what
     rounding of the function does (noise), and the distance to the next best step size. Steps are tried until two bars
@@ -210,7 +200,7 @@ def difference(
             if sum(bar <= enough for bar, *_ in found) >= 2:
                 break
     (bar, best, step), (next_bar, next_best, _), *_ = sorted(found)
-    return Difference(best, bar + min(abs(best - next_best), 10 * next_bar), step)
+    return best, bar + min(abs(best - next_best), 10 * next_bar), step
 
 
 def _change(line: Line, us: Leaves, start: float, end: float) -> float:

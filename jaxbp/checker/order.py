@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbp.checker.compare import compared, f64
-from jaxbp.checker.jaxpr import primitives
-from jaxbp.checker.report import Row
+from jaxbp.checker.report import ORACLE, Row
 from jaxbp.checker.subject import Leaves
 from jaxbp.checker.trial import QUICK, Trial, first_line
 
@@ -19,42 +18,42 @@ Pull = Callable[[Leaves, Leaves], Leaves]
 """(leaves, cotangents) ↦ cotangents of the differentiated leaves, and whatever else."""
 
 
-def higher_orders(trial: Trial, regimes: Mapping[str, Sequence[Any]], us: Leaves, order: int) -> list[Row]:
+def higher_orders(trial: Trial, regimes: Mapping[str, Sequence[Any]]) -> list[Row]:
     """Gradients through the rule against those through the reference, at drawn points, where there are no kinks."""
     if not (trial.traceable and trial.oracle):
         trial.notes.append("order 2: rule and reference must be JAX code")
         return []
-    if "stop_gradient" in primitives(trial.formula.jaxpr):
+    if "stop_gradient" in trial.operations:
         trial.notes.append("order 2: the reference stops gradients; its second derivative need not be that of the rule")
         return []
     subject = trial.subject
-    rng = np.random.default_rng(trial.seed + 4)
+    rng = np.random.default_rng(trial.settings.seed + 4)
     vs = [rng.standard_normal(leaf.shape) for leaf in subject.arguments.differentiated(trial.given)]
     pulls: list[Pull] = [lambda p, u: subject.pullback(p, u).cotangents, lambda p, u: subject.truth(p, u)[2]]
     rows: list[Row] = []
-    for n in range(2, order + 1):
+    for n in range(2, trial.settings.order + 1):
         pulls = [_gradient(trial, pull, vs) for pull in pulls]
         try:
-            rows += [dataclasses.replace(row, subject=NAMES[n]) for row in _compared(trial, pulls, regimes, us)]
+            rows += [dataclasses.replace(row, subject=NAMES[n]) for row in _compared(trial, pulls, regimes)]
         except Exception as error:  # a rule that cannot be differentiated is right at order 1
             trial.notes.append(f"order {n}: {first_line(error)}")
             break
     return rows
 
 
-def _compared(trial: Trial, pulls: Sequence[Pull], regimes: Mapping[str, Sequence[Any]], us: Leaves) -> list[Row]:
+def _compared(trial: Trial, pulls: Sequence[Pull], regimes: Mapping[str, Sequence[Any]]) -> list[Row]:
     dtype = trial.strict if trial.oracle == "float64" else trial.main
-    eps = float(trial.info(dtype).eps)
+    eps, us = float(trial.info(dtype).eps), trial.rounded(trial.dense(), dtype)
     program = jax.jit(lambda p, u: [pull(p, u) for pull in pulls], **QUICK)
+    paths = [*trial.paths, *(f"cotangent {n}" for n in range(len(us)))]
     rows = []
     for regime, leaves in regimes.items():
         with trial.setting(dtype):
-            got, want = program(trial.cast(leaves, dtype), trial.rounded(us, dtype))
-        paths = [*trial.paths, *(f"cotangent {n}" for n in range(len(us)))]
+            got, want = program(trial.cast(leaves, dtype), us)
         for path, g, w in zip(paths, got, map(f64, want), strict=True):
             if np.all(np.isfinite(w)):
                 limit = 2e3 * eps**0.75 * (np.max(np.abs(w), initial=0.0) + np.abs(w)) + 1e3 * eps
-                rows.append(compared("float64 oracle", path, dtype, regime, g, w, limit + trial.accuracy))
+                rows.append(compared(ORACLE, path, dtype, regime, g, w, limit + trial.accuracy))
     return rows
 
 

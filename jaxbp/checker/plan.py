@@ -2,85 +2,56 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxbp.checker import checks
-from jaxbp.checker.contract import CONTRACT, PROVENANCE, contract, provenance
+from jaxbp.checker.contract import contract, provenance
 from jaxbp.checker.jaxpr import primitives
-from jaxbp.checker.numerics import NUMERICS, numerics
+from jaxbp.checker.numerics import numerics
 from jaxbp.checker.order import higher_orders
-from jaxbp.checker.report import Row, Verdict
-from jaxbp.checker.search import Numbers, numbers_of, points
+from jaxbp.checker.report import (
+    ADJOINT,
+    ALGEBRA,
+    CONTRACT,
+    NUMERICS,
+    ORACLE,
+    PRODUCTION,
+    PROVENANCE,
+    TRANSFORMATIONS,
+    Row,
+    Verdict,
+)
+from jaxbp.checker.search import Points, points
 from jaxbp.checker.shapes import other_shapes
 from jaxbp.checker.subject import Leaves
-from jaxbp.checker.transformations import TRANSFORMATIONS, transformations
+from jaxbp.checker.transformations import transformations
 from jaxbp.checker.trial import FAULT, MIXED, Trial, Truth, first_line, trial_of
 
 SMOOTH = "ordinary", "large", "wide"  # regimes without ties on purpose
 USUAL = "given", "ordinary", "zeros"  # those in a dtype that nobody asked for: its range is not the rule's business
 PROVEN = 3  # points at which a leaf is wrong: after these the search stops
-Regimes = dict[str, Leaves]
 
 
-class Settings(NamedTuple):
-    """What the caller asks for."""
-
-    level: str
-    seed: int
-    probes: int
-    allow_zero: bool | Sequence[int | str]
-    dtypes: tuple[str, ...]  # as the caller wants them; () for the default
-    domain: list[Any]
-    order: int
-
-
-def searched(trial: Trial, leaves: Leaves, settings: Settings) -> list[Row]:
+def searched(trial: Trial) -> list[Row]:
     """The rows of all checks; what was left out is in the notes of the trial.
 
-    After a rule of a wrong form nothing else is said. Where a check raises, the others go on.
+    Of a rule for forward mode tangents come first, then cotangents if the rule can be transposed.
     """
-    if trial.subject.hides_jvp and not trial.subject.hidden and _is_forward(trial):
-        return _both_modes(trial, leaves, settings)
-    main = settings.dtypes[0] if settings.dtypes else trial.main
-    rows, dtypes = _contracts(trial, settings)
-    if any(row.verdict == "FAIL" and (not row.path or "shape" in row.diagnosis) for row in rows):
-        trial.notes = ["the other checks, after a broken contract"]
+    if not _is_forward(trial):
+        return _cotangents_checked(trial)
+    rows = _tangents_checked(trial)
+    try:
+        trial.rule_in(trial.main)
+    except Exception as error:  # a rule that uses a loop, say, is right in forward mode and has no other
+        trial.notes.append(f"reverse mode: {first_line(error)}")
         return rows
-    rows += guarded(trial, PROVENANCE, provenance, trial)
-    regimes = points(trial.subject.arguments, leaves, settings.level, settings.seed, settings.domain, _numbers(trial))
-    us = _cotangents(trial, settings)
-    rows += guarded(trial, checks.ALGEBRA, checks.algebra, trial, trial.given, us["dense"], main)
-    if trial.oracle:
-        rows += _by_autodiff(trial, regimes, us, dtypes, settings)
-    else:
-        lost = "float64 oracle, adjoint identity, production dtype, edges and vacuity"
-        trial.notes.append(f"{lost}: {trial.why_not}")
-        rows += [Row(checks.ORACLE, "INCONCLUSIVE", diagnosis=trial.why_not)] * trial.why_not.startswith(FAULT)
-    rows += guarded(trial, checks.ALGEBRA, checks.not_swallowed, trial, trial.given, us["dense"], main)
-    rows += _by_differences(trial, regimes, us["dense"], settings, rows)
-    if settings.order > 1:
-        smooth = {name: regimes[name] for name in ("ordinary", "tiny") if name in regimes}
-        rows += guarded(trial, checks.ORACLE, higher_orders, trial, smooth, us["dense"], settings.order)
-    else:
-        trial.notes.append("higher derivatives: order=2 or level='full'")
-    if (trial.oracle or not trial.traceable) and trial.failing is None:
-        rows += guarded(trial, checks.ORACLE, other_shapes, trial, settings.domain, settings.level)
-    return [*rows, *_transformed(trial, regimes, us["dense"], main, settings.level)]
-
-
-def _transformed(trial: Trial, regimes: Regimes, us: Leaves, main: str, level: str) -> list[Row]:
-    if not trial.traceable:
-        trial.notes.append("transformations: the rule cannot be traced by JAX")
-        return []
-    other = regimes.get("ordinary", trial.given)
-    return guarded(trial, TRANSFORMATIONS, transformations, trial, trial.given, other, us, main, level, verdict="FAIL")
+    return [*rows, *_cotangents_checked(trial)]
 
 
 def _is_forward(trial: Trial) -> bool:
     """Whether the rules under test are of custom_jvp functions only."""
-    if trial.subject.kind != "vjp":
+    if not trial.subject.hides_jvp or trial.subject.kind != "vjp":
         return False
     try:
         found = primitives(trial.rule_of_function.jaxpr)
@@ -89,40 +60,68 @@ def _is_forward(trial: Trial) -> bool:
     return "custom_jvp_call" in found and "custom_vjp_call" not in found
 
 
-def _both_modes(trial: Trial, leaves: Leaves, settings: Settings) -> list[Row]:
-    """Tangents as they are; cotangents if the rule can be transposed."""
-    forward = trial_of(
-        dataclasses.replace(trial.subject, forward=True), trial.given, trial.kinks, trial.seed, trial.accuracy
-    )
-    main = trial.main
-    us = _cotangents(forward, settings)
-    rows = guarded(forward, checks.ALGEBRA, checks.algebra, forward, trial.given, us["dense"], main)
-    regimes = points(trial.subject.arguments, leaves, settings.level, settings.seed, settings.domain, _numbers(forward))
-    rows += _oracles(forward, regimes, us, settings.dtypes or (main,), settings)[0]
-    rows += guarded(forward, checks.ALGEBRA, checks.not_swallowed, forward, trial.given, us["dense"], main)
-    rows += _transformed(forward, regimes, us["dense"], main, settings.level)
+def _tangents_checked(trial: Trial) -> list[Row]:
+    forward = trial_of(dataclasses.replace(trial.subject, forward=True), trial.given, trial.settings)
+    dense, main = forward.dense(), trial.main
+    rows = guarded(forward, ALGEBRA, checks.algebra, trial.given, dense, main)
+    regimes = points(forward)
+    rows += _oracles(forward, regimes, trial.settings.dtypes or (main,))[0]
+    rows += guarded(forward, ALGEBRA, checks.not_swallowed, trial.given, dense, main)
+    rows += _transformed(forward, regimes, main)
     trial.notes += forward.notes
     trial.failing = forward.failing
-    try:
-        trial.rule_in(main)
-    except Exception as error:  # a rule that uses a loop, say, is right in forward mode and has no other
-        trial.notes.append(f"reverse mode: {first_line(error)}")
+    return rows
+
+
+def _cotangents_checked(trial: Trial) -> list[Row]:
+    """After a rule of a wrong form nothing else is said. Where a check raises, the others go on."""
+    settings, dense = trial.settings, trial.dense()
+    main = settings.dtypes[0] if settings.dtypes else trial.main
+    rows, dtypes = _contracts(trial)
+    if any(row.verdict == "FAIL" and (not row.path or "shape" in row.diagnosis) for row in rows):
+        trial.notes = ["the other checks, after a broken contract"]
         return rows
-    trial.subject = dataclasses.replace(trial.subject, hidden=True)
-    return [*rows, *searched(trial, leaves, settings)]
+    rows += guarded(trial, PROVENANCE, provenance)
+    regimes = points(trial)
+    rows += guarded(trial, ALGEBRA, checks.algebra, trial.given, dense, main)
+    if trial.oracle:
+        rows += _by_autodiff(trial, regimes, dtypes)
+    else:
+        lost = "float64 oracle, adjoint identity, production dtype, edges and vacuity"
+        trial.notes.append(f"{lost}: {trial.why_not}")
+        rows += [Row(ORACLE, "INCONCLUSIVE", diagnosis=trial.why_not)] * trial.why_not.startswith(FAULT)
+    rows += guarded(trial, ALGEBRA, checks.not_swallowed, trial.given, dense, main)
+    rows += _by_differences(trial, regimes, rows)
+    if settings.order > 1:
+        smooth = {name: regimes[name] for name in ("ordinary", "tiny") if name in regimes}
+        rows += guarded(trial, ORACLE, higher_orders, smooth)
+    else:
+        trial.notes.append("higher derivatives: order=2 or level='full'")
+    if (trial.oracle or not trial.traceable) and trial.failing is None:
+        rows += guarded(trial, ORACLE, other_shapes)
+    return [*rows, *_transformed(trial, regimes, main)]
 
 
-def _contracts(trial: Trial, settings: Settings) -> tuple[list[Row], tuple[str, ...]]:
+def _transformed(trial: Trial, regimes: Points, main: str) -> list[Row]:
+    if not trial.traceable:
+        trial.notes.append("transformations: the rule cannot be traced by JAX")
+        return []
+    other = regimes.get("ordinary", trial.given)
+    return guarded(trial, TRANSFORMATIONS, transformations, other, main, verdict="FAIL")
+
+
+def _contracts(trial: Trial) -> tuple[list[Row], tuple[str, ...]]:
     """Check 1 in every dtype, and the dtypes in which the rule runs.
 
     A dtype that the caller neither gave nor asked for is left out if the rule does not take it.
     """
-    wanted = settings.dtypes or (trial.main,)
+    asked = trial.settings.dtypes
+    wanted = asked or (trial.main,)
     rows: list[Row] = []
     taken = list(wanted)
     for dtype in wanted:
         rows += _contract_in(trial, dtype)
-    for dtype in () if settings.dtypes else _extra(trial):
+    for dtype in () if asked else _extra(trial):
         found = _contract_in(trial, dtype)
         if all(row.verdict == "PASS" for row in found):
             taken.append(dtype)
@@ -141,7 +140,7 @@ def _contracts(trial: Trial, settings: Settings) -> tuple[list[Row], tuple[str, 
 
 def _contract_in(trial: Trial, dtype: str) -> list[Row]:
     with trial.setting(dtype):
-        return guarded(trial, CONTRACT, contract, trial, trial.cast(trial.given, dtype), dtype, verdict="FAIL")
+        return guarded(trial, CONTRACT, contract, trial.cast(trial.given, dtype), dtype, verdict="FAIL")
 
 
 def _extra(trial: Trial) -> tuple[str, ...]:
@@ -152,50 +151,34 @@ def _extra(trial: Trial) -> tuple[str, ...]:
     return tuple(dtype for dtype in ("float32", *shorter) if dtype != trial.main)
 
 
-def _numbers(trial: Trial) -> Numbers:
-    """What function and rule compare with."""
-    found: list[Any] = []
-    jaxprs: tuple[Callable[[], Any], ...] = (lambda: trial.formula.jaxpr, lambda: trial.rule_in(trial.main))
-    for jaxpr in jaxprs:
-        try:
-            found.append(jaxpr())
-        except Exception:  # NumPy code has no jaxpr
-            continue
-    return numbers_of(found, len(trial.given))
-
-
-def _by_autodiff(
-    trial: Trial, regimes: Regimes, us: dict[str, Leaves], dtypes: Sequence[str], settings: Settings
-) -> list[Row]:
+def _by_autodiff(trial: Trial, regimes: Points, dtypes: Sequence[str]) -> list[Row]:
     """Checks 4, 5, 7 and 9, for which JAX must be able to differentiate the reference."""
-    rows, truths = _oracles(trial, regimes, us, dtypes, settings)
-    if trial.strict == trial.oracle == "float64" and "while" not in primitives(trial.formula.jaxpr):
-        smooth = _smooth(trial, regimes, us["dense"])
-        rows += guarded(trial, checks.ADJOINT, checks.adjoint, trial, smooth, us["dense"], settings.probes)
+    rows, truths = _oracles(trial, regimes, dtypes)
+    if trial.strict == trial.oracle == "float64" and "while" not in trial.operations:
+        rows += guarded(trial, ADJOINT, checks.adjoint, _smooth(trial, regimes))
     else:
         trial.notes.append("adjoint identity: not in float64")
-    return [*rows, *checks.vacuity(trial, truths, settings.allow_zero)]
+    return [*rows, *checks.vacuity(trial, truths)]
 
 
-def _smooth(trial: Trial, regimes: Regimes, us: Leaves) -> Leaves:
+def _smooth(trial: Trial, regimes: Points) -> Leaves:
     """Points where probes hit no kink that a caller chose on purpose: drawn ones, if the function is defined there."""
     drawn = regimes.get("ordinary")
-    if drawn is not None and all(np.all(np.isfinite(v)) for v in trial.truth(drawn, us, "float64").value):
+    if drawn is not None and all(np.all(np.isfinite(v)) for v in trial.truth(drawn, trial.dense(), "float64").value):
         return drawn
     return next(iter(regimes.values()))
 
 
-def _by_differences(trial: Trial, regimes: Regimes, us: Leaves, settings: Settings, rows: list[Row]) -> list[Row]:
+def _by_differences(trial: Trial, regimes: Points, rows: list[Row]) -> list[Row]:
     """Check 6. Where autodiff agrees with the rule, differences alone do not make it wrong, and they say nothing where
     they go through a stop_gradient.
     """
     usual = ("ordinary", next(iter(regimes)), "tiny")
     tried = regimes if not trial.oracle else {name: regimes[name] for name in usual if name in regimes}
-    found = guarded(trial, NUMERICS, numerics, trial, tried, us, settings.probes)
-    agreed = trial.oracle and not any(row.verdict == "FAIL" for row in rows)
-    if not agreed:
+    found = guarded(trial, NUMERICS, numerics, tried, trial.dense(), trial.settings.probes)
+    if not trial.oracle or any(row.verdict == "FAIL" for row in rows):
         return found
-    if "stop_gradient" in primitives(trial.formula.jaxpr) and any(row.verdict != "PASS" for row in found):
+    if "stop_gradient" in trial.operations and any(row.verdict != "PASS" for row in found):
         trial.notes.append(f"{NUMERICS}: they go through a stop_gradient of the function")
         return [row for row in found if row.verdict == "PASS"]
     return [
@@ -206,7 +189,7 @@ def _by_differences(trial: Trial, regimes: Regimes, us: Leaves, settings: Settin
 
 
 def guarded(
-    trial: Trial, check: str, run: Callable[..., Iterable[Row]], *args: Any, verdict: Verdict = "INCONCLUSIVE"
+    trial: Trial, check: str, run: Callable[..., Iterable[Row]], *args: object, verdict: Verdict = "INCONCLUSIVE"
 ) -> list[Row]:
     """The rows of a check, or one row with what it raised: it calls a user's code, so anything may come.
 
@@ -214,56 +197,54 @@ def guarded(
     """
     rows: list[Row] = []
     try:
-        rows.extend(run(*args))
+        rows.extend(run(trial, *args))
     except Exception as error:
         trial.notes.append(f"{check}: it could not be completed")
         rows.append(Row(check, verdict, diagnosis=f"raised {first_line(error)}"))
     return rows
 
 
-def _cotangents(trial: Trial, settings: Settings) -> dict[str, Leaves]:
+def _cotangents(trial: Trial) -> dict[str, Leaves]:
     """By name: dense N(0, 1); all 1, as a mean has it, where sums grow long; −1 or 1 at one output, 0 elsewhere; 0 but
     for one leaf. That of a gradient is 1.
     """
-    like = trial.inputs
-    found = {"dense": trial.dense()}
+    like, found = trial.inputs, {"dense": trial.dense()}
     if trial.subject.kind == "gradient":
         return found
     found["constant"] = [np.ones(v.shape) for v in like]
-    rng = np.random.default_rng(settings.seed + 6)
+    rng = np.random.default_rng(trial.settings.seed + 6)
+    count = 2 if trial.settings.level == "fast" else 8
     for n, v in enumerate(like):
         if len(like) > 1:
             found[f"only output {n}"] = [u if m == n else np.zeros_like(u) for m, u in enumerate(found["dense"])]
-        for k, index in enumerate(rng.permutation(int(np.prod(v.shape)))[: 2 if settings.level == "fast" else 8]):
+        for k, index in enumerate(rng.permutation(int(np.prod(v.shape)))[:count]):
             hot = [np.zeros(w.shape) for w in like]
             hot[n].flat[index] = (-1.0, 1.0)[k % 2]
             found[f"one-hot {n}.{index}"] = hot
     return found
 
 
-def _oracles(
-    trial: Trial, regimes: Regimes, us: dict[str, Leaves], dtypes: Sequence[str], settings: Settings
-) -> tuple[list[Row], list[Truth]]:
+def _oracles(trial: Trial, regimes: Points, dtypes: Sequence[str]) -> tuple[list[Row], list[Truth]]:
     """Checks 4 and 7 at every point; all cotangents at the first points, the dense one at the others."""
     rows: list[Row] = []
     truths: list[Truth] = []
     usual = {name: leaves for name, leaves in regimes.items() if name.startswith(USUAL)}
     for dtype in dict.fromkeys((trial.strict, *dtypes)):
-        if dtype in (trial.strict, trial.main, "float32", *settings.dtypes):
-            check = checks.ORACLE if dtype == "float64" else checks.PRODUCTION
-            rows += guarded(trial, check, _oracle_in, trial, dtype, regimes, us, truths)
+        if dtype in (trial.strict, trial.main, "float32", *trial.settings.dtypes):
+            check = ORACLE if dtype == "float64" else PRODUCTION
+            rows += guarded(trial, check, _oracle_in, dtype, regimes, truths)
             continue
         try:
-            rows += _oracle_in(trial, dtype, usual, us, truths)
+            rows += _oracle_in(trial, dtype, usual, truths)
         except Exception as error:  # what XLA has no form of in a dtype that nobody asked for
             trial.notes.append(f"{dtype}: {first_line(error)}")
     return rows, truths
 
 
-def _oracle_in(trial: Trial, dtype: str, regimes: Regimes, us: dict[str, Leaves], truths: list[Truth]) -> Iterator[Row]:
+def _oracle_in(trial: Trial, dtype: str, regimes: Points, truths: list[Truth]) -> Iterator[Row]:
     """In one dtype, until the rule is proven wrong; the truths are kept."""
     wrong, failed, pooled = 0, "", []
-    for regime, leaves, name, u in _tried(trial, regimes, us, dtype):
+    for regime, leaves, name, u in _tried(trial, regimes, dtype):
         if regime == failed:  # the dense cotangent has said it
             continue
         truth = trial.truth(leaves, u, dtype)
@@ -288,9 +269,8 @@ def _oracle_in(trial: Trial, dtype: str, regimes: Regimes, us: dict[str, Leaves]
         yield from checks.biased(trial, dtype, pooled)
 
 
-def _tried(
-    trial: Trial, regimes: Regimes, us: dict[str, Leaves], dtype: str
-) -> Iterator[tuple[str, Leaves, str, Leaves]]:
+def _tried(trial: Trial, regimes: Points, dtype: str) -> Iterator[tuple[str, Leaves, str, Leaves]]:
+    us = _cotangents(trial)
     for n, (regime, leaves) in enumerate(regimes.items()):
         if dtype not in ("float64", "float32") and regime.startswith("magnitudes"):
             continue  # hardly one of these is a number in the shorter dtypes

@@ -5,6 +5,7 @@ empty masks and clamped indices, at both sides of a number that either of them c
 numbers to compare with are read from the jaxprs of function and rule.
 """
 
+import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import pairwise, product
@@ -12,9 +13,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxbp.checker.data import REGIMES, Spec, drawn
+from jaxbp.checker.data import EVERYWHERE, REGIMES, Spec, drawn
 from jaxbp.checker.jaxpr import literals, reached
-from jaxbp.checker.subject import Arguments, is_float
+from jaxbp.checker.subject import is_float
+from jaxbp.checker.trial import Trial
 
 Points = dict[str, list[np.ndarray]]
 USUAL = 1.0, -1.0, 0.5, 2.0, -2.0, 3.0, 1e-6, -1e-6, 1e-13, 1e3, -1e3, 1e5, 1e7, -1e7
@@ -22,26 +24,27 @@ COUNTS = {"fast": {"boundary": 8, "magnitudes": 3}, "full": {"boundary": 24, "ma
 LARGE = 2**12  # elements: with more, fewer points
 
 
-def points(
-    arguments: Arguments, leaves: Sequence[Any], level: str, seed: int, domain: list[Any], numbers: "Numbers"
-) -> Points:
+def points(trial: Trial) -> Points:
     """By regime, the array leaves of the arguments. The caller's own values are "given"; a floating-point leaf that is
     not differentiated keeps them, unless only its shape was given or the domain names it.
     """
-    rng = np.random.default_rng(seed)
+    leaves, domain, level = trial.settings.example, trial.settings.domain, trial.settings.level
+    rng, numbers = np.random.default_rng(trial.settings.seed), _numbers(trial)
     moves = [domain[n] is not None or isinstance(leaf, Spec) for n, leaf in enumerate(leaves)]
-    whole = [_Integers(leaf, *own) for leaf, *own in zip(leaves, numbers.whole, numbers.equal, strict=True)]
 
     def draw(regime: str) -> list[np.ndarray]:
         return [drawn(leaf, domain[n], regime, rng) if moves[n] else np.asarray(leaf) for n, leaf in enumerate(leaves)]
 
     def moved(n: int, move: Move, k: int) -> np.ndarray:
         if not is_float(leaves[n]):
-            return whole[n](k, rng)
+            return _whole(leaves[n], numbers.whole[n], numbers.equal[n], k, rng)
         if not moves[n]:
             return _mask(np.asarray(leaves[n]), k)
         base = drawn(leaves[n], domain[n], "ordinary", rng)
-        return base if callable(domain[n]) or not base.size else _kept(move(base, rng), domain[n])
+        if callable(domain[n]) or not base.size:
+            return base
+        placed = np.asarray(move(base, rng), np.float64)  # 0.7 is another number in float32
+        return np.asarray(np.clip(placed, *(domain[n] or EVERYWHERE)))
 
     concrete = not any(isinstance(leaf, Spec) for leaf in leaves)
     found: Points = {"given": [np.asarray(leaf) for leaf in leaves]} if concrete else {}
@@ -51,19 +54,13 @@ def points(
     for k, (regime, move) in enumerate(_moves(level, numbers.floats)):
         if small or k % 4 == 0:
             found[regime] = [moved(n, move, k) for n in range(len(leaves))]
-    first, same = next(iter(found.values())), [n for n in arguments.wrt if moves[n]]
+    first, same = next(iter(found.values())), [n for n in trial.subject.arguments.wrt if moves[n]]
     if small and len({first[n].shape for n in same}) < len(same):
         twins: dict[tuple[int, ...], np.ndarray] = {}
         found["equal arguments"] = [
             twins.setdefault(a.shape, a).astype(a.dtype) if n in same else a for n, a in enumerate(first)
         ]
     return found
-
-
-def _kept(value: np.ndarray, domain: Any) -> np.ndarray:
-    """In the domain, and in float64: 0.7 is another number in float32."""
-    with np.errstate(all="ignore"):
-        return np.asarray(np.clip(np.asarray(value, np.float64), *(domain or (-np.inf, np.inf))))
 
 
 Move = Callable[[np.ndarray, np.random.Generator], np.ndarray]
@@ -74,18 +71,13 @@ def _moves(level: str, numbers: Sequence[float]) -> Iterable[tuple[str, Move]]:
     pool = np.asarray([*_around(numbers), *USUAL])
     for k in range(COUNTS[level]["boundary"]):
         yield f"boundary {k}", partial(_taken, pool, k)
-    for k, step in enumerate((1.0, 2.0, 0.5)):
-        yield f"whole {k}", partial(_lattice, step)
+    for k, step in enumerate((1.0, 2.0, 0.5)):  # ties, zeros, ones, halves
+        yield f"whole {k}", partial(lambda step, x, rng: step * rng.integers(-3, 4, x.shape), step)
     for k in range(len(ROWS)):
         yield f"rows {k}", partial(_rows, k)
     for k in range(COUNTS[level]["magnitudes"]):
         yield f"magnitudes {k}", partial(_magnitudes, (12.0, 30.0, 6.0)[k % 3])
     yield "one value", lambda x, rng: np.full(x.shape, float(x.flat[0]))
-
-
-def _lattice(step: float, x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A few multiples of a step: ties, zeros, ones, halves."""
-    return np.asarray(step * rng.integers(-3, 4, x.shape))
 
 
 def _magnitudes(reach: float, x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -144,47 +136,36 @@ def _mask(leaf: np.ndarray, k: int) -> np.ndarray:
     return leaf
 
 
-class _Integers:
-    """What integers and booleans are tried: their ends, one value everywhere, others of their range, and beyond it the
-    numbers that the function asks for.
+def _whole(leaf: Any, whole: Sequence[int], equal: Sequence[int], k: int, rng: np.random.Generator) -> np.ndarray:
+    """The kth thing that integers or booleans are tried as: their ends, one value everywhere, others of their range,
+    and beyond it the numbers that the function asks for.
 
     Given values that are a permutation, or in order, stay so; the range is that of the values, of the numbers that
     these are compared with, and from 0.
     """
-
-    def __init__(self, leaf: Any, whole: Sequence[int], equal: Sequence[int]):
-        self.leaf, self.low, self.high = leaf, 0, 1
-        self.compared = bool(whole)  # a rule may be made for the one number that is given
-        if isinstance(leaf, Spec):
-            self.low, self.high = leaf.low, leaf.high
-        elif np.size(leaf) and not is_float(leaf) and leaf.dtype.kind != "b":
-            values = np.asarray(leaf)
-            self.low, self.high = int(values.min()), int(values.max())
-            self.high = max([self.high, *(c - 1 for c in whole if self.high < c - 1 <= self.high + 64)])
-            self.low = min([0, self.low, *(c for c in whole if -9 < c < 0)])
-        self.marks = [c for c in equal if not self.low <= c <= self.high]
-
-    def __call__(self, k: int, rng: np.random.Generator) -> np.ndarray:
-        shape, dtype = tuple(self.leaf.shape), np.dtype(self.leaf.dtype)
-        concrete = not isinstance(self.leaf, Spec)
-        if concrete and not shape and dtype.kind != "b":  # a step, a start, a choice of branch
-            value = int(self.leaf)
-            return np.asarray((value, 0, value + 1, value + 4)[k % 4 if self.compared else 0]).astype(dtype)
-        if concrete and dtype.kind != "b":
-            flat = np.sort(np.ravel(self.leaf))
-            if np.array_equal(flat, np.arange(flat.size)):
-                return rng.permutation(np.ravel(self.leaf)).reshape(shape)
-        ways: list[Callable[[], Any]] = [
-            lambda: rng.integers(self.low, self.high + 1, shape),
-            lambda: np.full(shape, self.low),
-            lambda: np.full(shape, self.high),
-            lambda: np.full(shape, rng.integers(self.low, self.high + 1)),
-            lambda: rng.choice([self.low, self.high, *self.marks], shape),
-        ]
-        found = ways[k % 5]()
-        if concrete and len(shape) == 1 and shape[0] > 2 and np.all(np.diff(np.asarray(self.leaf).astype(int)) >= 0):
-            found = np.sort(found)
-        return np.asarray(found).astype(dtype)
+    shape, dtype = tuple(leaf.shape), np.dtype(leaf.dtype)
+    low, high = getattr(leaf, "low", 0), getattr(leaf, "high", 1)
+    if not isinstance(leaf, Spec) and dtype.kind != "b":
+        if not shape:  # a step, a start, a choice of branch; a rule may be made for the one number that is given
+            value = int(leaf)
+            return np.asarray((value, 0, value + 1, value + 4)[k % 4 if whole else 0]).astype(dtype)
+        values = np.ravel(leaf)
+        if np.array_equal(np.sort(values), np.arange(values.size)):
+            return rng.permutation(values).reshape(shape)
+        low, high = int(values.min()), int(values.max())
+        high = max([high, *(c - 1 for c in whole if high < c - 1 <= high + 64)])
+        low = min([0, low, *(c for c in whole if -9 < c < 0)])
+    ways: list[Callable[[], Any]] = [
+        lambda: rng.integers(low, high + 1, shape),
+        lambda: np.full(shape, low),
+        lambda: np.full(shape, high),
+        lambda: np.full(shape, rng.integers(low, high + 1)),
+        lambda: rng.choice([low, high, *(c for c in equal if not low <= c <= high)], shape),
+    ]
+    found = np.asarray(ways[k % 5]())
+    if len(shape) == 1 and shape[0] > 2 and not isinstance(leaf, Spec) and np.all(np.diff(np.asarray(leaf, int)) >= 0):
+        found = np.sort(found)
+    return found.astype(dtype)
 
 
 class Numbers(NamedTuple):
@@ -195,6 +176,16 @@ class Numbers(NamedTuple):
     floats: list[float]
     whole: list[list[int]]
     equal: list[list[int]]
+
+
+def _numbers(trial: Trial) -> Numbers:
+    """Of function and rule."""
+    found: list[Any] = []
+    with contextlib.suppress(Exception):  # NumPy code has no jaxpr
+        found.append(trial.formula.jaxpr)
+    with contextlib.suppress(Exception):
+        found.append(trial.rule_in(trial.main))
+    return numbers_of(found, len(trial.given))
 
 
 def numbers_of(jaxprs: Sequence[Any], count: int) -> Numbers:

@@ -13,7 +13,7 @@ from jaxbp.checker.compare import f64
 from jaxbp.checker.data import Spec, drawn
 from jaxbp.checker.jaxpr import equations
 from jaxbp.checker.numerics import numerics
-from jaxbp.checker.report import Row
+from jaxbp.checker.report import ORACLE, Row
 from jaxbp.checker.subject import Leaves, is_float
 from jaxbp.checker.trial import QUICK, Trial, lenient, trial_of
 
@@ -31,7 +31,7 @@ class _Case(NamedTuple):
     parts: list[tuple[Leaves, Leaves]]
 
 
-def other_shapes(trial: Trial, domain: list[Any], level: str) -> list[Row]:
+def other_shapes(trial: Trial) -> list[Row]:
     """4 at other shapes, in the rule's most precise dtype: a size replaced wherever it occurs, an axis more or less.
 
     What the function itself does not take is left out; where the rule raises, the report says so. All shapes are one
@@ -39,13 +39,13 @@ def other_shapes(trial: Trial, domain: list[Any], level: str) -> list[Row]:
     code is tried so at once.
     """
     length = len([*equations(trial.formula.jaxpr)]) if trial.traceable else EQUATIONS // HOSTS
-    count = min(COUNT[level], max(2, EQUATIONS // (length + 1)))
+    count = min(COUNT[trial.settings.level], max(2, EQUATIONS // (length + 1)))
     taken: list[_Case] = []
     for shapes in _candidates(trial):
         if len(taken) == count:
             break
         try:
-            case = _case(trial, _filled(trial, shapes, domain))
+            case = _case(trial, _filled(trial, shapes))
         except Exception:  # the function does not take these shapes
             continue
         try:
@@ -59,10 +59,10 @@ def other_shapes(trial: Trial, domain: list[Any], level: str) -> list[Row]:
         taken.append(case)
     rows: list[Row] = []
     for case, differs in zip(taken, _differences(trial, taken) if taken else [], strict=True):
-        if differs and not any(row.verdict == "FAIL" for row in rows):
+        if not differs:
+            rows += [Row(ORACLE, "PASS", path, trial.strict, _text(case.leaves)) for path in trial.paths]
+        elif not any(row.verdict == "FAIL" for row in rows):
             rows += _confirmed(trial, case)
-        elif not differs:
-            rows += [Row("float64 oracle", "PASS", path, trial.strict, _text(case.leaves)) for path in trial.paths]
     return rows
 
 
@@ -76,13 +76,12 @@ def _pulled(trial: Trial, case: _Case) -> Leaves:
 
 def _case(trial: Trial, leaves: Leaves) -> _Case:
     """With cotangents N(0, 1); raises where function or reference do not take these shapes."""
-    subject = trial.subject
 
     def shapes(points: Leaves) -> list[Any]:
         if not trial.traceable:
             return dataclasses.replace(trial, given=points, _programs={}).outputs
         with trial.setting(trial.strict), lenient():
-            return list(jax.eval_shape(lambda p: subject.reference_of(p)(subject.arguments.differentiated(p)), points))
+            return list(jax.eval_shape(trial.subject.referred, points))
 
     parts = _parts(trial, leaves)
     like = shapes(leaves)
@@ -90,11 +89,11 @@ def _case(trial: Trial, leaves: Leaves) -> _Case:
         raise ValueError("an empty output")  # of a window larger than its input: XLA has no transpose of it
     for _, part in parts:
         shapes(part)
-    if subject.kind == "gradient":
+    if trial.subject.kind == "gradient":
         if like[0].shape != ():
             raise ValueError("no scalar")
         return _Case(leaves, [np.full(v.shape, float(n == 0), v.dtype) for n, v in enumerate(like)], parts)
-    rng = np.random.default_rng(trial.seed)
+    rng = np.random.default_rng(trial.settings.seed)
     return _Case(leaves, [rng.standard_normal(v.shape).astype(v.dtype) for v in like], parts)
 
 
@@ -115,16 +114,13 @@ def _differences(trial: Trial, taken: Sequence[_Case]) -> list[bool]:
         return [True] * len(taken)
     subject = trial.subject
 
-    def values(points: Leaves) -> Any:
-        return subject.reference_of(points)(subject.arguments.differentiated(points))[0]
-
     def both(p: Leaves, u: Leaves) -> tuple[Leaves, Leaves, Leaves]:
         pulled, (own, value, want) = subject.pullback(p, u), subject.truth(p, u)
         first = len(own or value) - len(pulled.value)
         return value, [*pulled.value, *pulled.cotangents], [*(own or value)[first:], *want]
 
     def all_of(cases: Any) -> Any:
-        return [(*both(p, u), [[*map(values, pair)] for pair in parts]) for p, u, parts in cases]
+        return [(*both(p, u), [[subject.referred(a)[0] for a in pair] for pair in parts]) for p, u, parts in cases]
 
     with trial.setting(trial.strict), lenient():
         found = jax.jit(all_of, **QUICK)(taken)
@@ -143,7 +139,7 @@ def _close(got: np.ndarray, want: np.ndarray, unit: float) -> bool:
 
 def _confirmed(trial: Trial, case: _Case) -> list[Row]:
     leaves, us, _ = case
-    other = trial_of(trial.subject, leaves, trial.kinks, trial.seed, trial.accuracy)
+    other = trial_of(trial.subject, leaves, trial.settings)
     other.strict = trial.strict
     if other.oracle:
         return oracle(other, _text(leaves), leaves, us, trial.strict, other.truth(leaves, us, trial.strict))
@@ -180,11 +176,11 @@ def _resized(shapes: Shapes, sizes: Mapping[int, int]) -> Shapes:
     return [tuple(sizes.get(size, size) for size in shape) for shape in shapes]
 
 
-def _filled(trial: Trial, shapes: Shapes, domain: list[Any]) -> Leaves:
+def _filled(trial: Trial, shapes: Shapes) -> Leaves:
     """Drawn where there is a domain, or the caller's values repeated, in the dtype that is tried."""
-    rng = np.random.default_rng(trial.seed)
+    rng = np.random.default_rng(trial.settings.seed)
     leaves = []
-    for leaf, shape, bounds in zip(trial.given, shapes, domain, strict=True):
+    for leaf, shape, bounds in zip(trial.given, shapes, trial.settings.domain, strict=True):
         if is_float(leaf) and bounds is not None:
             leaves.append(drawn(Spec(shape, leaf.dtype), bounds, "ordinary", rng))
         else:

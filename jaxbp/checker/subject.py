@@ -21,6 +21,7 @@ from jaxbp.checker.jaxpr import inlined
 
 Leaves = list[Any]
 Tree = Any
+Function = Callable[..., Any]
 ARRAY, COMPLEX = object(), object()
 
 
@@ -76,24 +77,45 @@ class Subject:
 
     name: str
     arguments: Arguments
-    function: Callable[..., Any]
-    reference: Callable[..., Any]
-    rule: Callable[..., Any]  # a custom_vjp or custom_jvp function, or (value_and_)gradient
+    function: Function
+    reference: Function
+    rule: Function  # a custom_vjp or custom_jvp function, or (value_and_)gradient
     kind: str  # "vjp", or "gradient": a scalar function's gradient, which takes no cotangent
     has_value: bool  # whether the gradient returns (value, gradient)
     own_reference: bool  # the reference is the function itself
     single: bool  # wrt was an int: the gradient of a "gradient" subject is not a tuple
+    project: Mapping[int, Function]
     forward: bool = False  # tangents go in and come out instead of cotangents
-    hidden: bool = False  # forward mode was checked already
     compares: bool = True  # the function's own value with that of the reference
-    project: Mapping[int, Callable[..., Any]] = dataclasses.field(default_factory=dict)
+
+    def outputs(self, function: Function, leaves: Leaves) -> tuple[Leaves, Leaves]:
+        """Of a function as it is: floats and others."""
+        return split(function(*self.arguments.call(leaves)))
+
+    def own(self, leaves: Leaves) -> tuple[Leaves, Leaves]:
+        """Outputs of the function without the rule: floats and others."""
+        return self.outputs(without_rule(self.function, self.hides_jvp), leaves)
+
+    @property
+    def hides_jvp(self) -> bool:
+        """Whether rules for custom_jvp functions are under test as well."""
+        return self.rule is self.function
+
+    def reference_of(self, leaves: Leaves) -> Callable[[Leaves], Leaves]:
+        """The reference as a function of the differentiated leaves alone, with the custom rule under test removed."""
+        reference = without_rule(self.reference, self.hides_jvp and self.own_reference)
+        return lambda wrt: self.outputs(reference, self.arguments.replaced(leaves, wrt))[0]
+
+    def referred(self, leaves: Leaves) -> Leaves:
+        """The value of the reference."""
+        return self.reference_of(leaves)(self.arguments.differentiated(leaves))
 
     def truth(self, leaves: Leaves, us: Leaves) -> tuple[Leaves, Leaves, Leaves]:
         """The values of the function and of the reference, and by autodiff of the reference what the rule should give.
 
         Where JAX has no reverse mode for the reference (a while_loop), forward mode gives the Jacobian.
         """
-        own = [] if self.own_reference or not self.compares else self.values(self.function, leaves)[0]
+        own = [] if self.own_reference or not self.compares else self.own(leaves)[0]
         reference, wrt = self.reference_of(leaves), self.arguments.differentiated(leaves)
         if self.forward:
             value, tangents = jax.jvp(reference, (wrt,), (_like(us, wrt),))
@@ -109,24 +131,10 @@ class Subject:
             pulled = [[jnp.tensordot(u, j, u.ndim) for j in row] for u, row in zip(_like(us, value), rows, strict=True)]
             return own, value, [sum(parts[1:], start=parts[0]) for parts in zip(*pulled, strict=True)]
 
-    def values(self, function: Callable[..., Any], leaves: Leaves) -> tuple[Leaves, Leaves]:
-        """Outputs of a function without the rule: floats and others."""
-        return split(without_rule(function, self.hides_jvp)(*self.arguments.call(leaves)))
-
-    @property
-    def hides_jvp(self) -> bool:
-        """Whether rules for custom_jvp functions are under test as well."""
-        return self.rule is self.function
-
-    def reference_of(self, leaves: Leaves) -> Callable[[Leaves], Leaves]:
-        """The reference as a function of the differentiated leaves alone, with the custom rule under test removed."""
-        reference = without_rule(self.reference, self.hides_jvp and self.own_reference)
-        return lambda wrt: split(reference(*self.arguments.call(self.arguments.replaced(leaves, wrt))))[0]
-
     def pullback(self, leaves: Leaves, us: Leaves) -> Pulled:
         """What the rule under test returns."""
         if self.kind == "vjp":
-            run = lambda wrt: split(self.rule(*self.arguments.call(self.arguments.replaced(leaves, wrt))))  # noqa: E731
+            run = lambda wrt: self.outputs(self.rule, self.arguments.replaced(leaves, wrt))  # noqa: E731
             wrt = self.arguments.differentiated(leaves)
             if self.forward:
                 value, tangents, others = jax.jvp(run, (wrt,), (_like(us, wrt),), has_aux=True)
@@ -134,40 +142,28 @@ class Subject:
             value, pull, others = jax.vjp(run, wrt, has_aux=True)
             return Pulled(value, pull(_like(us, value))[0], others)
         result = self.rule(*self.arguments.call(leaves))
-        cotangents, aux = self.matched(result[1] if self.has_value else result, leaves)
+        cotangents, aux = self._matched(result[1] if self.has_value else result, leaves)
         value, others = split(result[0] if self.has_value else aux)
         return Pulled(value, cotangents, others)
 
-    def matched(self, gradient: Tree, leaves: Leaves) -> tuple[Leaves, Tree]:
+    def _matched(self, gradient: Tree, leaves: Leaves) -> tuple[Leaves, Tree]:
         """The leaves of a gradient at the float leaves of the differentiated arguments, and what came beside it.
 
         An integer leaf may have None or anything else. Another tree is a ValueError.
         """
         arguments = self.arguments.call(leaves)
-        like = tuple(arguments[i] for i in self.arguments.wrt_arguments)
-        wanted = jax.tree.leaves(like, is_leaf=_is_none)
+        wanted, want_tree = _with_none(tuple(arguments[i] for i in self.arguments.wrt_arguments))
         with_aux = isinstance(gradient, tuple) and len(gradient) == 2
         for candidate, aux in ((gradient, ()), *([gradient] if with_aux else [])):
-            tree = (candidate,) if self.single else candidate
-            got = jax.tree.leaves(tree, is_leaf=_is_none)
-            if _structure(tree) == _structure(like):
+            got, got_tree = _with_none((candidate,) if self.single else candidate)
+            if got_tree == want_tree:
                 return [_gradient(g, a) for g, a in zip(got, wanted, strict=True) if is_inexact(a)], aux
-        got_tree, want_tree = str(_structure(gradient)), str(_structure(like))
-        raise ValueError(f"the gradient is a tree {got_tree}, the arguments' is {want_tree}")
-
-    @property
-    def paths(self) -> list[str]:
-        """Of what a rule gives: the differentiated leaves, or in forward mode the outputs (as many as there are)."""
-        return [self.arguments.paths[position] for position in self.arguments.wrt]
+        raise ValueError(f"the gradient is a tree {_with_none(gradient)[1]}, the arguments' is {want_tree}")
 
 
-def _structure(tree: Tree) -> Any:
-    """With None as a leaf."""
-    return jax.tree.structure(tree, is_leaf=_is_none)
-
-
-def _is_none(leaf: Any) -> bool:
-    return leaf is None
+def _with_none(tree: Tree) -> tuple[Leaves, Any]:
+    """Leaves and structure, None being a leaf."""
+    return jax.tree.flatten(tree, is_leaf=lambda leaf: leaf is None)
 
 
 def _gradient(g: Any, a: Any) -> Any:
@@ -236,24 +232,24 @@ def arguments_of(
     """
     located, treedef = jax.tree_util.tree_flatten_with_path(tuple(args))
     common = _common(leaf for _, leaf in located)
-    data = [_Leaf(keystr(path), path[0].idx, _canonical(leaf, common)) for path, leaf in located]
-    arrays = [leaf for leaf in data if leaf.argument not in fixed and is_data(leaf.value)]
-    have = sorted({leaf.argument for leaf in arrays if is_inexact(leaf.value)})
+    leaves, owners = [_canonical(leaf, common) for _, leaf in located], [path[0].idx for path, _ in located]
+    arrays = [n for n, leaf in enumerate(leaves) if owners[n] not in fixed and is_data(leaf)]
+    have = sorted({owners[n] for n in arrays if is_inexact(leaves[n])})
     chosen = tuple(have) if wrt is None else (wrt,) if isinstance(wrt, int) else tuple(wrt)
     for i in chosen:
         if i not in have:
             raise ValueError(f"wrt has {i}, but the arguments with floating-point leaves are {have}")
-    kinds = {id(leaf): COMPLEX if is_complex(leaf.value) else ARRAY for leaf in arrays}
+    kinds = {n: COMPLEX if is_complex(leaves[n]) else ARRAY for n in arrays}
     structure = Arguments(
         treedef,
-        static=tuple(kinds.get(id(leaf), leaf.value) for leaf in data),
-        wrt=tuple(n for n, leaf in enumerate(arrays) if leaf.argument in chosen and is_inexact(leaf.value)),
+        static=tuple(kinds.get(n, leaf) for n, leaf in enumerate(leaves)),
+        wrt=tuple(k for k, n in enumerate(arrays) if owners[n] in chosen and is_inexact(leaves[n])),
         wrt_arguments=chosen,
-        owners=tuple(leaf.argument for leaf in arrays),
-        paths=tuple(leaf.path for leaf in arrays),
+        owners=tuple(owners[n] for n in arrays),
+        paths=tuple(keystr(located[n][0]) for n in arrays),
         names=tuple(names),
     )
-    return structure, [_parts(leaf.value) if is_complex(leaf.value) else leaf.value for leaf in arrays]
+    return structure, [_parts(leaves[n]) if is_complex(leaves[n]) else leaves[n] for n in arrays]
 
 
 def _common(leaves: Iterable[Any]) -> Any:
@@ -281,30 +277,20 @@ def _parts(leaf: Any) -> Any:
     return np.asarray(parts_of(np.asarray(leaf)))
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Leaf:
-    path: str
-    argument: int
-    value: Any
-
-
 class Rules(NamedTuple):
-    """The rule by hand that `check` was given, if any."""
+    """What `check` was told of a rule: the rule by hand, if any, and the options about it."""
 
-    gradient: Callable[..., Any] | None = None
-    value_and_grad: Callable[..., Any] | None = None
-    vjp: tuple[Callable[..., Any], Callable[..., Any]] | None = None
-    jvp: Callable[..., Any] | None = None
-    reference: Callable[..., Any] | None = None
+    gradient: Function | None = None
+    value_and_grad: Function | None = None
+    vjp: tuple[Function, Function] | None = None
+    jvp: Function | None = None
+    reference: Function | None = None
+    wrt: int | Sequence[int] | None = None
+    kwargs: Mapping[str, Any] | None = None
+    project: Mapping[int, Function] | None = None
 
 
-def subject_of(
-    fun: Callable[..., Any],
-    args: Sequence[Any],
-    rules: Rules,
-    wrt: int | Sequence[int] | None,
-    kwargs: Mapping[str, Any] | None = None,
-) -> tuple[Subject, Leaves]:
+def subject_of(fun: Function, args: Sequence[Any], rules: Rules) -> tuple[Subject, Leaves]:
     """The subject that the arguments of `check` describe, and the array leaves of its example arguments.
 
     Raises:
@@ -316,10 +302,10 @@ def subject_of(
     if sum(rule is not None for rule in rules[:4]) > 1:
         raise ValueError("give one of gradient, value_and_grad and vjp or jvp, not several")
     _defined(fun)
+    names, fixed = _names(fun), tuple(getattr(fun, "nondiff_argnums", ()))
+    args = _positional(fun, args)
     by_hand = rules.gradient or rules.value_and_grad
-    names = _names(fun)
-    args, fixed = _positional(fun, args), tuple(getattr(fun, "nondiff_argnums", ()))
-    fun, by_hand, reference = (_with(f, kwargs) for f in (fun, by_hand, rules.reference))
+    fun, by_hand, reference = (_with(f, rules.kwargs) for f in (fun, by_hand, rules.reference))
     rule: Any = by_hand or fun
     if rules.vjp is not None:
         rule = jax.custom_vjp(lambda *args: fun(*args))  # bare: JAX would hand fun's default arguments to the forward
@@ -327,8 +313,7 @@ def subject_of(
     if rules.jvp is not None:
         rule = jax.custom_jvp(lambda *args: fun(*args))
         rule.defjvp(rules.jvp)
-    if by_hand is not None and wrt is None:
-        wrt = 0
+    wrt = 0 if by_hand is not None and rules.wrt is None else rules.wrt
     arguments, leaves = arguments_of(args, wrt, fixed, names)
     return Subject(
         name=_label(fun),
@@ -340,6 +325,7 @@ def subject_of(
         has_value=rules.value_and_grad is not None,
         own_reference=reference is None,
         single=isinstance(wrt, int) and by_hand is not None,
+        project=rules.project or {},
     ), leaves
 
 

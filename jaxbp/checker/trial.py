@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ import numpy as np
 from jaxbp.checker import rounding
 from jaxbp.checker.compare import arrays, f64
 from jaxbp.checker.data import cast
-from jaxbp.checker.jaxpr import OPAQUE, equations, primitives, splits_ties
+from jaxbp.checker.jaxpr import OPAQUE, equations, primitives
 from jaxbp.checker.subject import Leaves, Pulled, Subject, is_float, split
 
 Kinks = Literal["reference", "left", "right", "subgradient"]
@@ -29,6 +29,8 @@ QUICK: dict[str, Any] = {  # options of jax.jit for programs that run a few time
 }
 NEAR = 1e-10  # how far from a kink its two sides are looked at, in float64
 MIXED = "as given"  # every leaf in its own dtype
+SOLVED = 1e-4  # how well a while_loop is taken to solve what it solves, if nothing is said
+FAULT = "the checker cannot evaluate the reference equation by equation"
 UNTRACEABLE = (
     jax.errors.TracerArrayConversionError,
     jax.errors.ConcretizationTypeError,
@@ -38,17 +40,32 @@ UNTRACEABLE = (
 
 
 @contextlib.contextmanager
-def precise() -> Iterator[None]:
-    """float64 allowed and implicit promotion as usual, for the reference and for a rule run in float64."""
-    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+def lenient() -> Iterator[None]:
+    """Implicit promotion as usual, for the reference."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
 
 
 @contextlib.contextmanager
-def lenient() -> Iterator[None]:
-    """Implicit promotion as usual."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+def precise() -> Iterator[None]:
+    """float64 allowed as well, for the reference and for a rule run in float64."""
+    with jax.enable_x64(True), lenient():
         yield
+
+
+class Settings(NamedTuple):
+    """What the caller asks for."""
+
+    example: Leaves  # the array leaves of the arguments, some of them only shapes
+    domain: list[Any]  # of each
+    level: str
+    seed: int
+    probes: int
+    order: int
+    kinks: Kinks
+    dtypes: tuple[str, ...]  # () for the default
+    accuracy: float | None
+    allow_zero: bool | Sequence[int | str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,11 +88,9 @@ class Trial:
 
     subject: Subject
     given: list[Any]
-    kinks: Kinks
-    seed: int
-    accuracy: float
+    settings: Settings
+    accuracy: float = 0.0
     traceable: bool = True  # the rule
-    host: bool = False  # the caller's arrays are NumPy's: the rule is run on such as it is, too
     oracle: str = ""  # the dtype in which autodiff of the reference is the most precise; "" where there is none
     why_not: str = ""  # there is none
     strict: str = "float64"  # the most precise dtype in which the rule itself computes
@@ -85,10 +100,6 @@ class Trial:
     notes: list[str] = dataclasses.field(default_factory=list)  # what was not checked, and why
     _programs: dict[Any, Any] = dataclasses.field(default_factory=dict)
 
-    @cached_property
-    def _noise(self) -> np.ndarray:
-        return rounding.noise_of(self.seed)
-
     def _once(self, key: Any, make: Callable[[], Any]) -> Any:
         if key not in self._programs:
             self._programs[key] = make()
@@ -96,12 +107,12 @@ class Trial:
 
     @property
     def paths(self) -> list[str]:
-        """Of what a rule gives."""
+        """Of what a rule gives: the differentiated leaves, or in forward mode the outputs."""
         if self.subject.forward:
             return [f"output[{n}] tangent" for n in range(len(self.outputs))]
-        return self.subject.paths
+        return self.subject.arguments.differentiated(self.subject.arguments.paths)
 
-    @cached_property
+    @property
     def outputs(self) -> list[Any]:
         """Shapes and dtypes of the float outputs at the given points."""
         return self._shapes(self.main)
@@ -123,24 +134,23 @@ class Trial:
         return precise() if dtype == "float64" or wide else contextlib.nullcontext()
 
     def _shapes(self, dtype: str) -> list[Any]:
-        return list(self._once(("shapes", dtype), lambda: self._outputs(dtype)))
-
-    def _outputs(self, dtype: str) -> Any:
-        points = self.cast(self.given, dtype)
-
         def function(p: Leaves) -> Leaves:
             return split(self.subject.function(*self.subject.arguments.call(p)))[0]
 
-        with self.setting(dtype), lenient():
-            try:
-                return jax.eval_shape(function, points)
-            except Exception as error:  # NumPy code takes no tracers
+        def make() -> Any:
+            points = self.cast(self.given, dtype)
+            with self.setting(dtype), lenient():
                 try:
-                    return function(points)
-                except Exception:
-                    raise error from None
+                    return jax.eval_shape(function, points)
+                except Exception as error:  # NumPy code takes no tracers
+                    try:
+                        return function(points)
+                    except Exception:
+                        raise error from None
 
-    @cached_property
+        return list(self._once(("shapes", dtype), make))
+
+    @property
     def inputs(self) -> list[Any]:
         """What a rule is linear in: cotangents of the outputs, or tangents of the differentiated leaves."""
         return self.subject.arguments.differentiated(self.given) if self.subject.forward else self.outputs
@@ -149,7 +159,7 @@ class Trial:
         """Cotangents N(0, 1), or for a gradient the 1 that it belongs to."""
         if self.subject.kind == "gradient":
             return [np.full(v.shape, float(n == 0)) for n, v in enumerate(self.inputs)]
-        rng = np.random.default_rng(self.seed + 3)
+        rng = np.random.default_rng(self.settings.seed + 3)
         return [rng.standard_normal(v.shape) for v in self.inputs]
 
     def cast(self, leaves: Sequence[Any], dtype: str) -> list[np.ndarray]:
@@ -169,11 +179,12 @@ class Trial:
     def run(self, leaves: Sequence[Any], us: Leaves, dtype: str) -> Pulled:
         """What the rule gives in a dtype; under the caller's own x64 setting unless that is float64."""
         options = {} if dtype == self.main else QUICK
-        pullback = self.subject.pullback
-        rule = self._once(("rule", bool(options)), lambda: jax.jit(pullback, **options)) if self.traceable else pullback
+        rule = pullback = self.subject.pullback
         points: list[Any] = self.cast(leaves, dtype)
         with self.setting(dtype):
-            if not self.traceable and self.subject.kind == "vjp":
+            if self.traceable:
+                rule = self._once(("rule", bool(options)), lambda: jax.jit(pullback, **options))
+            elif self.subject.kind == "vjp":
                 points = [jnp.asarray(a) for a in points]
             found = rule([a.copy() for a in points], self.rounded(us, dtype))
         value, cotangents, others = ([np.array(a) for a in part] for part in found)
@@ -208,7 +219,7 @@ class Trial:
             # p (u − Σ p u) loses ε |u| where p is about 1, and p = exp(a − log Σ exp a) loses ε |a| p
             unit, sums = 16 * float(jnp.finfo(dtype).eps), zip(self.scales, self.coupled, strict=True)
             sizes = (np.max(np.abs(v), initial=1.0, where=np.isfinite(v)) for v in exact[:value])
-            lost = unit * max(sizes) * self.has_exp
+            lost = unit * max(sizes) * ("exp" in self.operations)
             for n, (scale, several) in enumerate(sums, value):
                 share = np.minimum(np.abs(exact[n]), scale) if lost < 1 else scale
                 bounds[n] = bounds[n] + unit * scale * several + lost * np.nan_to_num(share)
@@ -223,9 +234,9 @@ class Trial:
         """
         found = self._traced(dtype)[0]
         run = self._once(("truth", found.text), lambda: jax.jit(rounding.with_spread(found), **QUICK))
-        leaves = [f64(a) if is_float(a) else a for a in (*points, *us)]
+        leaves, noise = [f64(a) if is_float(a) else a for a in (*points, *us)], rounding.noise_of(self.settings.seed)
         with precise():
-            outputs = run(found.consts, leaves, found.literals, units, np.full(len(leaves), own), zero, self._noise)
+            outputs = run(found.consts, leaves, found.literals, units, np.full(len(leaves), own), zero, noise)
         exact, low, high = map(arrays, outputs)
         return exact, low, high
 
@@ -269,30 +280,26 @@ class Trial:
         return [self.projected(points, part[sum(self._traced(self.oracle)[1]) :]) for part in found]
 
     def _traced(self, dtype: str) -> Any:
-        return self._once(("traced", dtype), lambda: self._trace(dtype))
+        """The jaxpr of the truth, how many values of function and reference it begins with, and the dtypes of all."""
 
-    def _trace(self, dtype: str) -> Any:
-        points, us = self.cast(self.given, dtype), self.rounded([np.ones(v.shape) for v in self.inputs], dtype)
-        with self.setting(dtype), lenient():
-            closed, shape = jax.make_jaxpr(lambda p, u: self.subject.truth(p, u), return_shape=True)(points, us)
-        if dtype == "float64" and self.narrow_hosts(closed.jaxpr):
-            raise NotImplementedError("a host callback gets float64 only where jax_enable_x64 is set")
-        own, value, _ = shape
-        if own and [v.shape for v in own] != [v.shape for v in value]:
-            texts = (", ".join(str(v.shape) for v in vs) for vs in (value, own))
-            raise ValueError("reference returns shapes {}, fun {}".format(*texts))
-        dtypes = [v.dtype for v in jax.tree.leaves(shape)]
-        return rounding.traced(closed), (len(own), len(value)), dtypes
+        def make() -> Any:
+            points, us = self.cast(self.given, dtype), self.rounded([np.ones(v.shape) for v in self.inputs], dtype)
+            with self.setting(dtype), lenient():
+                closed, shape = jax.make_jaxpr(lambda p, u: self.subject.truth(p, u), return_shape=True)(points, us)
+            if dtype == "float64" and _narrow_hosts(closed.jaxpr):
+                raise NotImplementedError("a host callback gets float64 only where jax_enable_x64 is set")
+            own, value, _ = shape
+            if own and [v.shape for v in own] != [v.shape for v in value]:
+                texts = (", ".join(str(v.shape) for v in vs) for vs in (value, own))
+                raise ValueError("reference returns shapes {}, fun {}".format(*texts))
+            dtypes = [v.dtype for v in jax.tree.leaves(shape)]
+            return rounding.traced(closed), (len(own), len(value)), dtypes
 
-    @staticmethod
-    def narrow_hosts(jaxpr: Any) -> bool:
-        """Whether it calls the host, on a thread that does not know that float64 is allowed here."""
-        return bool({"pure_callback", "io_callback"} & primitives(jaxpr)) and not jax.config.read("jax_enable_x64")
+        return self._once(("traced", dtype), make)
 
-    def own(self, leaves: Sequence[Any], dtype: str) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    def own(self, leaves: Sequence[Any], dtype: str) -> tuple[Leaves, Leaves]:
         """The outputs of the function itself: floating-point numbers, and the others."""
-        subject = self.subject
-        run = self._once("own", lambda: jax.jit(lambda p: subject.values(subject.function, p), **QUICK))
+        run = self._once("own", lambda: jax.jit(self.subject.own, **QUICK))
         with self.setting(dtype), lenient():
             values, others = run(self.cast(leaves, dtype))
         return [*map(np.asarray, values)], [*map(np.asarray, others)]
@@ -329,24 +336,23 @@ class Trial:
             return truth.bound, truth.value_bound
         found = self.run(leaves, us, dtype)
         unit = 256 * float(self.info(dtype).eps) + self.accuracy
-        bounds = ([np.full(g.shape, unit * np.max(np.abs(f64(g)), initial=0.0)) for g in part] for part in found[1::-1])
-        return next(bounds), next(bounds)
+
+        def alike(part: Leaves) -> Leaves:
+            return [np.full(g.shape, unit * np.max(np.abs(f64(g)), initial=0.0)) for g in part]
+
+        return alike(found.cotangents), alike(found.value)
 
     @cached_property
-    def splits_ties(self) -> bool:
-        """The reference goes through max, min or abs: its derivative at a tie is nobody's convention."""
-        return splits_ties(self.formula.jaxpr)
+    def operations(self) -> set[str]:
+        """The names of the reference's primitives."""
+        return primitives(self.formula.jaxpr)
 
-    @cached_property
-    def has_exp(self) -> bool:
-        return "exp" in primitives(self.formula.jaxpr)
-
-    @cached_property
+    @property
     def waits(self) -> bool:
         """Function or reference have a loop that ends when something has converged."""
-        found = primitives(self.formula.jaxpr)
+        found = self.operations
         with contextlib.suppress(Exception):  # what the function raises is the contract's to say
-            found |= primitives(self.rule_of_function.jaxpr)
+            found = found | primitives(self.rule_of_function.jaxpr)
         return "while" in found
 
     @cached_property
@@ -354,54 +360,44 @@ class Trial:
         """The closed jaxpr of the reference, without the rule, as a function of all leaves."""
         dtype = self.oracle or self.main
         with self.setting(dtype), lenient():
-            run = lambda p: self.subject.reference_of(p)(self.subject.arguments.differentiated(p))  # noqa: E731
-            return jax.make_jaxpr(run)(self.cast(self.given, dtype))
+            return jax.make_jaxpr(self.subject.referred)(self.cast(self.given, dtype))
 
     @cached_property
     def rule_of_function(self) -> Any:
         """The closed jaxpr of the function under test as it is called, without derivative."""
         with self.setting(self.main):
-            run = lambda p: split(self.subject.rule(*self.subject.arguments.call(p)))  # noqa: E731
+            run = lambda p: self.subject.outputs(self.subject.rule, p)  # noqa: E731
             return jax.make_jaxpr(run)(self.cast(self.given, self.main))
 
     @cached_property
     def line(self) -> Callable[[Leaves], list[np.ndarray]]:
         """points ↦ the reference's value in float64."""
-        if not self.oracle:
-            function = self.subject.function if self.subject.own_reference else self.subject.reference
-            return self._in_main(lambda p: split(function(*self.subject.arguments.call(p)))[0])
-        compiled = jax.jit(rounding.exact(self.formula), **QUICK)
+        run = jax.jit(rounding.exact(self.formula), **QUICK) if self.oracle else self._as_it_is()
 
         def value(points: Leaves) -> list[np.ndarray]:
-            with precise():
-                return arrays(compiled(points))
+            with self.setting(self.differenced), lenient():
+                return arrays(run(self.cast(points, self.differenced)))
 
         return value
 
-    def _in_main(self, run: Callable[[Leaves], Leaves]) -> Callable[[Leaves], list[np.ndarray]]:
-        """As it is, in float64 if it takes that."""
-        compiled = run
-        self.differenced = self.main
+    def _as_it_is(self) -> Callable[[Leaves], Leaves]:
+        """The reference without autodiff, compiled if it can be, in float64 if it takes that."""
+        run = lambda p: self.subject.outputs(self.subject.reference, p)[0]  # noqa: E731
         try:
-            hosts = self.narrow_hosts(jax.make_jaxpr(run)(self.cast(self.given, self.main)).jaxpr)
+            hosts = _narrow_hosts(jax.make_jaxpr(run)(self.cast(self.given, self.main)).jaxpr)
         except Exception:  # NumPy code
             hosts = False
         dtypes = [self.main] if hosts else ["float64", self.main]
         for dtype, candidate in ((d, c) for d in dtypes for c in (jax.jit(run), run)):
-            points = self.cast(self.given, dtype)
             try:
                 with self.setting(dtype), lenient():
-                    found = [dtype, *(str(v.dtype) for v in candidate(points))]
+                    found = [dtype, *(str(v.dtype) for v in candidate(self.cast(self.given, dtype)))]
             except Exception:  # float32 only, NumPy code under jit: the next one is tried
                 continue
-            compiled, self.differenced = candidate, max(found, key=lambda d: float(self.info(d).eps))
-            break
-
-        def value(points: Leaves) -> list[np.ndarray]:
-            with self.setting(self.differenced), lenient():
-                return arrays(compiled(self.cast(points, self.differenced)))
-
-        return value
+            self.differenced = max(found, key=lambda d: float(self.info(d).eps))
+            return candidate
+        self.differenced = self.main
+        return run
 
     def rule_in(self, dtype: str) -> Any:
         """The jaxpr of the rule, forward and backward."""
@@ -414,15 +410,20 @@ class Trial:
         return self._once(("rule", dtype), make)
 
 
-def trial_of(subject: Subject, leaves: Leaves, kinks: Kinks, seed: int, accuracy: float | None) -> Trial:
+def _narrow_hosts(jaxpr: Any) -> bool:
+    """Whether it calls the host, on a thread that does not know that float64 is allowed here."""
+    return bool({"pure_callback", "io_callback"} & primitives(jaxpr)) and not jax.config.read("jax_enable_x64")
+
+
+def trial_of(subject: Subject, leaves: Leaves, settings: Settings) -> Trial:
     """Finds out what of the subject JAX can trace and differentiate."""
-    trial = Trial(subject, leaves, kinks, seed, accuracy or 0.0)
+    trial = Trial(subject, leaves, settings, settings.accuracy or 0.0)
     _ = trial.outputs  # a function that does not take its own arguments is the caller's to see
     _differentiate(trial)
     trial.traceable = _traceable(trial)
     longer = ("float64", "float32")[: {"float64": 0, "float32": 1}.get(trial.main, 2)]
     trial.strict = next((dtype for dtype in longer if _keeps(trial, dtype)), trial.main)
-    if accuracy is None and trial.oracle and trial.waits:
+    if settings.accuracy is None and trial.oracle and trial.waits:
         trial.accuracy = SOLVED
     return trial
 
@@ -446,9 +447,8 @@ def _differentiate(trial: Trial) -> None:
             if str(error).startswith("reference returns"):
                 raise
     subject, points = trial.subject, trial.cast(trial.given, trial.main)
-    plain = lambda p: split(subject.reference(*subject.arguments.call(p)))[0]  # noqa: E731
-    apart = lambda p: subject.reference_of(p)(subject.arguments.differentiated(p))  # noqa: E731
-    for said, run in (("", plain), (FAULT, apart)):
+    plain = lambda p: subject.outputs(subject.reference, p)[0]  # noqa: E731
+    for said, run in (("", plain), (FAULT, subject.referred)):
         try:
             with trial.setting(trial.main), lenient():
                 jax.eval_shape(run, points)
@@ -457,14 +457,9 @@ def _differentiate(trial: Trial) -> None:
             return
 
 
-FAULT = "the checker cannot evaluate the reference equation by equation"
-
-
 def _keeps(trial: Trial, dtype: str) -> bool:
     """Whether the rule computes in this dtype all the way, without a cast to a shorter one."""
     if not trial.traceable:
-        return False
-    if trial.subject.arguments.has_complex and dtype not in ("float64", "float32"):
         return False
     try:
         jaxpr = trial.rule_in(dtype)
@@ -474,14 +469,6 @@ def _keeps(trial: Trial, dtype: str) -> bool:
         return False
     casts = (e for e in equations(jaxpr) if e.primitive.name == "convert_element_type")
     return all(rounding.unit_of(cast) <= float(trial.info(dtype).eps) / 2 * (dtype != "float64") for cast in casts)
-
-
-SOLVED = 1e-4  # how well a while_loop is taken to solve what it solves, if nothing is said
-
-
-def first_line(error: BaseException) -> str:
-    """The kind of an exception and the first line of what it says."""
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:160]}"
 
 
 def _traceable(trial: Trial) -> bool:
@@ -499,6 +486,11 @@ def _traceable(trial: Trial) -> bool:
             return True
         return False
     return True
+
+
+def first_line(error: BaseException) -> str:
+    """The kind of an exception and the first line of what it says."""
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:160]}"
 
 
 def first_use(trial: Trial) -> dict[str, int]:
