@@ -16,7 +16,7 @@ import numpy as np
 from jaxbp.checker.check import check
 from jaxbp.checker.data import NAMES, SPEC, Spec, drawn, parse, text_of
 from jaxbp.checker.finder import Rule
-from jaxbp.checker.subject import is_float
+from jaxbp.checker.subject import Rules, split, subject_of
 
 SHAPES = ("f32[4]", "f32[3,4]", "f32[]", "f32[4,4]", "f32[3]", "i32[3]{0..2}", "f32[2,3,4]", "i32[]{0..2}")
 DOMAINS = (None, (0.05, 0.95), (1.05, 4.0), (-4.0, -0.05))  # tried in turn, until the function is finite
@@ -196,30 +196,13 @@ def _of_jaxtyping(hint: Any, sizes: dict[str, int]) -> Spec:
 
 def _runs_backward(fun: Any, args: Sequence[Any]) -> bool:
     """Whether the function takes these arguments and gives numbers whose cotangents can be pulled back."""
-
-    def backward(*arrays: Any) -> Any:
-        value, pull = jax.vjp(lambda wrt: _floats(fun(*_filled(args, arrays, wrt))), [a for a in arrays if is_float(a)])
-        return value, pull(value)
-
-    structs = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in args if isinstance(a, Spec)]
     try:
-        return any(map(is_float, structs)) and bool(jax.eval_shape(backward, *structs)[0])
+        subject, leaves = subject_of(fun, args, Rules())
+        structs = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in leaves]
+        pulled = jax.eval_shape(lambda p: subject.pullback(p, subject.outputs(fun, p)[0]), structs)
+        return bool(subject.arguments.wrt and pulled.value)
     except Exception:  # any function says in its own way that it takes other arguments
         return False
-
-
-def _floats(value: Any) -> list[Any]:
-    return [leaf for leaf in jax.tree.leaves(value) if is_float(leaf)]
-
-
-def _filled(args: Sequence[Any], arrays: Sequence[Any], wrt: Sequence[Any]) -> list[Any]:
-    """The arguments with these arrays in the place of the drawn ones, and wrt in that of the floating-point arrays."""
-    some, floating = iter(arrays), iter(wrt)
-    filled = []
-    for argument in args:
-        array = next(some) if isinstance(argument, Spec) else argument
-        filled.append(next(floating) if is_float(array) else array)
-    return filled
 
 
 def _domain(fun: Any, args: Sequence[Any]) -> tuple[float, float] | None:
@@ -231,7 +214,7 @@ def _domain(fun: Any, args: Sequence[Any]) -> tuple[float, float] | None:
             for _ in range(DRAWS)
         ]
         try:
-            values = [_floats(fun(*draw)) for draw in draws]
+            values = [split(fun(*draw))[0] for draw in draws]
         except Exception:  # what the function raises, `check` meets again and reports
             return None
         if all(np.all(np.isfinite(leaf)) for value in values for leaf in value):
