@@ -27,8 +27,7 @@ contract              compares tree, shapes and dtypes of the        an axis tha
                       cotangents with the arguments                  that has a gradient, a forward with another value
 provenance            looks whether the custom rule really runs      a rule that was never attached
 cotangent algebra     calls twice; u = 0; 2u + v; 2^±20 u            hidden state, a lost u, a rule not linear in u
-float64 oracle        compares with autodiff in float64, element by  wrong signs, factors, transposes, terms; a single
-                      element                                        wrong element
+float64 oracle        compares with autodiff, element by element     wrong signs, factors, transposes, terms, elements
 adjoint identity      ⟨J v, u⟩ = ⟨v, Jᵀu⟩ for random v               the same by forward mode, in another way
 independent numerics  finite differences with an error bar           a reference that autodiff itself gets wrong
 production dtype      the oracle again, in the dtypes you use        overflow, underflow, cancellation
