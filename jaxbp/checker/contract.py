@@ -15,9 +15,9 @@ from jaxbp.checker.trial import Trial
 NONE = "None returned for a live argument: its gradient becomes 0; leave it out of wrt if that is meant"
 
 
-def contract(trial: Trial, points: Sequence[Any], dtype: str) -> list[Row]:
+def contract(trial: Trial, dtype: str) -> list[Row]:
     """1: tree, shape and dtype of every cotangent; None for a live argument; the forward's output is the function's."""
-    subject = trial.subject
+    subject, points = trial.subject, trial.cast(trial.given, dtype)
     has_pair = isinstance(subject.rule, jax.custom_vjp) and not getattr(subject.rule, "symbolic_zeros", False)
     rows = list(_pair(trial, points)) if has_pair and trial.traceable else []
     if rows:  # JAX refuses some of what is wrong there, and would say so for all leaves at once

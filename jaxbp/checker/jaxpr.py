@@ -225,12 +225,12 @@ def literals(jaxpr: Any) -> list[Any]:
     found = []
     for part in [jaxpr, *(inner for equation in equations(jaxpr) for inner in _inner(equation))]:
         atoms = [atom for equation in part.eqns for atom in equation.invars] + list(part.outvars)
-        found += [atom for atom in atoms if isinstance(atom, core.Literal) and _real(atom)]
+        found += [atom for atom in atoms if isinstance(atom, core.Literal) and _is_real_scalar(atom.aval)]
     return found
 
 
-def _real(atom: Any) -> bool:
-    return bool(jnp.issubdtype(atom.aval.dtype, jnp.floating)) and atom.aval.shape == ()
+def _is_real_scalar(aval: Any) -> bool:
+    return bool(jnp.issubdtype(aval.dtype, jnp.floating)) and aval.shape == ()
 
 
 def text_of(closed: Any) -> str:

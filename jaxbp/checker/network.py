@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from jaxbp.checker.trial import precise
 from jaxbp.interop import apply
 from jaxbp.layers import Chain
 from jaxbp.losses import Loss
-from jaxbp.mlp import MLP, Array, Params, forward
+from jaxbp.mlp import MLP, Array, Params
 from jaxbp.network import Net, Network, ParamTree
 
 BATCH = 5
@@ -74,51 +74,47 @@ def parts(subject: Net | Activation | Loss, seed: int, level: str) -> list[Part]
         return _rules([subject])
     if isinstance(subject, Loss):
         return _rules([], subject, (CLASSES,), seed)
-    loss, outputs = losses.get(subject.loss), network.shapes(subject)[1]
-    params, x, y = example(subject, seed)
+    outputs, (params, x, y) = network.shapes(subject)[1], example(subject, seed)
     layers = [_layers(subject, params, x[0], seed)] if isinstance(subject, Network) else []
     sigmas = [*dict.fromkeys(subject.activations)] if isinstance(subject, MLP) else []
 
-    def output(params: ParamTree, x: Array) -> Array:
-        outputs: Array = jax.vmap(lambda x: network.layer_of(subject).forward(params, x)[0])(x)
-        return outputs
-
     def mean_loss(params: ParamTree, x: Array, y: Array) -> Array:
-        return jnp.mean(jax.vmap(loss.ell)(output(params, x), y))
+        return jnp.mean(_ell(subject, params, x, y))
 
+    reference = {"reference": lambda params, x: _outputs(subject, params, x)}
     gradient = {"value_and_grad": lambda params, x, y: network.value_and_grad(subject, params, x, y)}
-    rules, *second = _rules(sigmas, loss, outputs, seed)
-    return [
+    rules, *second = _rules(sigmas, losses.get(subject.loss), outputs, seed)
+    found = [
         *layers,
         rules,
-        Part("apply", lambda params, x: apply(subject, params, x), (params, x), {"reference": output}),
+        Part("apply", lambda params, x: apply(subject, params, x), (params, x), reference),
         Part("value_and_grad", mean_loss, (params, x, y), gradient),
         *(second if level == "full" else []),
-        *([_hessian(subject, mean_loss, params, x, y)] if level == "full" and _is_curved(subject) else []),
     ]
+    known = all(sigma.d2sigma for sigma in sigmas) and losses.get(subject.loss).hvp is not None
+    if level == "full" and isinstance(subject, MLP) and known:
+        found.append(_hessian(subject, mean_loss, params, x, y))
+    return found
 
 
-def _is_curved(net: Net) -> TypeGuard[MLP]:
-    """Whether there is a Hessian by hand."""
-    known = isinstance(net, MLP) and all(sigma.d2sigma for sigma in net.activations)
-    return known and losses.get(net.loss).hvp is not None
+def _outputs(net: Net, params: ParamTree, x: Array) -> Array:
+    outputs: Array = jax.vmap(lambda x: network.layer_of(net).forward(params, x)[0])(x)
+    return outputs
 
 
-def _hessian(net: MLP, mean_loss: Callable[..., Array], params: ParamTree, x: Array, y: Array) -> Part:
+def _ell(net: Net, params: ParamTree, x: Array, y: Array) -> Array:
+    return jax.vmap(losses.get(net.loss).ell)(_outputs(net, params, x), y)
+
+
+def _hessian(net: MLP, mean_loss: Callable[..., Array], *data: Any) -> Part:
     """The R-passes as the backward pass of the gradient: the Hessian is symmetric."""
+    gradient = jax.grad(mean_loss)
 
-    def gradient(params: ParamTree, x: Array, y: Array) -> ParamTree:
-        found: ParamTree = jax.grad(mean_loss)(params, x, y)
-        return found
-
-    def forward_rule(params: ParamTree, x: Array, y: Array) -> tuple[ParamTree, Any]:
-        return gradient(params, x, y), (params, x, y)
-
-    def backward_rule(residuals: Any, v: ParamTree) -> tuple[ParamTree, None, None]:
-        params, x, y = residuals
+    def backward(kept: Any, v: ParamTree) -> tuple[ParamTree, None, None]:
+        params, x, y = kept
         return curvature.hvp(net, params, x, y, v), None, None
 
-    return Part("hvp", gradient, (params, x, y), {"vjp": (forward_rule, backward_rule), "wrt": (0,)})
+    return Part("hvp", gradient, data, {"vjp": (lambda *data: (gradient(*data), data), backward), "wrt": (0,)})
 
 
 def _layers(net: Network, params: ParamTree, x: Array, seed: int) -> Part:
@@ -287,17 +283,12 @@ def _gradient(net: Network, params: ParamTree, x: Array, y: Array) -> ParamTree:
 
 
 def _gradient_by_autodiff(net: Network, params: ParamTree, x: Array, y: Array) -> ParamTree:
-    def total(params: ParamTree) -> Array:
-        outputs = jax.vmap(lambda x: net.layer.forward(params, x)[0])(x)
-        return jnp.sum(jax.vmap(losses.get(net.loss).ell)(outputs, y))
-
-    return jax.grad(total)(params)
+    return jax.grad(lambda params: jnp.sum(_ell(net, params, x, y)))(params)
 
 
 def _by_hand(net: MLP, params: Params, x: Array, y: Array) -> list[_OfLayer]:
     """The four quantities of each layer as jaxbp computes them."""
-    outputs = jax.vmap(lambda x: forward(net, params, x).x[-1])(x)
-    dl_dx = jax.vmap(losses.get(net.loss).dl_dx)(outputs, y)
+    dl_dx = jax.vmap(losses.get(net.loss).dl_dx)(_outputs(net, params, x), y)
     _, f = network.factors(net, params, x, y)
     pushed = [delta @ layer.w for delta, layer in zip(f.delta[1:], params[1:], strict=True)]
     parts = zip([*pushed, dl_dx], f.delta, mlp.outer_sums(f), strict=True)

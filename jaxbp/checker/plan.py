@@ -5,23 +5,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
-from jaxbp.checker import checks
+from jaxbp.checker import checks, report
 from jaxbp.checker.contract import contract, provenance
 from jaxbp.checker.jaxpr import primitives
 from jaxbp.checker.numerics import numerics
 from jaxbp.checker.order import higher_orders
-from jaxbp.checker.report import (
-    ADJOINT,
-    ALGEBRA,
-    CONTRACT,
-    NUMERICS,
-    ORACLE,
-    PRODUCTION,
-    PROVENANCE,
-    TRANSFORMATIONS,
-    Row,
-    Verdict,
-)
+from jaxbp.checker.report import Row, Verdict
 from jaxbp.checker.search import Points, points
 from jaxbp.checker.shapes import other_shapes
 from jaxbp.checker.subject import Leaves
@@ -62,11 +51,11 @@ def _is_forward(trial: Trial) -> bool:
 
 def _tangents_checked(trial: Trial) -> list[Row]:
     forward = trial_of(dataclasses.replace(trial.subject, forward=True), trial.given, trial.settings)
-    dense, main = forward.dense(), trial.main
-    rows = guarded(forward, ALGEBRA, checks.algebra, trial.given, dense, main)
+    main = trial.main
+    rows = guarded(forward, report.ALGEBRA, checks.algebra, main)
     regimes = points(forward)
     rows += _oracles(forward, regimes, trial.settings.dtypes or (main,))[0]
-    rows += guarded(forward, ALGEBRA, checks.not_swallowed, trial.given, dense, main)
+    rows += guarded(forward, report.ALGEBRA, checks.not_swallowed, main)
     rows += _transformed(forward, regimes, main)
     trial.notes += forward.notes
     trial.failing = forward.failing
@@ -75,30 +64,30 @@ def _tangents_checked(trial: Trial) -> list[Row]:
 
 def _cotangents_checked(trial: Trial) -> list[Row]:
     """After a rule of a wrong form nothing else is said. Where a check raises, the others go on."""
-    settings, dense = trial.settings, trial.dense()
+    settings = trial.settings
     main = settings.dtypes[0] if settings.dtypes else trial.main
     rows, dtypes = _contracts(trial)
     if any(row.verdict == "FAIL" and (not row.path or "shape" in row.diagnosis) for row in rows):
         trial.notes = ["the other checks, after a broken contract"]
         return rows
-    rows += guarded(trial, PROVENANCE, provenance)
+    rows += guarded(trial, report.PROVENANCE, provenance)
     regimes = points(trial)
-    rows += guarded(trial, ALGEBRA, checks.algebra, trial.given, dense, main)
+    rows += guarded(trial, report.ALGEBRA, checks.algebra, main)
     if trial.oracle:
         rows += _by_autodiff(trial, regimes, dtypes)
     else:
         lost = "float64 oracle, adjoint identity, production dtype, edges and vacuity"
         trial.notes.append(f"{lost}: {trial.why_not}")
-        rows += [Row(ORACLE, "INCONCLUSIVE", diagnosis=trial.why_not)] * trial.why_not.startswith(FAULT)
-    rows += guarded(trial, ALGEBRA, checks.not_swallowed, trial.given, dense, main)
+        rows += [Row(report.ORACLE, "INCONCLUSIVE", diagnosis=trial.why_not)] * trial.why_not.startswith(FAULT)
+    rows += guarded(trial, report.ALGEBRA, checks.not_swallowed, main)
     rows += _by_differences(trial, regimes, rows)
     if settings.order > 1:
         smooth = {name: regimes[name] for name in ("ordinary", "tiny") if name in regimes}
-        rows += guarded(trial, ORACLE, higher_orders, smooth)
+        rows += guarded(trial, report.ORACLE, higher_orders, smooth)
     else:
         trial.notes.append("higher derivatives: order=2 or level='full'")
     if (trial.oracle or not trial.traceable) and trial.failing is None:
-        rows += guarded(trial, ORACLE, other_shapes)
+        rows += guarded(trial, report.ORACLE, other_shapes)
     return [*rows, *_transformed(trial, regimes, main)]
 
 
@@ -107,7 +96,7 @@ def _transformed(trial: Trial, regimes: Points, main: str) -> list[Row]:
         trial.notes.append("transformations: the rule cannot be traced by JAX")
         return []
     other = regimes.get("ordinary", trial.given)
-    return guarded(trial, TRANSFORMATIONS, transformations, other, main, verdict="FAIL")
+    return guarded(trial, report.TRANSFORMATIONS, transformations, other, main, verdict="FAIL")
 
 
 def _contracts(trial: Trial) -> tuple[list[Row], tuple[str, ...]]:
@@ -140,7 +129,7 @@ def _contracts(trial: Trial) -> tuple[list[Row], tuple[str, ...]]:
 
 def _contract_in(trial: Trial, dtype: str) -> list[Row]:
     with trial.setting(dtype):
-        return guarded(trial, CONTRACT, contract, trial.cast(trial.given, dtype), dtype, verdict="FAIL")
+        return guarded(trial, report.CONTRACT, contract, dtype, verdict="FAIL")
 
 
 def _extra(trial: Trial) -> tuple[str, ...]:
@@ -155,7 +144,7 @@ def _by_autodiff(trial: Trial, regimes: Points, dtypes: Sequence[str]) -> list[R
     """Checks 4, 5, 7 and 9, for which JAX must be able to differentiate the reference."""
     rows, truths = _oracles(trial, regimes, dtypes)
     if trial.strict == trial.oracle == "float64" and "while" not in trial.operations:
-        rows += guarded(trial, ADJOINT, checks.adjoint, _smooth(trial, regimes))
+        rows += guarded(trial, report.ADJOINT, checks.adjoint, _smooth(trial, regimes))
     else:
         trial.notes.append("adjoint identity: not in float64")
     return [*rows, *checks.vacuity(trial, truths)]
@@ -175,11 +164,11 @@ def _by_differences(trial: Trial, regimes: Points, rows: list[Row]) -> list[Row]
     """
     usual = ("ordinary", next(iter(regimes)), "tiny")
     tried = regimes if not trial.oracle else {name: regimes[name] for name in usual if name in regimes}
-    found = guarded(trial, NUMERICS, numerics, tried, trial.dense(), trial.settings.probes)
+    found = guarded(trial, report.NUMERICS, numerics, tried, trial.dense(), trial.settings.probes)
     if not trial.oracle or any(row.verdict == "FAIL" for row in rows):
         return found
     if "stop_gradient" in trial.operations and any(row.verdict != "PASS" for row in found):
-        trial.notes.append(f"{NUMERICS}: they go through a stop_gradient of the function")
+        trial.notes.append(f"{report.NUMERICS}: they go through a stop_gradient of the function")
         return [row for row in found if row.verdict == "PASS"]
     return [
         dataclasses.replace(row, verdict="INCONCLUSIVE") if row.verdict == "FAIL" else row
@@ -231,7 +220,7 @@ def _oracles(trial: Trial, regimes: Points, dtypes: Sequence[str]) -> tuple[list
     usual = {name: leaves for name, leaves in regimes.items() if name.startswith(USUAL)}
     for dtype in dict.fromkeys((trial.strict, *dtypes)):
         if dtype in (trial.strict, trial.main, "float32", *trial.settings.dtypes):
-            check = ORACLE if dtype == "float64" else PRODUCTION
+            check = report.ORACLE if dtype == "float64" else report.PRODUCTION
             rows += guarded(trial, check, _oracle_in, dtype, regimes, truths)
             continue
         try:

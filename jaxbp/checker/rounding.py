@@ -127,7 +127,9 @@ def with_spread(found: Traced) -> Callable[..., Any]:
                 outputs = _fixed(equation, inputs)
                 if (place := places.get(id(equation))) is None:
                     return outputs
-                sizes = _sizes(equation, inputs, outputs)
+                sizes = outputs
+                if equation.primitive.name in LINEAR_SUMS:
+                    sizes = lifted(equation, [jnp.abs(lift(a)) if is_inexact(a) else a for a in inputs])
                 return [_moved(a, units[place], b, zero, noise, place) for a, b in zip(outputs, sizes, strict=True)]
 
             moved = [_moved(leaf, own[n], leaf, zero, noise, n) for n, leaf in enumerate(leaves)]
@@ -137,13 +139,6 @@ def with_spread(found: Traced) -> Callable[..., Any]:
         return exact, [jnp.min(a, axis=0) for a in drawn], [jnp.max(a, axis=0) for a in drawn]
 
     return run
-
-
-def _sizes(equation: Any, inputs: Sequence[Any], outputs: Sequence[Any]) -> Sequence[Any]:
-    """What the rounding of each output is relative to: |A| |B| of a product or a sum."""
-    if equation.primitive.name not in LINEAR_SUMS:
-        return outputs
-    return lifted(equation, [jnp.abs(lift(a)) if is_inexact(a) else a for a in inputs])
 
 
 def _moved(a: Any, u: Any, size: Any, zero: Any, noise: Array, place: int) -> Any:

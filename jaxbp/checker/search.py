@@ -195,12 +195,9 @@ def numbers_of(jaxprs: Sequence[Any], count: int) -> Numbers:
     equal: list[list[int]] = [[] for _ in range(count)]
     for n, jaxpr in product(range(count), jaxprs):
         for equation in reached(jaxpr, [m == n for m in range(len(jaxpr.invars))]):
-            found = [int(a.val) for a in equation.invars if hasattr(a, "val") and _is_whole(a.val)]
+            values = [np.asarray(a.val) for a in equation.invars if hasattr(a, "val")]
+            found = [int(a) for a in values if a.shape == () and np.issubdtype(a.dtype, np.integer)]
             beyond = [3, -2] if equation.primitive.name in ("max", "min", "clamp") else []
             whole[n] += [*found, *(c + s for c in found for s in beyond if abs(c) < 1e6)]
             equal[n] += found if equation.primitive.name in ("eq", "ne") else []
     return Numbers([*filter(np.isfinite, floats)], whole, equal)
-
-
-def _is_whole(value: Any) -> bool:
-    return np.shape(value) == () and np.issubdtype(np.asarray(value).dtype, np.integer)

@@ -157,18 +157,15 @@ class Subject:
         for candidate, aux in ((gradient, ()), *([gradient] if with_aux else [])):
             got, got_tree = _with_none((candidate,) if self.single else candidate)
             if got_tree == want_tree:
-                return [_gradient(g, a) for g, a in zip(got, wanted, strict=True) if is_inexact(a)], aux
+                pairs = [(g, a) for g, a in zip(got, wanted, strict=True) if is_inexact(a)]
+                # jax.grad returns ∂f/∂x − i ∂f/∂y for a complex argument
+                return [parts_of(g.conj()) if is_complex(a) and g is not None else g for g, a in pairs], aux
         raise ValueError(f"the gradient is a tree {_with_none(gradient)[1]}, the arguments' is {want_tree}")
 
 
 def _with_none(tree: Tree) -> tuple[Leaves, Any]:
     """Leaves and structure, None being a leaf."""
     return jax.tree.flatten(tree, is_leaf=lambda leaf: leaf is None)
-
-
-def _gradient(g: Any, a: Any) -> Any:
-    """As a cotangent of the parts of a: `jax.grad` returns ∂f/∂x − i ∂f/∂y for a complex one."""
-    return g if g is None or not is_complex(a) else parts_of(g.conj())
 
 
 def _like(us: Leaves, value: Leaves) -> Leaves:
@@ -305,7 +302,10 @@ def subject_of(fun: Function, args: Sequence[Any], rules: Rules) -> tuple[Subjec
     names, fixed = _names(fun), tuple(getattr(fun, "nondiff_argnums", ()))
     args = _positional(fun, args)
     by_hand = rules.gradient or rules.value_and_grad
-    fun, by_hand, reference = (_with(f, rules.kwargs) for f in (fun, by_hand, rules.reference))
+    known: list[Any] = [fun, by_hand, rules.reference]
+    if rules.kwargs:
+        known = [f if f is None else functools.partial(f, **rules.kwargs) for f in known]
+    fun, by_hand, reference = known
     rule: Any = by_hand or fun
     if rules.vjp is not None:
         rule = jax.custom_vjp(lambda *args: fun(*args))  # bare: JAX would hand fun's default arguments to the forward
@@ -327,10 +327,6 @@ def subject_of(fun: Function, args: Sequence[Any], rules: Rules) -> tuple[Subjec
         single=isinstance(wrt, int) and by_hand is not None,
         project=rules.project or {},
     ), leaves
-
-
-def _with(fun: Any, kwargs: Mapping[str, Any] | None) -> Any:
-    return functools.partial(fun, **kwargs) if kwargs and fun is not None else fun
 
 
 def _defined(fun: Any) -> None:
