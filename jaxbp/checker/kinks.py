@@ -1,6 +1,6 @@
 """What a rule may give at a kink of the reference: autodiff's choice, one side, or anything between the sides."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -8,7 +8,7 @@ import numpy as np
 from jaxbp.checker.compare import error_over_bound, exceeds, f64
 from jaxbp.checker.jaxpr import splits_ties
 from jaxbp.checker.subject import Leaves
-from jaxbp.checker.trial import NEAR, Trial, Truth
+from jaxbp.checker.trial import NEAR, Kinks, Trial, Truth
 
 PLACES = 48  # elements that are shifted alone
 LAST = 64 * 4 * 1.1e-16 / NEAR  # of the spread: a textbook rule is right for arguments rounded anew
@@ -30,21 +30,26 @@ def at_kinks(
     wrong = any(exceeds(g, w.cotangent, w.bound) for g, w in zip(got, wanted, strict=True))
     if not wrong and trial.settings.kinks not in ("left", "right"):
         return wanted
-    shapes = [np.shape(leaf) for leaf in trial.subject.arguments.differentiated(points)]
-    together = [[np.full(shape, side) for shape in shapes] for side in (-1.0, 1.0)]
-    around = [trial.near(points, us, dtype, shifts) for shifts in together]
+    leaves = [f64(leaf) for leaf in trial.subject.arguments.differentiated(points)]
+
+    def near(shifts: Leaves, moved: float = 0.0, results: float = 0.0) -> list[Leaves]:
+        return trial.near(points, us, dtype, shifts, moved, results)
+
+    around = [near([side] * len(leaves))[0] for side in (-1.0, 1.0)]
     if not wrong and not any(np.any(np.abs(a - b) > _smooth(a, b)) for a, b in zip(*around, strict=True)):
         return wanted
-    closer = [trial.near(points, us, dtype, [shift / 1e5 for shift in shifts]) for shifts in together]
-    drawn = [(low, high, *sides) for (low, high), *sides in zip(trial.around(points, us, dtype), *around, strict=True)]
+    closer = [near([side] * len(leaves))[0] for side in (-1e-5, 1e-5)]
+    unit = 0.0 if trial.subject.project else NEAR / 4  # no tangent spaces
+    drawn = zip(*near([], moved=unit)[1:], *around, strict=True)
     spread = [(np.array(np.min(leaf, axis=0)), np.array(np.max(leaf, axis=0))) for leaf in drawn]
     kinks = [high - low > _smooth(low, high) for low, high in spread]
     free = trial.settings.kinks == "subgradient" or (
         trial.settings.kinks == "reference" and splits_ties(trial.formula.jaxpr)
     )
     fits = free and any(map(np.any, kinks))
-    fits = fits and (trial.subject.forward or _in_sum(trial, points, us, dtype, got, truth))
-    inside = trial.around(points, us, dtype, results=True) if fits else spread
+    slack = 1e-6 if dtype in ("float64", "float32") else 0.05
+    fits = fits and (trial.subject.forward or _in_sum(near, leaves, got, truth, slack))
+    inside = [*zip(*near([], results=unit)[1:], strict=True)] if fits else spread
     found = []
     for n, (g, w) in enumerate(zip(got, wanted, strict=True)):
         if np.shape(g) != w.cotangent.shape or not w.cotangent.size:
@@ -56,13 +61,13 @@ def at_kinks(
         outside = kinks[n] & (error_over_bound(g, w.cotangent, w.bound) > 1) & ~between
         for index in map(tuple, np.argwhere(outside)[:PLACES] if fits and not trial.subject.forward else ()):
             for s in (-1.0, 1.0):
-                shifts = [np.zeros(shape) for shape in shapes]
+                shifts = [np.zeros(leaf.shape) for leaf in leaves]
                 shifts[n][index] = s
-                at = trial.near(points, us, dtype, shifts)[n][index]
+                at = near(shifts)[0][n][index]
                 low[index], high[index] = min(low[index], at), max(high[index], at)
         lasts = np.abs(closer[1][n] - closer[0][n]) > np.abs(around[1][n] - around[0][n]) / 2
         side = around[trial.settings.kinks == "right"][n]
-        found.append(_at_kink(trial, f64(g), w, (low, high, side, *inside[n]), dtype, fits, lasts))
+        found.append(_at_kink(trial.settings.kinks, f64(g), w, (low, high, side, *inside[n]), slack, fits, lasts))
     return found
 
 
@@ -72,22 +77,18 @@ def _smooth(low: np.ndarray, high: np.ndarray) -> np.ndarray:
     return np.asarray(1e-6 * size + 1e-13 * np.max(size, initial=0.0))
 
 
-def _in_sum(
-    trial: Trial, points: Sequence[Any], us: Leaves, dtype: str, got: Sequence[np.ndarray], truth: Truth
-) -> bool:
+def _in_sum(near: Callable[[Leaves], Any], leaves: Leaves, got: Sequence[Any], truth: Truth, slack: float) -> bool:
     """Whether ⟨got, v⟩ is the derivative along every v that leaves ties tied, such as all tied numbers scaled by one
     factor: along these the reference is smooth, whatever its parts are given.
     """
-    leaves = [f64(leaf) for leaf in trial.subject.arguments.differentiated(points)]
     if any(np.shape(g) != leaf.shape for g, leaf in zip(got, leaves, strict=True)):
         return True
     sizes, counts = np.unique(np.concatenate([np.abs(leaf).ravel() for leaf in leaves]), return_counts=True)
     groups = [np.abs(leaf) >= 0 for leaf in leaves], *([np.abs(a) == c for a in leaves] for c in sizes[counts > 1][:8])
-    slack = 1e-6 if dtype in ("float64", "float32") else 0.05
     for group in groups:
         shifts = [np.where(leaf == 0, 1.0, np.sign(leaf)) * chosen for leaf, chosen in zip(leaves, group, strict=True)]
         along = [np.where(leaf == 0, 1.0, np.abs(leaf)) * shift for leaf, shift in zip(leaves, shifts, strict=True)]
-        ends = [trial.near(points, us, dtype, [side * shift for shift in shifts]) for side in (-1.0, 1.0)]
+        ends = [near([side * shift for shift in shifts])[0] for side in (-1.0, 1.0)]
         low, high = (_inner(end, along) for end in ends)
         size = _inner([np.abs(a) for a in ends[0]], [np.abs(v) for v in along])
         bound = _inner([np.abs(b) for b in truth.bound], [np.abs(v) for v in along])
@@ -104,13 +105,7 @@ def _inner(a: Leaves, b: Leaves) -> float:
 
 
 def _at_kink(
-    trial: Trial,
-    got: np.ndarray,
-    wanted: Wanted,
-    sides: Sequence[np.ndarray],
-    dtype: str,
-    fits: bool,
-    lasts: np.ndarray,
+    kinks: Kinks, got: np.ndarray, wanted: Wanted, sides: Sequence[Any], slack: float, fits: bool, lasts: np.ndarray
 ) -> Wanted:
     """At a kink: the chosen side; or got itself if it fits in sum and is between the sides element by element.
 
@@ -121,18 +116,17 @@ def _at_kink(
     """
     (want, bound, _), (low, high, side, least, most) = wanted, sides
     size, middle = np.maximum(np.abs(low), np.abs(high)), (low + high) / 2
-    kink = high - low > _smooth(low, high)
-    rounded = (1e-6 if dtype in ("float64", "float32") else 0.05) * size
+    kink, rounded = high - low > _smooth(low, high), slack * size
     removable = ~kink & (np.abs(want - middle) > _smooth(low, high))
     want, bound = np.where(removable, middle, want), np.where(removable, bound + rounded, bound)
-    if trial.settings.kinks in ("left", "right"):
+    if kinks in ("left", "right"):
         kink &= lasts
         smooth = high - low < 1e-8 * np.max(size, initial=0.0)  # as where a smooth function goes through 0
         rounded = rounded + np.where(smooth, high - low, 0.0)
         want, bound = np.where(kink, side, want), np.where(kink, bound + rounded, bound)
     elif fits:
-        slack = bound + rounded * kink  # beside large numbers a kink is too small to be visible
-        between = (got >= np.minimum(low, least) - slack) & (got <= np.maximum(high, most) + slack)
+        margin = bound + rounded * kink  # beside large numbers a kink is too small to be visible
+        between = (got >= np.minimum(low, least) - margin) & (got <= np.maximum(high, most) + margin)
         want = np.where(between, got, want)
     bound = np.where(np.isinf(wanted.bound), np.inf, bound)
     ratio = error_over_bound(got, want, bound)
@@ -140,5 +134,5 @@ def _at_kink(
     if not np.any(ratio > 1) or not np.all(explained[ratio > 1]):
         return Wanted(want, bound)
     at = np.unravel_index(np.argmax(ratio), ratio.shape)
-    note = f"differs only at a kink, whose sides are {low[at]:.6g} and {high[at]:.6g} (kinks={trial.settings.kinks!r})"
+    note = f"differs only at a kink, whose sides are {low[at]:.6g} and {high[at]:.6g} (kinks={kinks!r})"
     return Wanted(want, bound, note)

@@ -248,36 +248,24 @@ class Trial:
         if largest.size < 2:
             return [False] * len(self.paths)
         largest.flat[0] = 1.0
-        points, us = self.cast(self.given, self.oracle), self.rounded(hot, self.oracle)
-        return [bool(np.count_nonzero(c) > 1) for c in self._cotangents_near(points, us, 0.0, 0.0)[0]]
+        return [bool(np.count_nonzero(c) > 1) for c in self.near(self.given, hot, self.oracle, [])[0]]
 
-    def near(self, leaves: Sequence[Any], us: Leaves, dtype: str, shifts: Leaves) -> list[np.ndarray]:
-        """The cotangents of the reference next to the points, each wrt leaf shifted by 10⁻¹⁰ × its size × a shift."""
-        points = [f64(a) if is_float(a) else a for a in self.cast(leaves, dtype)]
-        for position, shift in zip(self.subject.arguments.wrt, shifts, strict=True):
+    def near(
+        self, leaves: Sequence[Any], us: Leaves, dtype: str, shifts: Leaves, moved: float = 0.0, results: float = 0.0
+    ) -> list[Leaves]:
+        """The cotangents of the reference next to the points, the first wrt leaves shifted by 10⁻¹⁰ × their size × a
+        shift. Also the least and the greatest where all wrt leaves are moved by up to 4 × moved of their size, or the
+        results of operations by 4 × results: so the rows of a network are at their kinks independently. No mask moves.
+        """
+        points, wrt = [f64(a) if is_float(a) else a for a in self.cast(leaves, dtype)], self.subject.arguments.wrt
+        for position, shift in zip(wrt, shifts, strict=False):
             a = points[position]
             points[position] = a + NEAR * np.where(np.isinf(a), 0, np.where(a == 0, 1, np.abs(a))) * shift
-        return self._cotangents_near(points, self.rounded(us, dtype), 0.0, 0.0)[0]
-
-    def around(
-        self, leaves: Sequence[Any], us: Leaves, dtype: str, results: bool = False
-    ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """The least and the greatest cotangents of the reference at random points so near; or with the results of its
-        operations moved, so that the rows of a network are at their kinks independently. No tangent spaces.
-        """
-        unit = 0.0 if self.subject.project else NEAR / 4
-        units = (0.0, unit) if results else (unit, 0.0)
-        _, low, high = self._cotangents_near(self.cast(leaves, dtype), self.rounded(us, dtype), *units)
-        return [*zip(low, high, strict=True)]
-
-    def _cotangents_near(self, points: Leaves, us: Leaves, unit: float, moved: float) -> list[Leaves]:
-        """Those of the reference at the points; the least and the greatest with what is differentiated moved by 4 × the
-        unit, and the results of operations by 4 × another. A mask stays as it is.
-        """
-        own = np.isin(np.arange(len(points) + len(us)), self.subject.arguments.wrt) * unit
-        units = np.full_like(self._traced(self.oracle)[0].units, moved)
-        found = self._evaluated(points, us, self.oracle, own, units, zero=1.0)
-        return [self.projected(points, part[sum(self._traced(self.oracle)[1]) :]) for part in found]
+        own = np.isin(np.arange(len(points) + len(us)), wrt) * moved
+        traced, counts, _ = self._traced(self.oracle)
+        units = np.full_like(traced.units, results)
+        found = self._evaluated(points, self.rounded(us, dtype), self.oracle, own, units, zero=1.0)
+        return [self.projected(points, part[sum(counts) :]) for part in found]
 
     def _traced(self, dtype: str) -> Any:
         """The jaxpr of the truth, how many values of function and reference it begins with, and the dtypes of all."""
