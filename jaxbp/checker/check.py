@@ -9,17 +9,13 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from jaxbp.activations import Activation
 from jaxbp.checker.data import Domain, Spec, domains, drawn, parse
-from jaxbp.checker.network import name_of, parts
+from jaxbp.checker.network import Checked, name_of, parts
 from jaxbp.checker.plan import guarded, searched
 from jaxbp.checker.report import CONTRACT, SEVERITY, Report, Row, ordered
-from jaxbp.checker.reproduce import expression, reproducer, smallest
+from jaxbp.checker.reproduce import assignment, reproducer, smallest
 from jaxbp.checker.subject import Rules, subject_of
 from jaxbp.checker.trial import Kinks, Settings, Trial, first_use, trial_of
-from jaxbp.losses import Loss
-from jaxbp.mlp import MLP
-from jaxbp.network import Net, Network
 
 PROBES = {"fast": 2, "full": 5}
 KNOWN = "float64", "float32", "bfloat16", "float16"
@@ -117,7 +113,7 @@ def check(
     start = time.perf_counter()
     for name, allowed in ALLOWED.items():
         _known(name, given[name], allowed)
-    if isinstance(fun, MLP | Network | Activation | Loss):
+    if isinstance(fun, Checked):
         _refuse(fun, {"args": args, **given})
         return _network(fun, start, level=level, seed=seed, probes=probes, dtypes=dtypes)
     with np.errstate(all="ignore"):  # points are there to overflow
@@ -186,27 +182,27 @@ def _chosen(given: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in given.items() if not left(name, value)}
 
 
-def _refuse(net: Net | Activation | Loss, given: Mapping[str, Any]) -> None:
+def _refuse(net: Checked, given: Mapping[str, Any]) -> None:
     """A network has its own arguments and rules."""
     for name in _chosen(given):
         if name not in ("level", "seed", "probes", "dtypes"):
             raise ValueError(f"{name} is given, but {type(net).__name__} has its own: leave it out")
 
 
-def _network(subject: Net | Activation | Loss, start: float, **settings: Any) -> Report:
+def _network(subject: Checked, start: float, **settings: Any) -> Report:
     """One report of all parts of a network: the rule that a wrong gradient would come from is checked before it."""
     found = parts(subject, settings["seed"], settings["level"])
     reports = {part.name: check(part.fun, part.args, **part.options, **settings) for part in found}
     rows = [dataclasses.replace(row, subject=name) for name, report in reports.items() for row in report.rows]
     notes = [note for report in reports.values() for note in report.not_covered]
-    failed = [row for row in rows if row.verdict != "PASS"]
+    failed = any(row.verdict != "PASS" for row in rows)
     again = f"jaxbp.check(net, level={settings['level']!r}, seed={settings['seed']}).raise_if_failed()"
-    net = "# net is what you called check with" if isinstance(subject, Network) else f"net = {expression(subject)}"
+
     return Report(
         name=name_of(subject),
-        rows=(*failed, *(row for row in rows if row.verdict == "PASS")),
+        rows=tuple(sorted(rows, key=lambda row: row.verdict == "PASS")),
         not_covered=tuple(dict.fromkeys(notes)),
-        reproducer="\n".join(("import jaxbp", net, again)) if failed else "",
+        reproducer="\n".join(("import jaxbp", assignment(subject), again)) if failed else "",
         seconds=time.perf_counter() - start,
         seed=settings["seed"],
         level=settings["level"],

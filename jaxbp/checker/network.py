@@ -20,6 +20,7 @@ from jaxbp.losses import Loss
 from jaxbp.mlp import MLP, Array, Params
 from jaxbp.network import Net, Network, ParamTree
 
+Checked = Net | Activation | Loss
 BATCH = 5
 CLASSES = 4
 LINEAR = ("identity", "absolute_error", "hinge")  # σ and ℓ in pieces: σ″ and H_ℓ are 0
@@ -57,14 +58,14 @@ class LayerError(NamedTuple):
     float32: float
 
 
-def name_of(subject: Net | Activation | Loss) -> str:
+def name_of(subject: Checked) -> str:
     """Of a report."""
     if isinstance(subject, Network):
         return f"Network {subject.shape} → {subject.outputs}"
     return f"MLP{subject.sizes}" if isinstance(subject, MLP) else subject.name
 
 
-def parts(subject: Net | Activation | Loss, seed: int, level: str) -> list[Part]:
+def parts(subject: Checked, seed: int, level: str) -> list[Part]:
     """What there is to check in a network: σ′ and ∂ℓ/∂x, the backward pass behind `apply`, and the mean gradient.
 
     In place of σ′ a `Network` has the backward pass of each of its layers. At level "full" of a perceptron also σ″,

@@ -14,19 +14,23 @@ import numpy as np
 
 from jaxbp.activations import Activation
 from jaxbp.checker.checks import oracle
+from jaxbp.checker.network import Checked
 from jaxbp.checker.subject import is_float, is_key
 from jaxbp.checker.trial import Trial
 from jaxbp.mlp import MLP
+from jaxbp.network import Network
 
 PRINTED = 64  # numbers; longer arrays go to a file
 LEAVES = 3  # of a failing case that are made smaller
 
 
-def expression(subject: Any) -> str:
-    """How to write a network, an activation or a loss again, as far as its parts have names in jaxbp."""
+def assignment(subject: Checked) -> str:
+    """A network, an activation or a loss written again, as far as its parts have names in jaxbp."""
+    if isinstance(subject, Network):
+        return "# net is what you called check with"
     if isinstance(subject, MLP):
-        return f"jaxbp.{subject!r}"
-    return f"jaxbp.{'activations' if isinstance(subject, Activation) else 'losses'}.get({subject.name!r})"
+        return f"net = jaxbp.{subject!r}"
+    return f"net = jaxbp.{'activations' if isinstance(subject, Activation) else 'losses'}.get({subject.name!r})"
 
 
 def reproducer(fun: Any, args: Sequence[Any] | str, options: Mapping[str, Any]) -> str:
@@ -39,9 +43,8 @@ def reproducer(fun: Any, args: Sequence[Any] | str, options: Mapping[str, Any]) 
     lines = [f"args = {written}", f"jaxbp.check({', '.join([called, 'args', *words])}).raise_if_failed()"]
     if stored:
         lines.insert(0, f"stored = np.load({str(_saved(stored))!r})")
-    comments = [line for line in dict.fromkeys(imports) if line.startswith("#")]
-    head = "; ".join([*(line for line in dict.fromkeys(imports) if line not in comments), *comments])
-    return "\n".join([head, *lines])
+    head = sorted(dict.fromkeys(imports), key=lambda line: line.startswith("#"))
+    return "\n".join(["; ".join(head), *lines])
 
 
 def _saved(stored: Mapping[str, np.ndarray]) -> Path:
@@ -68,10 +71,9 @@ def _written(value: Any, name: str, imports: list[str], stored: dict[str, np.nda
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         fields = ", ".join(f"{field}={again(item)}" for field, item in zip(value._fields, value, strict=True))
         return f"{_name(type(value), type(value).__name__, imports)}({fields})"
-    if isinstance(value, tuple):
-        return f"({', '.join(map(again, value, count()))}{',' * (len(value) == 1)})"
-    if isinstance(value, list):
-        return f"[{', '.join(map(again, value, count()))}]"
+    if isinstance(value, tuple | list):
+        cells = ", ".join(map(again, value, count()))
+        return f"[{cells}]" if isinstance(value, list) else f"({cells}{',' * (len(value) == 1)})"
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key!r}: {again(item, key)}" for key, item in value.items()) + "}"
     if isinstance(value, float) and not np.isfinite(value):

@@ -21,16 +21,11 @@ LEVELS = {"FAIL": "error", "INCONCLUSIVE": "warning", "UNEXERCISED": "warning", 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A rule, its verdict and what that comes from: a report, or the reason why there is none.
-
-    Args:
-      verdict: one of `VERDICTS`.
-      arguments: it was checked with, as text.
-    """
+    """A rule, its verdict and what that comes from: a report, or the reason why there is none."""
 
     rule: Rule
-    verdict: str
-    arguments: str = ""
+    verdict: str  # one of `VERDICTS`
+    arguments: str = ""  # it was checked with, as text
     report: Report | None = None
     reason: str = ""
 
@@ -51,17 +46,11 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class Survey:
-    """All rules of a package or a file.
-
-    Args:
-      name: of the package or the file.
-      entries: one a rule.
-      failed: a line for each module that could not be imported, so that its rules are not known.
-    """
+    """All rules of a package or a file."""
 
     name: str
     entries: tuple[Entry, ...]
-    failed: tuple[str, ...] = ()
+    failed: tuple[str, ...] = ()  # a line for each module that could not be imported, so that its rules are not known
 
     @property
     def counts(self) -> dict[str, int]:

@@ -152,13 +152,10 @@ def _of_function(options: argparse.Namespace) -> "Report":
     """
     target = options.target
     fun = imported(target)
-    from jaxbp.activations import Activation
     from jaxbp.checker.check import check
-    from jaxbp.losses import Loss
-    from jaxbp.mlp import MLP
-    from jaxbp.network import Network
+    from jaxbp.checker.network import Checked
 
-    if options.inputs is None and not isinstance(fun, MLP | Network | Activation | Loss):
+    if options.inputs is None and not isinstance(fun, Checked):
         raise UserError(f"check {target}: what does it take? For example: --inputs 'f32[8,128] f32[128]'")
     given = {name: value for name in RULES if (value := getattr(options, name))}
     rules = {name: imported(value) for name, value in given.items()}
