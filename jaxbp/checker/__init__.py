@@ -42,9 +42,8 @@ lengths and ranks are tried where the function takes them, and bfloat16 and floa
 says where the function is defined: two ends, a name such as "positive", "simplex" or "spd", or a function that draws.
 
 **Words.** *Provenance*: where the numbers come from. If no custom rule ran, autodiff would be compared with itself.
-*Vacuity*: a check passes in vain if the true gradient is 0 at all points, because a wrong rule passes too. *Edges*: the
-points where rules break: exact zeros, numbers 200 times as large, and at level "full" tiny ones and all magnitudes. The
-oracle is asked there too, in float64 and in the dtypes you use.
+*Vacuity*: a check passes in vain if the true gradient is 0 at all points. *Edges*: the points where rules break: exact
+zeros, numbers 200 times as large, and at level "full" tiny ones and all magnitudes.
 
 **Verdicts.** Only PASS passes. FAIL: a number is off by more than its bound. UNEXERCISED: nothing was tried, for the
 gradient was 0 everywhere or no rule ran; ``allow_zero=`` says that 0 is meant. INCONCLUSIVE: the error bar of the
@@ -54,11 +53,11 @@ named as one. Nothing that a rule raises leaves `check`.
 **What autodiff cannot differentiate.** For a function with a while_loop, a callback or a Pallas kernel, and for NumPy
 code, differences are the truth; ``reference=`` gives the checker more. ``accuracy=`` says how well a solver solves.
 
-**Bounds.** They come from the rounding of the reference itself, element by element (`jaxbp.checker.rounding`), and not
-from a tolerance for all. So a rule may lose in float32 what the reference itself loses there.
+**Bounds.** They come from the rounding of the reference itself, element by element (`jaxbp.checker.rounding`), not from
+a tolerance for all: a rule may lose in float32 what the reference loses there.
 
-**Kinks.** At a kink the rule must give what autodiff of the reference gives. Where max, min or abs split a tie, any
-value between the two sides will do. ``kinks=`` asks for the left or the right side, or allows any subgradient.
+**Kinks.** At a kink the rule must give what autodiff of the reference gives, or any value between the two sides where
+max, min or abs split a tie. ``kinks=`` asks for the left or the right side, or allows any subgradient.
 
 **Reading a failure.** The first line is the first cause: check, leaf and index, both numbers, and below it what was
 found to explain the difference. The last lines reproduce it. With ``2 * x**2 * u`` in the rule above::
@@ -76,13 +75,12 @@ exercised", which is no pass. ``--format github`` prints annotations of the line
 
 **How good it is.** Level "fast" catches 195 of 195 wrong rules of 24 kinds (`tests/wrong_rules.py`), where 75 of 183
 were caught before points, shapes and dtypes were searched. It accuses none of 288 right ones: their right twins, and 93
-in awkward styles (`tests/right_rules.py`). An author who had not read it wrote 87 wrong rules and 48 right ones:
-at first it caught 76 and accused 6 of 28, now all but two and one of 48. A check takes a median of 1.7 processor
-seconds with compilation, and 9 of 10 take less than 3.4; networks about 10, hundreds of operations up to 69.
-The 540 planted bugs, the 1,200 generated subjects and the rules of libraries were measured in full before points were
-searched, and in samples since (`experiments/results`). Not seen: a psum too many on a mesh of one
-device, where it changes nothing; and what a rule that computes in float32 does in float64, unless the example is in
-float64.
+in awkward styles (`tests/right_rules.py`). Of 87 wrong rules and 48 right ones by an author who had not read it, it
+caught 76 and accused 6 of 28 at first, now all but two and one of 48. A check takes a median of 1.7 processor seconds
+with compilation, 9 of 10 less than 3.4; networks about 10, hundreds of operations up to 69. The 540 planted bugs, the
+1,200 generated subjects and the rules of libraries were measured in full before points were searched, in samples since
+(`experiments/results`). Not seen: a psum too many on a mesh of one device, where it changes nothing; and what a rule
+that computes in float32 does in float64, unless the example is in float64.
 """
 
 from jaxbp.checker.check import check
