@@ -159,13 +159,12 @@ def _own_errors(trial: Trial, points: Points, us: Leaves, dtype: str, truth: Tru
     is lost: there the function is outside the range of the dtype.
     """
     value, cotangents = trial.autodiff(points, us, dtype)
-    with np.errstate(all="ignore"):
-        parts = zip(value, truth.value, truth.value_bound, strict=True)
-        far = [np.abs(v - w) > 0.05 * np.abs(w) + b for v, w, b in parts]
-        errors = [
-            [np.where(np.isnan(e := np.abs(a - b)), np.inf, e) for a, b in zip(*pair, strict=True)]
-            for pair in ((value, truth.value), (cotangents, truth.cotangents))
-        ]
+    parts = zip(value, truth.value, truth.value_bound, strict=True)
+    far = [np.abs(v - w) > 0.05 * np.abs(w) + b for v, w, b in parts]
+    errors = [
+        [np.where(np.isnan(e := np.abs(a - b)), np.inf, e) for a, b in zip(*pair, strict=True)]
+        for pair in ((value, truth.value), (cotangents, truth.cotangents))
+    ]
     if any(np.any(f | ~np.isfinite(v)) for f, v in zip(far, value, strict=True)):
         return None
     values, bounds = (
@@ -185,8 +184,7 @@ def _diagnosis(
     others = {path: want for m, (path, want) in enumerate(zip(trial.paths, truth.cotangents, strict=True)) if m != n}
     argument = f64(points[trial.subject.arguments.wrt[n]])
     lengths = [size for leaf in points for size in np.shape(leaf)]
-    with np.errstate(all="ignore"):
-        return diagnose(f64(got), want, argument, others, lengths, bound)
+    return diagnose(f64(got), want, argument, others, lengths, bound)
 
 
 def biased(trial: Trial, dtype: str, found: Sequence[tuple[Leaves, Truth]]) -> Iterator[Row]:
@@ -197,10 +195,9 @@ def biased(trial: Trial, dtype: str, found: Sequence[tuple[Leaves, Truth]]) -> I
             want, bound = truth.cotangents[n], truth.bound[n]
             if np.shape(got[n]) != want.shape:
                 return
-            with np.errstate(all="ignore"):
-                seen = np.isfinite(bound) & (np.abs(f64(got[n]) - want) <= bound) & (np.abs(want) > bound)
-                errors.append(((f64(got[n]) - want) / bound * np.sign(want))[seen])
-                sizes.append((np.abs(want) / bound)[seen])
+            seen = np.isfinite(bound) & (np.abs(f64(got[n]) - want) <= bound) & (np.abs(want) > bound)
+            errors.append(((f64(got[n]) - want) / bound * np.sign(want))[seen])
+            sizes.append((np.abs(want) / bound)[seen])
         error, size = np.concatenate(errors), np.concatenate(sizes)
         if error.size < 32:
             continue

@@ -27,8 +27,7 @@ def compared(
 def error_over_bound(got: Any, want: Any, bound: Any) -> np.ndarray:
     """|got − want| ÷ bound, elementwise; 0 where the reference itself is not finite, ∞ where only got is not."""
     got, want = f64(got), f64(want)
-    with np.errstate(all="ignore"):
-        ratio = np.abs(got - want) / bound
+    ratio = np.abs(got - want) / bound
     ratio = np.where((got == want) | ~np.isfinite(want) | np.isinf(bound), 0.0, ratio)
     return np.where(np.isnan(ratio), np.inf, ratio)
 

@@ -100,8 +100,7 @@ def _in_sum(near: Callable[[Leaves], Any], leaves: Leaves, got: Sequence[Any], t
 
 def _inner(a: Leaves, b: Leaves) -> float:
     """⟨a, b⟩, 0 where b is."""
-    with np.errstate(all="ignore"):
-        return float(sum(np.sum(np.where(y == 0, 0, x * y)) for x, y in zip(a, b, strict=True)))
+    return float(sum(np.sum(np.where(y == 0, 0, x * y)) for x, y in zip(a, b, strict=True)))
 
 
 def _at_kink(

@@ -119,9 +119,8 @@ def _rows(trial: Trial, us: Leaves, place: _Place, n: int, path: str, rng: np.ra
         return [Row(NUMERICS, "FAIL", path, "float64", place.regime, (), got, sides[0], np.inf, text)] * int(smooth)
     noise = _noise(trial, place.points, us, line(0.0))
     eps = float(trial.info(trial.differenced).eps)
-    with np.errstate(all="ignore"):
-        scale = float(np.linalg.norm(pulled * (v != 0)) / np.sqrt(v.size))
-        want, bar, step = difference(line, us, reach, noise, 1e-11 * scale, eps)
+    scale = float(np.linalg.norm(pulled * (v != 0)) / np.sqrt(v.size))
+    want, bar, step = difference(line, us, reach, noise, 1e-11 * scale, eps)
     scale = scale + abs(want) if np.isfinite(scale) else abs(want)
     row = Row(NUMERICS, "INCONCLUSIVE", path, "float64", place.regime, (), got, want)
     if not np.isfinite(want + bar) or bar > 1e-3 * scale > 0:
@@ -191,14 +190,13 @@ def difference(
         return slope, (size + noise) / h
 
     found: list[tuple[float, float, float]] = []
-    with np.errstate(all="ignore"):
-        for h in (step * reach for step in STEPS if step > eps**0.5):
-            (d1, _), (d2, _), (d3, rounded) = central(h), central(h / 2), central(h / 4)
-            once, twice = (4 * d2 - d1) / 3, (4 * d3 - d2) / 3
-            best = (16 * twice - once) / 15
-            found.append((float(np.nan_to_num(abs(best - twice) + rounded, nan=np.inf)), best, h))
-            if sum(bar <= enough for bar, *_ in found) >= 2:
-                break
+    for h in (step * reach for step in STEPS if step > eps**0.5):
+        (d1, _), (d2, _), (d3, rounded) = central(h), central(h / 2), central(h / 4)
+        once, twice = (4 * d2 - d1) / 3, (4 * d3 - d2) / 3
+        best = (16 * twice - once) / 15
+        found.append((float(np.nan_to_num(abs(best - twice) + rounded, nan=np.inf)), best, h))
+        if sum(bar <= enough for bar, *_ in found) >= 2:
+            break
     (bar, best, step), (next_bar, next_best, _), *_ = sorted(found)
     return best, bar + min(abs(best - next_best), 10 * next_bar), step
 
@@ -219,5 +217,4 @@ def _slope(line: Line, us: Leaves, got: float) -> float:
     def remainder(h: float) -> float:
         return abs(_change(line, us, 0.0, h) - h * got)
 
-    with np.errstate(all="ignore"):
-        return float(np.log2(np.divide(remainder(2e-4), remainder(1e-4))))
+    return float(np.log2(np.divide(remainder(2e-4), remainder(1e-4))))

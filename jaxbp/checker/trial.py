@@ -173,8 +173,7 @@ class Trial:
         if self.subject.forward:
             arguments = self.subject.arguments
             return arguments.differentiated(self.cast(arguments.replaced(self.given, us), dtype))
-        with np.errstate(over="ignore"):
-            return [np.asarray(u).astype(v.dtype) for u, v in zip(us, self._shapes(dtype), strict=True)]
+        return [np.asarray(u).astype(v.dtype) for u, v in zip(us, self._shapes(dtype), strict=True)]
 
     def run(self, leaves: Sequence[Any], us: Leaves, dtype: str) -> Pulled:
         """What the rule gives in a dtype; under the caller's own x64 setting unless that is float64."""
@@ -207,8 +206,7 @@ class Trial:
         least = min if dtype == MIXED else max  # what is given in float32 beside bfloat16 is not rounded to that
         unit = 0.0 if dtype == "float64" else least(float(jnp.finfo(d).eps) / 2 for d in dtypes)
         exact, low, high = self._evaluated(points, us, dtype, unit, self._traced(dtype)[0].units)
-        with np.errstate(all="ignore"):
-            spread = [f64(np.maximum(e - a, b - e)) for e, a, b in zip(exact, low, high, strict=True)]
+        spread = [f64(np.maximum(e - a, b - e)) for e, a, b in zip(exact, low, high, strict=True)]
         bounds = [self._bound(str(d), v, s) for d, v, s in zip(dtypes, exact, spread, strict=True)]
         own, value = counts[0], counts[0] + counts[1]
         if self.scales is None:
@@ -307,14 +305,13 @@ class Trial:
         if dtype not in ("float64", "float32", "bfloat16", "float16"):
             dtype = "float64"
         info = jnp.finfo(dtype)
-        with np.errstate(all="ignore"):
-            largest = np.max(np.abs(want), initial=0.0, where=np.isfinite(want))
-            bound = (
-                FACTOR.get(dtype, 8.0) * np.where(np.isnan(spread), np.inf, spread)
-                + 2 * float(info.eps) * np.abs(want)
-                + (float(info.eps) ** 2 + self.accuracy) * largest
-                + 64 * float(info.smallest_normal)
-            )
+        largest = np.max(np.abs(want), initial=0.0, where=np.isfinite(want))
+        bound = (
+            FACTOR.get(dtype, 8.0) * np.where(np.isnan(spread), np.inf, spread)
+            + 2 * float(info.eps) * np.abs(want)
+            + (float(info.eps) ** 2 + self.accuracy) * largest
+            + 64 * float(info.smallest_normal)
+        )
         return np.where(np.abs(want) > float(info.max) / 16, np.inf, bound)
 
     def bounds(self, leaves: Sequence[Any], us: Leaves, dtype: str) -> tuple[Leaves, Leaves]:
