@@ -29,7 +29,13 @@ PAUSE = 0.5  # seconds between two looks at a watched file
 def run(options: argparse.Namespace) -> int:
     """Prints a line a rule, as it is checked, with the reports of those that did not pass; 1 unless all passed."""
     start_jax()
-    told = _told(options.arguments)
+    from jaxbp.checker.arguments import read
+
+    try:
+        told = read(options.arguments) if options.arguments else {}
+    except (ValueError, OSError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"--arguments {options.arguments}: {reason}") from None
     with searched_first(os.getcwd()):
         if options.watch:
             return watch(Path(options.target), lambda: _once(options, told))
@@ -127,13 +133,3 @@ def _module_of(file: Path) -> types.ModuleType:
     with searched_first(str(file.parent)):
         exec(compile(file.read_bytes(), file, "exec"), module.__dict__)
     return module
-
-
-def _told(file: Path | None) -> "Mapping[str, Mapping[str, Any]]":
-    from jaxbp.checker.arguments import read
-
-    try:
-        return read(file) if file else {}
-    except (ValueError, OSError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"--arguments {file}: {reason}") from None
