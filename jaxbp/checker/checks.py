@@ -159,18 +159,15 @@ def _own_errors(trial: Trial, points: Points, us: Leaves, dtype: str, truth: Tru
     is lost: there the function is outside the range of the dtype.
     """
     value, cotangents = trial.autodiff(points, us, dtype)
-    parts = zip(value, truth.value, truth.value_bound, strict=True)
-    far = [np.abs(v - w) > 0.05 * np.abs(w) + b for v, w, b in parts]
-    errors = [
-        [np.where(np.isnan(e := np.abs(a - b)), np.inf, e) for a, b in zip(*pair, strict=True)]
-        for pair in ((value, truth.value), (cotangents, truth.cotangents))
-    ]
-    if any(np.any(f | ~np.isfinite(v)) for f, v in zip(far, value, strict=True)):
-        return None
-    values, bounds = (
-        [np.asarray(b + 4 * e) for b, e in zip(*pair, strict=True)]
-        for pair in zip((truth.value_bound, truth.bound), errors, strict=True)
-    )
+    for v, w, b in zip(value, truth.value, truth.value_bound, strict=True):
+        if np.any(~np.isfinite(v) | (np.abs(v - w) > 0.05 * np.abs(w) + b)):
+            return None
+
+    def widened(bounds: Leaves, found: Leaves, wanted: Leaves) -> Leaves:
+        errors = [np.abs(a - w) for a, w in zip(found, wanted, strict=True)]
+        return [b + 4 * np.where(np.isnan(e), np.inf, e) for b, e in zip(bounds, errors, strict=True)]
+
+    values, bounds = widened(truth.value_bound, value, truth.value), widened(truth.bound, cotangents, truth.cotangents)
     if any(np.any(b > np.abs(w)) for w, b in zip(truth.value, truth.value_bound, strict=True)):
         bounds = [np.where(np.isfinite(g), b, np.inf) for g, b in zip(got, bounds, strict=True)]  # no digit is certain
     return dataclasses.replace(truth, value_bound=values, bound=bounds)

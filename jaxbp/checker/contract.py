@@ -12,8 +12,6 @@ from jaxbp.checker.report import CONTRACT, PROVENANCE, Row
 from jaxbp.checker.subject import is_data, is_inexact
 from jaxbp.checker.trial import Trial
 
-NONE = "None returned for a live argument: its gradient becomes 0; leave it out of wrt if that is meant"
-
 
 def contract(trial: Trial, dtype: str) -> list[Row]:
     """1: tree, shape and dtype of every cotangent; None for a live argument; the forward's output is the function's."""
@@ -118,7 +116,7 @@ def _mismatch(leaf: Any, g: Any) -> str:
         wrong = g is not None and g.dtype not in (jax.dtypes.float0, leaf.dtype)
         return f"dtype {g.dtype} for an integer argument, want float0 or None" if wrong else ""
     if g is None:
-        return NONE
+        return "None returned for a live argument: its gradient becomes 0; leave it out of wrt if that is meant"
     return _difference(g, leaf)
 
 

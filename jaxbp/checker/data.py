@@ -19,9 +19,7 @@ EVERYWHERE = -np.inf, np.inf
 
 NAMES = {"f64": "float64", "f32": "float32", "bf16": "bfloat16", "f16": "float16", "bool": "bool"}
 NAMES |= {"c64": "complex64", "c128": "complex128"}
-NAMES |= {
-    f"{letter}{bits}": f"{kind}{bits}" for letter, kind in (("i", "int"), ("u", "uint")) for bits in (8, 16, 32, 64)
-}
+NAMES |= {f"{kind[0]}{bits}": f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)}
 SPEC = re.compile(r"(?P<dtype>[a-z]+\d*)\[(?P<shape>[\d,\s]*)\](?:\{(?P<low>-?\d+)\.\.(?P<high>-?\d+)\})?")
 SCALES = {"ordinary": 1.0, "zeros": 1.0, "large": 200.0, "tiny": 1e-3, "wide": 1.0, "× 8": 8.0}
 REGIMES = {"fast": ("ordinary", "zeros", "large", "× 8"), "full": tuple(SCALES)}

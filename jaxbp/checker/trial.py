@@ -34,7 +34,6 @@ FAULT = "the checker cannot evaluate the reference equation by equation"
 UNTRACEABLE = (
     jax.errors.TracerArrayConversionError,
     jax.errors.ConcretizationTypeError,
-    jax.errors.TracerBoolConversionError,
     jax.errors.TracerIntegerConversionError,
 )
 
