@@ -28,7 +28,8 @@ def at_kinks(
     """The wanted cotangents with the convention applied where the reference's sides differ."""
     wanted = [Wanted(want, bound) for want, bound in zip(truth.cotangents, truth.bound, strict=True)]
     wrong = any(exceeds(g, w.cotangent, w.bound) for g, w in zip(got, wanted, strict=True))
-    if not wrong and trial.settings.kinks not in ("left", "right"):
+    kind = trial.settings.kinks
+    if not wrong and kind not in ("left", "right"):
         return wanted
     leaves = [f64(leaf) for leaf in trial.subject.arguments.differentiated(points)]
 
@@ -43,11 +44,9 @@ def at_kinks(
     drawn = zip(*near([], moved=unit)[1:], *around, strict=True)
     spread = [(np.array(np.min(leaf, axis=0)), np.array(np.max(leaf, axis=0))) for leaf in drawn]
     kinks = [high - low > _smooth(low, high) for low, high in spread]
-    free = trial.settings.kinks == "subgradient" or (
-        trial.settings.kinks == "reference" and splits_ties(trial.formula.jaxpr)
-    )
-    fits = free and any(map(np.any, kinks))
+    free = kind == "subgradient" or (kind == "reference" and splits_ties(trial.formula.jaxpr))
     slack = 1e-6 if dtype in ("float64", "float32") else 0.05
+    fits = free and any(map(np.any, kinks))
     fits = fits and (trial.subject.forward or _in_sum(near, leaves, got, truth, slack))
     inside = [*zip(*near([], results=unit)[1:], strict=True)] if fits else spread
     found = []
@@ -60,15 +59,18 @@ def at_kinks(
         between = (f64(g) >= low - w.bound) & (f64(g) <= high + w.bound)
         outside = kinks[n] & (error_over_bound(g, w.cotangent, w.bound) > 1) & ~between
         for index in map(tuple, np.argwhere(outside)[:PLACES] if fits and not trial.subject.forward else ()):
-            for s in (-1.0, 1.0):
-                shifts = [np.zeros(leaf.shape) for leaf in leaves]
-                shifts[n][index] = s
-                at = near(shifts)[0][n][index]
-                low[index], high[index] = min(low[index], at), max(high[index], at)
+            sides = [near(_shift(leaves, n, index, side))[0][n][index] for side in (-1.0, 1.0)]
+            low[index], high[index] = min(low[index], *sides), max(high[index], *sides)
         lasts = np.abs(closer[1][n] - closer[0][n]) > np.abs(around[1][n] - around[0][n]) / 2
-        side = around[trial.settings.kinks == "right"][n]
-        found.append(_at_kink(trial.settings.kinks, f64(g), w, (low, high, side, *inside[n]), slack, fits, lasts))
+        chosen = low, high, around[kind == "right"][n], *inside[n]
+        found.append(_at_kink(kind, f64(g), w, chosen, slack, fits, lasts))
     return found
+
+
+def _shift(leaves: Leaves, n: int, index: Any, side: float) -> Leaves:
+    shifts = [np.zeros(leaf.shape) for leaf in leaves]
+    shifts[n][index] = side
+    return shifts
 
 
 def _smooth(low: np.ndarray, high: np.ndarray) -> np.ndarray:

@@ -95,10 +95,9 @@ def _direction(trial: Trial, points: Leaves, n: int, rng: np.random.Generator) -
 
 def _rows(trial: Trial, us: Leaves, place: _Place, n: int, path: str, rng: np.random.Generator) -> list[Row]:
     position, pulled = trial.subject.arguments.wrt[n], f64(place.pulled[n])
-    x = f64(place.points[position])
+    x, row = f64(place.points[position]), Row(NUMERICS, "FAIL", path, "float64", place.regime)
     if pulled.shape != x.shape:
-        text = f"shape {pulled.shape}, want {x.shape}"
-        return [Row(NUMERICS, "FAIL", path, "float64", place.regime, diagnosis=text)]
+        return [replace(row, diagnosis=f"shape {pulled.shape}, want {x.shape}")]
     undefined = np.isnan(pulled)
     v = _direction(trial, place.points, n, rng)
     if np.any(undefined):
@@ -116,13 +115,13 @@ def _rows(trial: Trial, us: Leaves, place: _Place, n: int, path: str, rng: np.ra
         sides = [_one_sided(line, us, 0.0, side * reach) for side in (1e-6, -1e-6)]
         smooth = abs(sides[0] - sides[1]) <= 1e-3 * (abs(sides[0]) + abs(sides[1])) + 1e-6
         text = "NaN where the function has a derivative"
-        return [Row(NUMERICS, "FAIL", path, "float64", place.regime, (), got, sides[0], np.inf, text)] * int(smooth)
+        return [replace(row, got=got, want=sides[0], ratio=np.inf, diagnosis=text)] * int(smooth)
     noise = _noise(trial, place.points, us, line(0.0))
     eps = float(trial.info(trial.differenced).eps)
     scale = float(np.linalg.norm(pulled * (v != 0)) / np.sqrt(v.size))
     want, bar, step = difference(line, us, reach, noise, 1e-11 * scale, eps)
     scale = scale + abs(want) if np.isfinite(scale) else abs(want)
-    row = Row(NUMERICS, "INCONCLUSIVE", path, "float64", place.regime, (), got, want)
+    row = replace(row, verdict="INCONCLUSIVE", got=got, want=want)
     if not np.isfinite(want + bar) or bar > 1e-3 * scale > 0:
         return [replace(row, diagnosis=f"the error bar of the difference is {bar:.1e}: too wide to decide")]
     unit = float(trial.info(trial.strict).eps)
