@@ -42,6 +42,13 @@ def test_second_derivatives_are_not_compared_where_the_reference_stops_gradients
     assert report.verdict == "PASS" and any("stops gradients" in note for note in report.not_covered), report
 
 
+@pytest.mark.slow
+def test_a_third_derivative_that_the_reference_loses() -> None:
+    """Of |z|² it is 0; autodiff's, by way of |z|, is what rounding leaves of terms as large as 1/|z|."""
+    [case] = (case for case in wrong_rules.CASES if case.name == "|z|², the imaginary part lost")
+    assert checked(case.right, level="full").verdict == "PASS"
+
+
 def test_the_registries() -> None:
     """At least 150 wrong rules, three of each kind, each named once; the right twin is another function."""
     kinds = [case.kind for case in wrong_rules.CASES]
