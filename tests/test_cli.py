@@ -237,7 +237,7 @@ def test_bfloat16_and_an_optax_optimizer_with_a_schedule() -> None:
 
 
 def test_plots_and_tensorboard() -> None:
-    Path("digits.toml").write_text("[optimizer]\nlearning_rate = 0.1\n[train]\nepochs = 2\ntensorboard = true\n")
+    Path("digits.toml").write_text("[optimizer]\nlearning_rate = 0.1\n[train]\nepochs = 2\nloggers = ['tensorboard']\n")
     works("run", "digits.toml", "--study.quantities", "noise_scale", "squared_norms", "--study.every", "10")
     pictures = {path.name: image.imread(path) for path in Path("runs/digits").glob("*.png")}
     drawn = ("confusion.png", "first_layer.png", "layers.png", "learning_curves.png", "worst.png")
@@ -258,7 +258,8 @@ def test_plots_and_tensorboard() -> None:
 
 
 def test_the_one_score_of_the_test_set_is_in_tensorboard_too() -> None:
-    works("run", "x.toml", "--data.validation", "0.2", "--train.monitor", "validation_loss", "--train.tensorboard")
+    monitored = ("--data.validation", "0.2", "--train.monitor", "validation_loss")
+    works("run", "x.toml", *monitored, "--train.loggers", "tensorboard")
     row, found = strict_rows("runs/x")[-1], tensorboard(Path("runs/x/events/epochs"))
     assert found["test_accuracy"] == [(row["epoch"], np.float32(row["test_accuracy"]))]
     assert [epoch for epoch, _ in found["validation_loss"]] == [1, 2] and "best_by" not in found

@@ -227,7 +227,7 @@ def test_a_private_run(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.slow
 def test_what_no_noise_protects_is_there_when_it_is_asked_for_and_marked(capsys: pytest.CaptureFixture[str]) -> None:
-    run("--privacy.unprotected", "true", "--train.plots", "true", "--train.tensorboard", "true")
+    run("--privacy.unprotected", "true", "--train.plots", "true", "--train.loggers", "tensorboard")
     run("--train.plots", "true", folder="plain")
     assert set(rows()[-1]["unprotected"]) == {"train_loss", "train_accuracy", "delta_rms"}
     assert "train_loss" not in rows()[-1] and "unprotected" not in rows("plain")[-1]

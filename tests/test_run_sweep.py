@@ -306,7 +306,7 @@ def test_seeds_alone_keep_the_schedule(iris: Path, capsys: pytest.CaptureFixture
             ("--sweep.seeds", "2", "--resume", *PRIVATE),
             "--resume: a private sweep can only begin again: what a member has spent is spent",
         ),
-        (("--sweep.seeds", "2", "--train.tensorboard"), "train.tensorboard: a sweep writes no event files"),
+        (("--sweep.seeds", "2", "--train.loggers", "mlflow"), "train.loggers: a sweep has none"),
         (
             ("--sweep.learning-rate", "0.1", "--optimizer.schedule", "linear_schedule"),
             "init_value 0.1: optimizer.learning_rate: set it or optimizer.schedule; both are set",

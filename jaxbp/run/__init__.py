@@ -10,7 +10,7 @@ A run goes through these rooms, in this order. Each room is a folder here; a fil
                       scan of steps; the program that owns the state, `program.OneDevice` or `mesh.OnMesh`
     loop.py           prepare → train, epoch by epoch → write the results
     store/            what is kept: `folder.RunFolder`, with its lock; `checkpoint`; the trained `model`; `files`
-    report/           what is said: `metrics`, the rows of metrics.jsonl; `progress`; `events`; `plots`; `page`, HTML
+    report/           what is said: `metrics`, the rows of metrics.jsonl; `progress`; `loggers`; `plots`; `page`, HTML
     host/             where it runs: the other `processes`, `launch`; `signals`; `memory`
     study/ sweep/     `jaxbp study` and `jaxbp trace`; a run for many seeds, learning rates and other values
     predict.py        a trained network on new data; evaluate.py, how good it is there; export.py, in other programs

@@ -192,8 +192,8 @@ class TrainConfig:
     """Whether to draw the pictures."""
     plot_format: Literal["png", "svg"] = "png"
     """What the pictures are."""
-    tensorboard: bool = False
-    """Whether to write TensorBoard event files too, to events/epochs and, of what [study] records, events/steps."""
+    loggers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ()
+    """Other programs that get files of their own in the run folder: tensorboard, mlflow and wandb, where installed."""
 
 
 @pydantic.with_config(STRICT)

@@ -30,8 +30,7 @@ from jaxbp.run.host import memory, processes, signals
 from jaxbp.run.monitor import Best
 from jaxbp.run.networks import takes_tokens, title
 from jaxbp.run.problem import Problem
-from jaxbp.run.report import metrics, text
-from jaxbp.run.report.events import events
+from jaxbp.run.report import loggers, metrics, text
 from jaxbp.run.report.metrics import EpochRow, FinalRow, Row, Timing
 from jaxbp.run.report.progress import progress, summary
 from jaxbp.run.store import folder as folders
@@ -146,6 +145,7 @@ def assemble(problem: Problem, kind: type[Program] = OneDevice, members: int = 1
     """
     config = problem.config
     recording.check(config.study.quantities, problem.net)
+    loggers.check(config)
     samples = len(problem.dataset.x_train)
     steps.check(config, samples)
     kind.check(config, problem)
@@ -201,12 +201,11 @@ def _train(setup: Setup, folder: RunFolder, console: Console, callbacks: Sequenc
     config, started = setup.problem.config, time.perf_counter()
     begin = _resumed(setup, folder, console) if folder.resumed else None
     begun = begin.epoch if begin else 0
-    event_files = folder.path / "events" if config.train.tensorboard and processes.leads() else None
     reached: Reached = begin
     with (
         signals.deferred(processes.leads()) as stop,
         progress(console, config.train.epochs, begun) as show,
-        events(event_files, config, begun, begin.step if begin else 0) as tell,
+        loggers.opened(folder, config) as tell,
     ):
         try:
             for reached in epochs(setup, begin):

@@ -46,6 +46,8 @@ def unknown(key: str, tables: Mapping[str, Iterable[str]]) -> str:
     table, _, name = key.rpartition(".")
     if re.match(r"sweep\.(mesh|checkpoint)\b", key):
         return f"{key}: it can't be swept: a sweep runs on one device and writes no checkpoints"
+    if key == "train.tensorboard":
+        return f'unknown key {key!r}: train.loggers takes its place, a list such as ["tensorboard"]'
     if table in tables:
         near, allowed = nearest(name, tables[table], f"{table}.{{}}"), tables[table]
         if table == "optimizer" and not near:

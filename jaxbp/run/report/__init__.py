@@ -1,1 +1,1 @@
-"""What is said: the rows of metrics.jsonl, progress, TensorBoard events, pictures."""
+"""What is said: the rows of metrics.jsonl, progress, loggers, pictures."""

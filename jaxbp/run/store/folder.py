@@ -37,6 +37,7 @@ from jaxbp.run.store.runs import FILE, METRICS, TIMINGS, UNFINISHED
 PACKAGES = ("jaxbp", "jax", "jaxlib", "numpy", "optax", "scikit-learn")
 NEW = "--new, or another train.folder, begins a new run"
 GIT_SECONDS = 10  # a repository on a slow disk holds no run up for longer
+MAY_DIFFER = ("train.folder", "train.epochs", "mesh.data", "mesh.model")  # in a run that goes on
 How = Literal["auto", "resume", "new"]
 
 
@@ -260,8 +261,7 @@ def _check_free(config: Config, path: Path, data: str, how: How) -> None:
 
 def _check_same(config: Config, path: Path, data: str) -> None:
     before, now = configs.read(path / "config.toml"), config.train.epochs
-    may_differ = ("train.folder", "train.epochs", "mesh.data", "mesh.model")  # a checkpoint holds whole arrays
-    differing = [key for key in configs.keys() if key not in may_differ and _value(before, key) != _value(config, key)]
+    differing = [key for key in configs.keys() if key not in MAY_DIFFER and _value(before, key) != _value(config, key)]
     which = f"{path} is unfinished and" if (path / UNFINISHED).exists() else str(path)
     if differing:
         changes = ", ".join(f"{key} was {_value(before, key)!r}, now {_value(config, key)!r}" for key in differing)

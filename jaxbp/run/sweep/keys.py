@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 LEARNING_RATE, SEED = "optimizer.learning_rate", "train.seed"
-FIXED = ("train.folder", "train.plots", "train.plot_format", "train.tensorboard")
+FIXED = ("train.folder", "train.plots", "train.plot_format", "train.loggers")
 """What belongs to the sweep as a whole."""
 
 

@@ -331,8 +331,8 @@ def _check(config: Config) -> None:
         raise UserError(f"sweep.seeds: {found}; seeds end at 2³²")
     if config.checkpoint.every is not None:
         raise UserError("checkpoint.every: a sweep writes no checkpoints")
-    if config.train.tensorboard:
-        raise UserError("train.tensorboard: a sweep writes no event files; metrics.jsonl has the numbers")
+    if config.train.loggers:
+        raise UserError("train.loggers: a sweep has none; metrics.jsonl has the numbers")
 
 
 # What is measured -----------------------------------------------------------------------------------------------------
