@@ -35,6 +35,7 @@ from jaxbp.run.data import load as load_data
 from jaxbp.run.errors import Diverged, UserError
 from jaxbp.run.report import metrics
 from jaxbp.run.report.metrics import StepRecord
+from jaxbp.run.store import runs
 from jaxbp.run.store.folder import append
 from jaxbp.run.store.model import load
 
@@ -286,6 +287,33 @@ def test_a_quiet_run_prints_nothing_but_what_goes_wrong(capsys: pytest.CaptureFi
     assert "train.epochs: got 0" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        (("--data.validation", "0.2", "--study.quantities", "squared_norms"), 0),
+        pytest.param(("--sweep.seeds", "2"), 0, marks=pytest.mark.slow),
+        (("--optimizer.learning-rate", "1e30"), 3),
+    ],
+)
+def test_the_log_as_json_has_each_line_of_the_files(
+    arguments: tuple[str, ...], status: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", "x.toml", "--log", "json", *arguments]) == status
+    first, *lines = map(json.loads, capsys.readouterr().out.splitlines())
+    assert first == {"run_folder": "runs/x", "resumed": False}
+    assert [line for line in lines if "seconds" not in line] == strict_rows("runs/x")
+    assert [line for line in lines if "seconds" in line] == runs.rows(Path("runs/x/timings.jsonl"))
+
+
+def test_the_log_as_json_of_a_run_that_goes_on(capsys: pytest.CaptureFixture[str], fails: Callable[..., str]) -> None:
+    works("run", "x.toml", "--checkpoint.every", "1", "--quiet")
+    works("run", "x.toml", "--checkpoint.every", "1", "--train.epochs", "3", "--resume", "--log", "json")
+    first, row, timing = map(json.loads, capsys.readouterr().out.splitlines())
+    assert first == {"run_folder": "runs/x", "resumed": True} and row == strict_rows("runs/x")[-1]
+    assert timing["epoch"] == 3
+    fails("run", "x.toml", "--quiet", "--log", "json", match="argument --log: not allowed with argument --quiet")
+
+
 def test_a_name_with_brackets_is_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
     works("run", "x.toml", "--train.folder", "a[/b] [red]:smile:")
     assert "run folder a[/b] [red]:smile:\n" in capsys.readouterr().out
@@ -424,7 +452,7 @@ def test_numbers_that_json_lacks_become_null(folder: Path) -> None:
 
 def test_every_ending_has_its_status(fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     def ends(error: BaseException) -> None:
-        def run(*_: Any) -> None:
+        def run(*_: Any, **__: Any) -> None:
             raise error
 
         monkeypatch.setattr(loop, "run", run)

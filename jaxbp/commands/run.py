@@ -2,7 +2,9 @@
 
 import argparse
 import dataclasses
+import json
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +34,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     which.add_argument("--resume", action="store_const", dest="how", const="resume", help="go on: begin no new run")
     which.add_argument("--new", action="store_const", dest="how", const="new", help="begin a new run")
     parser.add_argument("--print-config", action="store_true", help="print the resolved config and train nothing")
-    parser.add_argument("--quiet", action="store_true", help="print nothing but warnings and what goes wrong")
+    said = parser.add_mutually_exclusive_group()
+    said.add_argument("--quiet", action="store_true", help="print nothing but warnings and what goes wrong")
+    said.add_argument(
+        "--log",
+        choices=("text", "json"),
+        default="text",
+        help="json: a line that names the run folder, then the lines of metrics.jsonl and timings.jsonl as they come",
+    )
     parser.add_argument("-h", "--help", action="store_true", help="this text; after CONFIG with the values of its keys")
     parser.set_defaults(how="auto", overrides=[], usage=parser.format_help)
 
@@ -82,9 +91,15 @@ def _train(config: "Config", options: argparse.Namespace) -> None:
     name = path.resolve().parent.name if path.name == "config.toml" else path.stem  # that of a run is in its folder
     with processes.joined(outcome):
         start_jax()
-        speaks = processes.leads() and not options.quiet
+        screen = console(processes.leads() and not options.quiet)
+        shown = screen if options.log == "text" else console(False)
+
+        def told(line: Mapping[str, Any]) -> None:
+            if options.log == "json":
+                screen.out(json.dumps(line), highlight=False)
+
         try:
-            (sweep if config.sweep.enabled else loop).run(config, name, console(speaks), options.how)
+            (sweep if config.sweep.enabled else loop).run(config, name, shown, options.how, told=told)
         except UserError as error:
             raise UserError(f"{path}{' and command line' if options.overrides else ''}: {error}") from None
 

@@ -34,7 +34,7 @@ from jaxbp.run.report import loggers, metrics, text
 from jaxbp.run.report.metrics import EpochRow, FinalRow, Row, Timing
 from jaxbp.run.report.progress import progress, summary
 from jaxbp.run.store import folder as folders
-from jaxbp.run.store.folder import How, RunFolder
+from jaxbp.run.store.folder import How, RunFolder, Told
 
 Program = OneDevice | OnMesh
 Callback = Callable[[dict[str, Any], ParamTree], None]
@@ -85,10 +85,12 @@ def run(
     how: How = "auto",
     dataset: Dataset | None = None,
     callbacks: Sequence[Callback] = (),
+    told: Told = lambda line: None,
 ) -> Path:
     """Trains the network of a config and returns the run folder; `name` names it where the config does not.
 
-    dataset: instead of the one that the config names;  callbacks: are called after every epoch.
+    dataset: instead of the one that the config names;  callbacks: are called after every epoch;  told: see
+    `folder.opened`.
 
     A run that was stopped goes on from its newest checkpoint, see `folder.opened`, and ends as if it had not been: with
     the same metrics.jsonl (a line an epoch and, before it, one for each of its recorded steps; with a validation set a
@@ -105,7 +107,7 @@ def run(
     private = setup.spec.privacy
     digest = privacy.UNRECORDED if private else data.digest(setup.problem.dataset)
     known = private.provenance() if private else {}
-    with folders.opened(config, name, digest, how, known) as folder:
+    with folders.opened(config, name, digest, how, known, told) as folder:
         try:
             if config.data.pca:
                 setup = _with_inputs(setup, folder)
@@ -203,7 +205,7 @@ def _train(setup: Setup, folder: RunFolder, console: Console, callbacks: Sequenc
     begun = begin.epoch if begin else 0
     reached: Reached = begin
     with (
-        signals.deferred(processes.leads()) as stop,
+        signals.deferred(not console.quiet) as stop,
         progress(console, config.train.epochs, begun) as show,
         loggers.opened(folder, config) as tell,
     ):

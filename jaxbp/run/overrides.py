@@ -18,7 +18,7 @@ Any key can be overridden, with - or _ in it, after CONFIG; the last value count
   --train.folder= or --train.folder none        clears a key, or one argument
   --sweep.optimizer.name sgd,adam               a sweep over any key; lists as '[[64,10],[64,8,10]]'
 """
-FLAGS = ("resume", "new", "print-config")  # of the command, beside the keys
+FLAGS = ("resume", "new", "print-config", "quiet", "log")  # of the command, beside the keys
 WORDS = {"": None, "none": None, "true": True, "yes": True, "false": False, "no": False}
 
 Tables = dict[str, dict[str, Any]]

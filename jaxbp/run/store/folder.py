@@ -12,7 +12,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -39,6 +39,8 @@ NEW = "--new, or another train.folder, begins a new run"
 GIT_SECONDS = 10  # a repository on a slow disk holds no run up for longer
 MAY_DIFFER = ("train.folder", "train.epochs", "mesh.data", "mesh.model")  # in a run that goes on
 How = Literal["auto", "resume", "new"]
+Told = Callable[[Mapping[str, Any]], None]
+"""Of a line, as soon as it is on disk."""
 
 
 class RunFolder:
@@ -47,10 +49,11 @@ class RunFolder:
     rows: what metrics.jsonl holds, as far as this process knows: all of it in the first one.
     """
 
-    def __init__(self, path: Path, resumed: bool, checkpoints: Checkpoints) -> None:
+    def __init__(self, path: Path, resumed: bool, checkpoints: Checkpoints, told: Told) -> None:
         self.path, self.resumed = path, resumed
         self.rows: list[Row] = []
-        self._checkpoints = checkpoints
+        self._checkpoints, self._told = checkpoints, told
+        told({"run_folder": str(path), "resumed": resumed})
 
     @property
     def epochs(self) -> list[EpochRow]:
@@ -62,16 +65,18 @@ class RunFolder:
         """The rows of the recorded steps."""
         return [row for row in self.rows if isinstance(row, StepRecord)]
 
-    def append(self, rows: list[Row], timing: Timing | None = None) -> None:
-        """More rows of metrics.jsonl, and the time that they took."""
+    def append(self, rows: Sequence[Row | MemberRow], timing: Timing | None = None) -> None:
+        """More rows of metrics.jsonl, and the time that they took; of a sweep `rows` does not keep them."""
 
         def write() -> None:
             if timing is not None:
                 append(self.path / TIMINGS, [timing])
             append(self.path / METRICS, rows)
-            self.rows += rows
+            self.rows += [row for row in rows if not isinstance(row, MemberRow)]
 
         self._on_first(write)
+        for row in [*rows, *([timing] if timing else [])]:
+            self._told(metrics.plain(row.line()))
 
     def due(self, epoch: int) -> bool:
         """Whether a checkpoint is to be written after this epoch; the clocks of two processes may differ."""
@@ -140,12 +145,18 @@ class RunFolder:
 
 @contextlib.contextmanager
 def opened(
-    config: Config, name: str, data: str, how: How = "auto", known: Mapping[str, Any] | None = None
+    config: Config,
+    name: str,
+    data: str,
+    how: How = "auto",
+    known: Mapping[str, Any] | None = None,
+    told: Told = lambda line: None,
 ) -> Iterator[RunFolder]:
     """The run folder, locked: that of an unfinished run, or a new one with config.toml and provenance.json.
 
     data: the digest of the data set, which stays the same from the beginning of a run to its end.
     known: what provenance.json has besides.
+    told: is given a line that names the folder, then each row as it is written.
 
     `train.folder` is taken if it is new or empty, or holds an unfinished run, which then goes on. Without it the newest
     of runs/<name>, runs/<name>-2, … is taken if it is unfinished, or else the next. "resume" wants a run that is
@@ -159,7 +170,7 @@ def opened(
     with contextlib.ExitStack() as stack:
         path, resumed = processes.from_first(lambda: _taken(stack, config, name, data, how, known or {}))
         checkpoints = stack.enter_context(Checkpoints(Path(path), config.checkpoint))
-        yield RunFolder(Path(path), resumed, checkpoints)
+        yield RunFolder(Path(path), resumed, checkpoints, told)
 
 
 def _taken(
@@ -187,7 +198,7 @@ def _taken(
     return str(path), resumed
 
 
-def append(path: Path, rows: list[Row] | list[Timing] | list[MemberRow]) -> None:
+def append(path: Path, rows: Sequence[Row | Timing | MemberRow]) -> None:
     """More lines of a file, on disk on return. On an error, such as a full disk, the file is left as it was."""
     if not rows:
         return

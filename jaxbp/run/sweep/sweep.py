@@ -42,7 +42,7 @@ from jaxbp.run.report.metrics import EpochRow, MemberRow, Row, Timing
 from jaxbp.run.report.progress import progress
 from jaxbp.run.store import files, runs
 from jaxbp.run.store import folder as folders
-from jaxbp.run.store.folder import How
+from jaxbp.run.store.folder import How, RunFolder, Told
 from jaxbp.run.store.runs import MEMBERS, METRICS, TIMINGS, UNFINISHED
 from jaxbp.run.sweep import scores
 from jaxbp.run.sweep.members import Member, named, title, together
@@ -95,7 +95,7 @@ class Epoch(NamedTuple):
     best: Sequence[Best | None]
 
 
-def run(config: Config, name: str, console: Console, how: How = "auto") -> Path:
+def run(config: Config, name: str, console: Console, how: How = "auto", told: Told = lambda line: None) -> Path:
     """Trains every member of a sweep and returns the folder; `name` names it if the config does not.
 
     The folder holds what that of a run does, its lines with `seed`, `learning_rate` and what else is swept, one with
@@ -116,11 +116,11 @@ def run(config: Config, name: str, console: Console, how: How = "auto") -> Path:
     private = [spec.privacy.provenance() for spec in specs if spec.privacy]
     digests = [privacy.UNRECORDED] if private else dict.fromkeys(map(data.digest, sweep.datasets))
     known = {"each_member": private} if private else {}
-    with folders.opened(config, name, ", ".join(digests), "new" if is_private else how, known) as folder:
+    with folders.opened(config, name, ", ".join(digests), "new" if is_private else how, known, told) as folder:
         try:
             text.line(console, f"{describe(sweep)}\nrun folder {folder.path}")
             with files.writable(f"{folder.path}:", after="; what was written before is whole"):
-                _train(sweep, folder.path, console)
+                _train(sweep, folder, console)
         except Diverged:
             folder.finish()
             raise
@@ -130,24 +130,24 @@ def run(config: Config, name: str, console: Console, how: How = "auto") -> Path:
     return folder.path
 
 
-def _train(sweep: Sweep, path: Path, console: Console) -> None:
+def _train(sweep: Sweep, folder: RunFolder, console: Console) -> None:
     """Trains cohort by cohort to the end; what was measured is in the folder however it ends."""
-    kept, started = _kept(sweep, path), time.perf_counter()
+    kept, started = _kept(sweep, folder.path), time.perf_counter()
     rows = list(itertools.chain(*kept))
     if kept:
         text.line(console, f"goes on after {len(kept)} of {len(sweep.cohorts)} parts")
     try:
-        with signals.deferred() as stop:
+        with signals.deferred(not console.quiet) as stop:
             for number, cohort in enumerate(sweep.cohorts[len(kept) :], len(kept) + 1):
                 if len(sweep.cohorts) > 1:
                     which = f"{number} of {len(sweep.cohorts)}: {title(cohort.members[0])}"
                     text.line(console, f"\n{which}\n{loop.describe(cohort.setup)}")
-                _train_cohort(cohort, rows, path, console, stop)
+                _train_cohort(cohort, rows, folder, console, stop)
                 if stop.signal and number < len(sweep.cohorts):
                     raise Stopped(f"stopped after {number} of {len(sweep.cohorts)} parts", stop.signal)
     finally:
         groups = scores.groups(rows)
-        _report(sweep, groups, path)
+        _report(sweep, groups, folder.path)
     if not any(group.last for group in groups):
         raise Diverged(f"every member of the sweep did; the last ones, {rows[-1].row.line()['diverged']}")
     epochs = " or ".join(dict.fromkeys(str(member.config.train.epochs) for member in sweep.members))
@@ -155,7 +155,9 @@ def _train(sweep: Sweep, path: Path, console: Console) -> None:
     console.out(scores.best(groups), highlight=False)
 
 
-def _train_cohort(cohort: Cohort, rows: list[MemberRow], path: Path, console: Console, stop: signals.Stop) -> None:
+def _train_cohort(
+    cohort: Cohort, rows: list[MemberRow], folder: RunFolder, console: Console, stop: signals.Stop
+) -> None:
     """Trains and saves a cohort, whose rows become more of the sweep's; Stopped after an epoch before its last one."""
     count, params = cohort.setup.problem.config.train.epochs, jax.device_get(_initial(cohort))
     before = len(rows)
@@ -164,16 +166,15 @@ def _train_cohort(cohort: Cohort, rows: list[MemberRow], path: Path, console: Co
         with progress(console, count) as show:
             for params, found, timing, best in epochs(cohort):  # noqa: B007  (the last ones are saved below)
                 rows += found
-                folders.append(path / TIMINGS, [timing])
-                folders.append(path / METRICS, found)
+                folder.append(found, timing)
                 if measured := [member.row for member in found if isinstance(member.row, EpochRow)]:
                     show(_medians(measured), timing)
                 if stop.signal and timing.epoch < count:
                     raise Stopped(f"stopped after epoch {timing.epoch} of {count}", stop.signal)
     finally:
-        _save(cohort, params, best, rows[before:], path)
+        _save(cohort, params, best, rows[before:], folder.path)
     for member in cohort.members:
-        (path / MEMBERS / member.name / UNFINISHED).unlink()
+        (folder.path / MEMBERS / member.name / UNFINISHED).unlink()
 
 
 def _kept(sweep: Sweep, path: Path) -> list[list[MemberRow]]:
