@@ -1,6 +1,7 @@
 """The command `jaxbp`: each of its commands is a module of jaxbp.commands, which adds its own arguments."""
 
 import importlib
+import os
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 
@@ -26,7 +27,7 @@ COMMANDS = {
     "data": "list the data sets, import one from files at hand",
 }
 
-STATUS = """\
+EPILOG = """\
 exit status:
   0    done
   1    a check did not pass
@@ -35,7 +36,11 @@ exit status:
   4    another process of the run is gone
   130  Ctrl-C
   141  nobody reads the output
-  143  SIGTERM"""
+  143  SIGTERM
+
+completion, in the file that your shell reads first:
+  bash, zsh  eval "$(register-python-argcomplete jaxbp)"
+  fish       register-python-argcomplete --shell fish jaxbp | source"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,7 +49,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _command(arguments: Sequence[str] | None) -> int | None:
-    options, overrides = _parser().parse_known_args(arguments)
+    parser = _parser()
+    if "_ARGCOMPLETE" in os.environ:
+        import argcomplete
+
+        argcomplete.autocomplete(parser)  # tells the shell what may come next, and ends the process
+    options, overrides = parser.parse_known_args(arguments)
     if "overrides" in options:
         options.overrides = overrides
     elif overrides:
@@ -55,7 +65,7 @@ def _command(arguments: Sequence[str] | None) -> int | None:
 
 def _parser() -> Parser:
     about, layout = "Back-propagation by hand, in JAX.", RawDescriptionHelpFormatter
-    parser = Parser(prog="jaxbp", description=about, epilog=STATUS, formatter_class=layout)
+    parser = Parser(prog="jaxbp", description=about, epilog=EPILOG, formatter_class=layout)
     parser.add_argument("--version", action="version", version=f"jaxbp {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, line in COMMANDS.items():

@@ -1,6 +1,7 @@
 """The command `jaxbp`: in this process where that is enough, in one of its own for terminals, signals and output."""
 
 import io
+import itertools
 import json
 import os
 import pty
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import argcomplete
 import jax
 import numpy as np
 import pytest
@@ -25,6 +27,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 import jaxbp
 import jaxbp.run
+from jaxbp import cli
 from jaxbp.cli import main
 from jaxbp.run import loop
 from jaxbp.run.compute.epoch import epoch
@@ -616,7 +619,7 @@ def test_the_public_names_come_when_they_are_used() -> None:
 
 
 QUICK = """
-import contextlib, io, sys
+import argcomplete, contextlib, io, os, sys
 import jaxbp, jaxbp.pytest_plugin
 from jaxbp import cli
 for line in ("--help", "--version", "run --help", "study --help", "run x.toml --train.epoch 3", "run no.toml", "rnu",
@@ -628,12 +631,38 @@ for line in ("--help", "--version", "run --help", "study --help", "run x.toml --
             pass
     heavy = {"jax", "numpy", "rich", "matplotlib", "optax", "sklearn"} & set(sys.modules)
     assert not heavy, (line, heavy)
+os.environ["_ARGCOMPLETE"] = "1"
+finder = argcomplete.CompletionFinder(cli._parser())
+assert finder.rl_complete("run x.toml --train.ep", 0) == "run x.toml --train.epochs "
+assert "jax" not in sys.modules
 assert jaxbp.MLP((4, 3)).sizes == (4, 3) and "jax" in sys.modules
 """
 
 
 def test_what_needs_no_jax_imports_none() -> None:
     subprocess.run([sys.executable, "-c", QUICK], check=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+
+
+def test_completion(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("_ARGCOMPLETE", "1")
+    monkeypatch.setattr(sys, "argv", ["jaxbp"])
+
+    def completed(line: str) -> list[str]:
+        finder = argcomplete.CompletionFinder(cli._parser())
+        found = iter(lambda: finder.rl_complete(line, next(states)), None)
+        states = itertools.count()
+        return [words.removeprefix(line) for words in found]
+
+    assert completed("re") == ["port "] and completed("predict runs/x --pro") == ["mpt", "babilities"]
+    assert set(completed("run x.toml --")) >= {
+        "log",
+        "resume",
+        "train.epochs",
+        "optimizer.learning-rate",
+        "sweep.seeds",
+    }
+    assert completed("run x.toml --train.epochs 3 --train.b") == ["atch-size "]
+    assert completed("run x.toml --log ") == ["text", "json"]
 
 
 # --- predict and data -------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import os
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
@@ -44,6 +45,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-h", "--help", action="store_true", help="this text; after CONFIG with the values of its keys")
     parser.set_defaults(how="auto", overrides=[], usage=parser.format_help)
+    if "_ARGCOMPLETE" in os.environ:
+        _add_keys(parser)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -102,6 +105,16 @@ def _train(config: "Config", options: argparse.Namespace) -> None:
             (sweep if config.sweep.enabled else loop).run(config, name, shown, options.how, told=told)
         except UserError as error:
             raise UserError(f"{path}{' and command line' if options.overrides else ''}: {error}") from None
+
+
+def _add_keys(parser: argparse.ArgumentParser) -> None:
+    """Every key as an option, for a shell that completes it."""
+    from jaxbp.run import config as configs
+
+    for table in dataclasses.fields(configs.Config):
+        for key, text in configs.documented(table.type).items():  # type: ignore[arg-type]
+            about = textwrap.shorten(text, 80, placeholder=" …")
+            parser.add_argument(f"--{table.name}.{key.replace('_', '-')}", nargs="*", help=about)
 
 
 def _listing(options: argparse.Namespace) -> str:
