@@ -124,7 +124,9 @@ def _stablehlo(model: Model, text: str) -> tuple[bytes, str]:
 
 
 def _raw_shape(model: Model) -> tuple[int, ...]:
-    return (len(model.inputs.directions),) if isinstance(model.inputs, Projection) else model.sample.shape
+    if isinstance(model.inputs, Projection):
+        return (len(model.inputs.directions),)
+    return shapes(model.net)[0] if isinstance(model.net, MLP) else model.sample.shape
 
 
 def _outputs(model: Model, x: jax.Array) -> jax.Array:

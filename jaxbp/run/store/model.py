@@ -120,7 +120,8 @@ class Model(NamedTuple):
         for name, scaling in (("inputs", self.inputs), ("targets", self.targets)):
             tensors |= {f"{name}.{k}": v for k, v in scaling._asdict().items()} if scaling else {}
         known: dict[str, Any] = {"classes": self.classes}
-        known |= {} if isinstance(self.net, MLP) else {"sample": self.sample}
+        is_row = isinstance(self.net, MLP) and len(self.sample.shape) == 1
+        known |= {} if is_row else {"sample": self.sample}
         known |= {"columns": self.columns} if self.columns else {}
         names, values = " and ".join(known), list(known.values())  # together, because two of metadata have no order
         metadata = {names: json.dumps(values if len(values) > 1 else values[0])}
@@ -179,7 +180,7 @@ def load(folder: str | Path) -> Model:
             [(names, values)] = (file.metadata() or {}).items()
         known = json.loads(values)
         known = dict(zip(names.split(" and "), known if " and " in names else [known], strict=True))
-        if config.model.kind == "mlp":
+        if config.model.kind == "mlp" and "sample" not in known:
             sizes = config.model.sizes or (0,)
             sample = Sample(sizes[:1], sizes[-1], positions=False)
         else:
