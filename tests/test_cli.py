@@ -23,6 +23,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from matplotlib import image
+from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
 import jaxbp
@@ -699,6 +700,38 @@ def test_predict(fails: Callable[..., str], capsys: pytest.CaptureFixture[str]) 
     fails("predict", "iris", "--data", "x.toml", match="x.toml: not an .npz file")
     fails("predict", "iris", "--data", "new.npz", "--out", "no/out.csv", match="--out: 'no/out.csv' can't be written")
     assert capsys.readouterr().out == ""
+
+
+def test_predict_of_a_folder(fails: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (10, 5, 4), np.uint8)
+    for i, picture in enumerate(pixels):
+        file = Path("pets") / ("cats", "dogs")[i % 2] / f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(file)
+    works("run", "x.toml", "--data.name", "pets", "--model.sizes=", "--train.folder", "run")
+    Path("runs").mkdir()
+    Path("new/below").mkdir(parents=True)
+    Path("new/.hidden").write_text("")
+    for i, file in enumerate(("new/a.png", "new/below/b.png")):
+        Image.fromarray(pixels[i]).save(file)
+    capsys.readouterr()
+    works("predict", "run", "--data", "new")
+    guesses = [("cats", "dogs")[k] for k in load("run").predict(pixels[:2]).argmax(axis=1)]
+    rows = [f"new/a.png,{guesses[0]}", f"new/below/b.png,{guesses[1]}"]
+    assert capsys.readouterr().out.splitlines() == ["file,class", *rows]
+    np.save("new/x.npy", pixels[:2])
+    works("predict", "run", "--data", "new")
+    assert capsys.readouterr().out.splitlines() == ["index,class", *(f"{i},{name}" for i, name in enumerate(guesses))]
+    works("evaluate", "run", "--data", "pets")
+    assert "run: 10 samples of pets" in capsys.readouterr().out
+
+    for name, picture in {"flat": pixels[0].reshape(10, 2), "colour": np.zeros((5, 4, 3), np.uint8)}.items():
+        Path(name).mkdir()
+        Image.fromarray(picture).save(f"{name}/0.png")
+    trained_on = "and run was trained on 4 × 5 grayscale; all have to agree"
+    fails("predict", "run", "--data", "flat", match=f"flat/0.png is 2 × 10 grayscale, {trained_on}")
+    fails("predict", "run", "--data", "colour", match=f"colour/0.png is 4 × 5 RGB, {trained_on}")
+    fails("predict", "run", "--data", "runs", match="runs: no x.npy and no image in it")
 
 
 def test_data_list(capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,9 +15,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="RUN_DIR", type=Path, help="the folder of a finished run")
     parser.add_argument(
         "--data",
-        metavar="FILE",
+        metavar="PATH",
         type=Path,
-        help="an .npz with x and y, or a table with the columns of the run; the test set by default",
+        help="an .npz with x and y, a table with the columns of the run, or a folder; the test set by default",
     )
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 from jaxbp.commands import start_jax
 from jaxbp.run.errors import UserError
 
-HELP = """Writes a row a sample: its index, then the predicted class, or the numbers in the units of the targets.
-With --prompt a network that was trained on a text goes on with it."""
+HELP = """\
+Writes a row a sample: its index, or the file of an image, then the predicted class, or the numbers in the units of the
+targets. With --prompt a network that was trained on a text goes on with it."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,7 +16,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="RUN_DIR", help="the folder of a finished run")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
-        "--data", metavar="FILE", type=Path, help="an .npz with raw inputs x, or a table with the columns of the run's"
+        "--data",
+        metavar="PATH",
+        type=Path,
+        help="an .npz with raw inputs x, a table with the columns of the run's, a folder of images or with x.npy",
     )
     source.add_argument("--prompt", metavar="TEXT", help="the beginning of a text")
     parser.add_argument(

@@ -3,6 +3,7 @@
 import csv
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,11 +15,13 @@ from jaxbp import losses
 from jaxbp.network import Net, ParamTree, layer_of
 from jaxbp.run import config as configs
 from jaxbp.run import laplace, targets
-from jaxbp.run.data import tables
-from jaxbp.run.data.archive import arrays
+from jaxbp.run.data import folders, tables
+from jaxbp.run.data.archive import arrays, flat
 from jaxbp.run.errors import UserError
 from jaxbp.run.store import files
 from jaxbp.run.store.model import Model, finished, load
+
+Rows = Sequence[Sequence[object]]
 
 
 def predict(
@@ -28,26 +31,28 @@ def predict(
     overwrite: bool = False,
     certainty: Literal["probabilities", "laplace"] | None = None,
 ) -> None:
-    """Writes a row a sample: index, then the predicted class, or the numbers of a regression in the targets' units.
+    """Writes a row a sample: its index, or the file of an image, then its class, or the numbers in the targets' units.
 
-    Of a sequence there is a class for each position. `certainty` adds how sure that is: the
-    network's own probability of each class, or what `jaxbp.run.laplace` makes of it.
+    Of a sequence there is a class for each position. `certainty` adds how sure that is: the network's own probability
+    of each class, or what `jaxbp.run.laplace` makes of it.
 
     Raises:
-      UserError: no run, no array x or no column of the run in the file, an x that does not fit the network, an output
-        that is there already or can't be written.
+      UserError: no run, no array x, image or column of the run in the data, an x that does not fit the network, an
+        output that is there already or can't be written.
     """
     files.check_new(out, (".csv",), overwrite)
     model = loaded(run)
-    x = _table(run, model, data) if tables.is_table(data.name) else _read(data)
+    name, names, x = _samples(run, model, data)
     found = laplace.posterior(run, model) if certainty == "laplace" else None
+    rows: Rows
     try:
         if found is not None:
-            rows = _sure_rows(model, found, x)
+            rows = [laplace.header(model), *laplace.rows(model, found, x)]
         else:
             rows = (_probable_rows if certainty else _rows)(model, model.predict(x))
     except ValueError as error:
         raise UserError(f"{data}: {error}") from None
+    rows = [[name, *rows[0]], *([name, *row] for name, row in zip(names, rows[1:], strict=True))]
     if out is None:
         _print(rows)
         return
@@ -105,7 +110,7 @@ def _drawn(net: Net, params: ParamTree, window: jax.Array, count: jax.Array, key
     return jax.lax.scan(draw, (window, count), keys)
 
 
-def _print(rows: list[list[object]]) -> None:
+def _print(rows: Rows) -> None:
     try:
         csv.writer(sys.stdout, lineterminator="\n").writerows(rows)
         sys.stdout.flush()
@@ -113,30 +118,30 @@ def _print(rows: list[list[object]]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _rows(model: Model, output: np.ndarray) -> list[list[object]]:
+def _rows(model: Model, output: np.ndarray) -> Rows:
     if model.classes and output.ndim > 2:
-        names, header = np.array(model.classes)[output.argmax(axis=2)], [f"y{t}" for t in range(output.shape[1])]
-        return [["index", *header], *([i, *row] for i, row in enumerate(names.tolist()))]
+        names = np.array(model.classes)[output.argmax(axis=2)].tolist()
+        return [[f"y{t}" for t in range(output.shape[1])], *names]
     if model.classes:
-        return [["index", "class"], *([i, model.classes[k]] for i, k in enumerate(output.argmax(axis=1)))]
-    return [
-        ["index", *(f"y{k}" for k in range(output.shape[1]))],
-        *([i, *row] for i, row in enumerate(output.tolist())),
-    ]
+        return [["class"], *([model.classes[k]] for k in output.argmax(axis=1))]
+    return [[f"y{k}" for k in range(output.shape[1])], *output.tolist()]
 
 
-def _probable_rows(model: Model, output: np.ndarray) -> list[list[object]]:
+def _probable_rows(model: Model, output: np.ndarray) -> Rows:
     p = targets.probabilities(losses.get(model.net.loss).name, output)
     if not model.classes or p is None or p.ndim > 2:
         needed = "a label a sample, and softmax_cross_entropy or sigmoid_cross_entropy"
         raise UserError(f"--probabilities: it takes {needed}")
-    rows = ([i, model.classes[row.argmax()], *row.tolist()] for i, row in enumerate(p))
-    return [["index", *laplace.header(model)], *rows]
+    return [laplace.header(model), *([model.classes[row.argmax()], *row.tolist()] for row in p)]
 
 
-def _sure_rows(model: Model, found: laplace.Posterior, x: np.ndarray) -> list[list[object]]:
-    rows = laplace.rows(model, found, x)
-    return [["index", *laplace.header(model)], *([i, *row] for i, row in enumerate(rows))]
+def _samples(run: Path, model: Model, data: Path) -> tuple[str, Sequence[object], np.ndarray]:
+    """The name of the first column and what is in it, a row each, and the inputs."""
+    if data.is_dir() and not (data / "x.npy").is_file():
+        files, pixels = folders.images(data, model.sample.shape, str(run))
+        return "file", files, flat(pixels)
+    x = _table(run, model, data) if tables.is_table(data.name) else _read(data)
+    return "index", range(len(x)), x
 
 
 def _table(run: Path, model: Model, path: Path) -> np.ndarray:
@@ -152,10 +157,10 @@ def _table(run: Path, model: Model, path: Path) -> np.ndarray:
 
 
 def _read(path: Path) -> np.ndarray:
-    x = arrays(path, ["x"])["x"]
+    x = folders.array(path / "x.npy") if path.is_dir() else arrays(path, ["x"])["x"]
     if x.dtype.kind not in "fiub":
         raise UserError(f"{path}: x has dtype {x.dtype}, expected numbers")
     bad = np.argwhere(~np.isfinite(x))
     if bad.size:
         raise UserError(f"{path}: row {bad[0][0]} of x is not finite (NaN or infinite)")
-    return x.reshape(len(x), -1) if x.ndim > 2 else x
+    return flat(x) if x.ndim > 2 else x

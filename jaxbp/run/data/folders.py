@@ -7,6 +7,8 @@ folders are the labels. Where there are folders train and, perhaps, test and val
 the sets. Hidden files and what lies beside the folders are left alone.
 """
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,15 +36,35 @@ def read(path: Path, in_place: bool = False, most_labels: int = 0) -> Dataset:
 
 def _arrays(path: Path, in_place: bool) -> Arrays:
     there = [file.stem for file in path.glob("*.npy")]
-    found: Arrays = {}
-    for name in archive.wanted(path, ("x", "y"), archive.OPTIONAL, there):
-        file = path / f"{name}.npy"
-        memory.check(f"{file}: the array needs", 0 if in_place else file.stat().st_size)
-        try:
-            found[name] = np.load(file, mmap_mode="r" if in_place else None, allow_pickle=False)
-        except (OSError, EOFError, ValueError) as error:
-            raise UserError(f"{file}: can't be read: {' '.join(str(error).split())}") from None
+    names = archive.wanted(path, ("x", "y"), archive.OPTIONAL, there)
+    return {name: array(path / f"{name}.npy", in_place) for name in names}
+
+
+def array(file: Path, in_place: bool = False) -> np.ndarray:
+    """The array of an .npy, which stays on disk with `in_place`; UserError if it can't be read or is too large."""
+    memory.check(f"{file}: the array needs", 0 if in_place else file.stat().st_size)
+    try:
+        found: np.ndarray = np.load(file, mmap_mode="r" if in_place else None, allow_pickle=False)
+    except (OSError, EOFError, ValueError) as error:
+        raise UserError(f"{file}: can't be read: {' '.join(str(error).split())}") from None
     return found
+
+
+def images(path: Path, shape: tuple[int, ...], run: str) -> tuple[list[Path], np.ndarray]:
+    """The images in a folder and in those below it, with their pixels (N, H, W) or (N, H, W, 3), for a run.
+
+    shape: of a sample that the run was trained on; where that was no image, all have to be like the first one, or else
+    there is a UserError.
+    """
+    below = (file for file in sorted(path.rglob("*")) if file.is_file())
+    files = [file for file in below if not any(part.startswith(".") for part in file.relative_to(path).parts)]
+    if not files:
+        raise UserError(f"{path}: no x.npy and no image in it")
+    like = f"{run} was trained on"
+    if len(shape) == 1:
+        like, shape = f"{files[0]} is", _pixels(files[0]).shape
+    memory.check(f"{path}: its images need", len(files) * math.prod(shape))
+    return files, _stacked(files, shape[:2] if shape[2:] == (1,) else shape, like)
 
 
 def _images(path: Path) -> Arrays:
@@ -54,17 +76,23 @@ def _images(path: Path) -> Arrays:
     listed = {name: _listed(folder) for name, folder in sets.items()}
     first = listed["train"][0][0]
     shape = _pixels(first).shape
-    memory.check(f"{path}: its images need", sum(map(len, listed.values())) * int(np.prod(shape)))
+    memory.check(f"{path}: its images need", sum(map(len, listed.values())) * math.prod(shape))
     found: Arrays = {}
     for name, files in listed.items():
         x_name, y_name = SETS[name]
         found[y_name] = np.array([label for _, label in files])
-        found[x_name] = np.empty((len(files), *shape), np.uint8)
-        for row, (file, _) in zip(found[x_name], files, strict=True):
-            pixels = _pixels(file)
-            if pixels.shape != shape:
-                raise UserError(f"{file} is {_kind(pixels.shape)}, and {first} is {_kind(shape)}; all have to agree")
-            row[...] = pixels
+        found[x_name] = _stacked([file for file, _ in files], shape, f"{first} is")
+    return found
+
+
+def _stacked(files: Sequence[Path], shape: tuple[int, ...], like: str) -> np.ndarray:
+    """The pixels of images of this shape, that of what `like` names."""
+    found = np.empty((len(files), *shape), np.uint8)
+    for row, file in zip(found, files, strict=True):
+        pixels = _pixels(file)
+        if pixels.shape != shape:
+            raise UserError(f"{file} is {_kind(pixels.shape)}, and {like} {_kind(shape)}; all have to agree")
+        row[...] = pixels
     return found
 
 
