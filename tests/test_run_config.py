@@ -63,7 +63,7 @@ def written(tmp_path: Path, text: str | bytes) -> Path:
         ("[trian]\nepochs = 1", "unknown key 'trian', did you mean 'train'?"),
         ("epochs = 1", "unknown key 'epochs', did you mean 'train.epochs'?"),
         ("[train]\nepohcs = 1", "unknown key 'train.epohcs', did you mean 'train.epochs'?"),
-        ("[train]\ntensorboard = true", "unknown key 'train.tensorboard': train.loggers takes its place"),
+        ("[train]\ntensorboard = 1", "unknown key 'train.tensorboard': train.loggers takes its place"),
         ("[data]\nstandardise = 'none'", "unknown key 'data.standardise', did you mean 'data.standardize'?"),
         ("networks = 1", "unknown key 'networks'. Allowed: data, model, optimizer, train, "),
         ("[model.sub]\nx = 1", "unknown key 'model.sub'. Allowed: sizes, hidden_sizes, hidden, output, loss, "),
@@ -539,6 +539,12 @@ def test_every_config_comes_back(tables: dict[str, dict[str, Any]]) -> None:
     assert again == config
     # 1, 1.0 and True are equal and not the same; TOML has its tables last, so the order of keys is not kept.
     assert json.dumps(asdict(again), sort_keys=True) == json.dumps(asdict(config), sort_keys=True)
+
+
+def test_the_config_of_an_earlier_run_is_read() -> None:
+    for tensorboard in (True, False):
+        config = validate({"train": {"tensorboard": tensorboard, "epochs": 3}}, "x")
+        assert (config.train.loggers, config.train.epochs) == (("tensorboard",) * tensorboard, 3)
 
 
 def test_keys_are_the_fields() -> None:

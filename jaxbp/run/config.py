@@ -352,7 +352,7 @@ def validate(values: dict[str, Any], source: str) -> Config:
     By way of JSON, because pydantic's strict mode takes a table for a dataclass and an array for a tuple only there.
     """
     try:
-        config = _ADAPTER.validate_json(_json(source, values), strict=True)
+        config = _ADAPTER.validate_json(_json(source, _renamed(values)), strict=True)
     except pydantic.ValidationError as error:
         problems = list(dict.fromkeys(_describe(error.errors())))
         more = f" (and {len(problems) - 1} more)" if problems[1:] else ""
@@ -360,6 +360,15 @@ def validate(values: dict[str, Any], source: str) -> Config:
     if fault := _sweep_fault(config.sweep):
         raise UserError(f"{source}: {fault}")
     return config
+
+
+def _renamed(values: dict[str, Any]) -> dict[str, Any]:
+    """With train.loggers for the train.tensorboard that the config.toml of an earlier run has."""
+    train = values.get("train")
+    if not isinstance(train, dict) or not isinstance(train.get("tensorboard"), bool):
+        return values
+    rest = {key: value for key, value in train.items() if key != "tensorboard"}
+    return {**values, "train": {"loggers": ["tensorboard"][: train["tensorboard"]], **rest}}
 
 
 def keys(config: type = Config, prefix: str = "") -> list[str]:
