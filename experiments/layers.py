@@ -6,7 +6,8 @@ per-sample norms, the clipped mean, and the norms by vmap(jax.grad), which is le
 and backward pass are in each.
 A ratio is the median over the rounds of the ratio within a round. Scratch is XLA's temporary bytes, FLOP are its count.
 
-Other libraries, on LeNet-5: see `experiments.bench.peers`. Bytes are there those that a call allocates at once.
+Other libraries, on LeNet-5 and the smaller GPT: see `experiments.bench.peers`. Bytes are there those that a call
+allocates at once.
 
 Command: python -m experiments.layers [--rounds 15] [--only NAME] [--out FOLDER]; with --peer NAME=PYTHON … it measures
 other libraries instead, NAME one of opacus, backpack
@@ -69,11 +70,12 @@ def patches() -> Network:
     return Network(layer, "softmax_cross_entropy", (28, 28, 1))
 
 
+LENET, GPT = "LeNet-5 / 128", "GPT 4 × 128, T 64 / 32"
 NETWORKS = {  # network, batch
-    "LeNet-5 / 128": (lambda: models.lenet5((28, 28, 1), 10), 128),
+    LENET: (lambda: models.lenet5((28, 28, 1), 10), 128),
     "4 convolutions / 32": (convolutions, 32),
     "patches / 64": (patches, 64),
-    "GPT 4 × 128, T 64 / 32": (lambda: models.gpt((64,), 65), 32),
+    GPT: (lambda: models.gpt((64,), 65), 32),
     "GPT 6 × 384, T 256 / 8": (lambda: models.gpt((256,), 65, layers=6, heads=6, width=384), 8),
 }
 FORMED = 1_000_000  # parameters, up to which the norms are also taken by vmap(jax.grad)
@@ -134,9 +136,9 @@ def measure(net: Network, samples: int, rounds: int) -> dict[str, Any]:
     return {"parameters": count, "apart": apart, "programs": found}
 
 
-# Other libraries, on LeNet-5 -----------------------------------------------------------------------------------------
+# Other libraries -----------------------------------------------------------------------------------------------------
 
-LENET, FLATTENED = "LeNet-5 / 128", (5, 5, 16)  # height, width, channels before the dense layers
+FLATTENED = (5, 5, 16)  # height, width, channels before LeNet-5's dense layers
 
 
 def channels_first(leaves: Sequence[Any]) -> list[np.ndarray]:
@@ -150,20 +152,22 @@ def channels_first(leaves: Sequence[Any]) -> list[np.ndarray]:
     ]
 
 
-def make_case() -> Case:
-    """LeNet-5 as it is measured above; C is the median norm."""
-    made, samples = NETWORKS[LENET]
+def make_case(network: str) -> Case:
+    """LENET or GPT as it is measured above; C is the median norm."""
+    made, samples = NETWORKS[network]
     net = made()
     params, x, y = batch_of(net, samples)
     norms = jax.jit(lambda params, x, y: persample.grand(jaxbp.factors(net, params, x, y)[1]))(params, x, y)
     arrays = channels_first(jax.tree.leaves(params))
     layers = list(zip(arrays[::2], arrays[1::2], strict=True))
-    return Case(layers, np.moveaxis(x, -1, 1), np.asarray(y), float(jnp.median(norms)), "tanh")
+    x = np.moveaxis(np.asarray(x), -1, 1) if network == LENET else np.asarray(x)
+    hidden = "tanh" if network == LENET else "gelu_tanh"
+    return Case(layers, x, np.asarray(y), float(jnp.median(norms)), hidden)
 
 
 def as_peer(case: Case) -> dict[str, Quantity]:
     """jaxbp measured as the peers are; the parameters and the batch are those that `make_case` has written."""
-    made, samples = NETWORKS[LENET]
+    made, samples = NETWORKS[GPT if case.tokens else LENET]
     net = made()
     arguments = batch_of(net, samples)
     arguments = *arguments, arguments[0]
@@ -175,13 +179,15 @@ def as_peer(case: Case) -> dict[str, Quantity]:
 
 def compare(study: report.Study) -> None:
     """Measures the other libraries alone, writes layers_peers.json."""
-    commands, case = peers.commands(study.options.peer, "experiments.layers", "persample"), make_case()
-    found = peers.measure(case, commands, as_peer(case), rounds=15, alternations=1)
-    show_peers(found)
-    study._replace(name="layers_peers").save({LENET: found})
+    commands, found = peers.commands(study.options.peer, "experiments.layers", "persample"), {}
+    for network in (LENET, GPT):
+        case = make_case(network)
+        found[network] = peers.measure(case, commands, as_peer(case), rounds=15, alternations=1)
+        show_peers(network, found[network])
+    study._replace(name="layers_peers").save(found)
 
 
-def show_peers(found: dict[str, dict[str, Any]]) -> None:
+def show_peers(network: str, found: dict[str, dict[str, Any]]) -> None:
     rows = [
         (
             *(name, library["versions"], f"{1e3 * library['seconds'][name]:.1f}", f"{ratio:.2f}"),
@@ -190,7 +196,7 @@ def show_peers(found: dict[str, dict[str, Any]]) -> None:
         for library in found.values()
         for name, ratio in library["ratio"].items()
     ]
-    report.table(LENET, ("quantity", "library", "ms", "÷ own gradient", "MB", "relative difference"), sorted(rows))
+    report.table(network, ("quantity", "library", "ms", "÷ own gradient", "MB", "relative difference"), sorted(rows))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

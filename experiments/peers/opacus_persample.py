@@ -15,7 +15,7 @@ from opacus.optimizers import DPOptimizerFastGradientClipping
 from opacus.utils.fast_gradient_clipping_utils import DPLossFastGradientClipping
 from protocol import BATCH, Case, Quantity
 from torch import nn
-from torch_network import batch_gradient, network, peak
+from torch_network import arrays, batch_gradient, network, peak
 
 warnings.filterwarnings("ignore", message="Full backward hook is firing")
 
@@ -35,7 +35,8 @@ class Private:
             expected_batch_size=len(case.x),
         )
         self.loss = DPLossFastGradientClipping(self.model, self.optimizer, nn.CrossEntropyLoss())
-        self.x, self.y = torch.from_numpy(case.x), torch.from_numpy(case.y).long()
+        self.x, self.y = arrays(case)
+        self.shape = len(case.x), len(self.y) // len(case.x)  # a sample is a sequence, its loss the mean over positions
 
     def norms(self) -> torch.Tensor:
         """The first backward pass alone: it leaves the norms."""
@@ -46,7 +47,7 @@ class Private:
     def clipped_sum(self) -> list[torch.Tensor]:
         """Both backward passes."""
         self.optimizer.zero_grad(set_to_none=True)
-        self.loss(self.model(self.x), self.y).backward()
+        self.loss(self.model(self.x), self.y, shape=self.shape).backward()
         return [p.grad for p in self.model.parameters()]
 
 

@@ -19,7 +19,8 @@ BATCH = "value_and_grad"  # the quantity that all others are divided by
 class Case(NamedTuple):
     """A network, (w, b) of each layer, σ between them; a batch x (N, ·), y (N,); the bound C of the clipping.
 
-    Images x (N, channels, height, width) go through LeNet-5, everything else through an MLP.
+    Images x (N, channels, height, width) go through LeNet-5, tokens (N, T) with labels (N, T) through a GPT, whose
+    arrays come in pairs too (see torch_gpt.py); everything else goes through an MLP.
     """
 
     layers: list[tuple[np.ndarray, np.ndarray]]
@@ -27,6 +28,11 @@ class Case(NamedTuple):
     y: np.ndarray
     max_norm: float = 1.0
     hidden: str = "relu"
+
+    @property
+    def tokens(self) -> bool:
+        """Whether the samples are sequences of tokens."""
+        return self.x.dtype.kind == "i"
 
 
 class Quantity(NamedTuple):

@@ -7,15 +7,18 @@ import numpy as np
 import torch
 from protocol import Case
 from torch import nn
+from torch_gpt import gpt
 
 THREADS = 2
-ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh}
+ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu_tanh": lambda: nn.GELU("tanh")}
 
 
 def network(case: Case) -> nn.Sequential:
     """The layers with σ between them; `parameters()` is w, b, w, b, …"""
     torch.set_num_threads(THREADS)
     sigma = ACTIVATIONS[case.hidden]
+    if case.tokens:
+        return gpt(case.layers, sigma)
     modules: list[nn.Module] = []
     for w, b in case.layers:
         layer = _convolution(w) if w.ndim == 4 else nn.Linear(w.shape[1], w.shape[0])
@@ -32,7 +35,9 @@ def _convolution(w: np.ndarray) -> nn.Conv2d:
 
 
 def arrays(case: Case) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.from_numpy(case.x), torch.from_numpy(case.y).long()
+    """x, and y as the network's outputs are: those of all positions one below the other."""
+    x, y = torch.from_numpy(case.x), torch.from_numpy(case.y).long().flatten()
+    return x.long() if case.tokens else x, y
 
 
 def batch_gradient(case: Case) -> Callable[[], list[torch.Tensor]]:
