@@ -7,12 +7,14 @@ Programs are compiled and called in turn in one process; a ratio is the median o
 What is kept is an argument of its program, ours and autodiff's. Scratch is XLA's temporary bytes.
 
 Other libraries: the same networks with tanh, so that σ″ is not 0; see `experiments.bench.peers`.
+Laplace's approximation is compared there too: the evidence, also of a network small enough for a dense matrix, and the
+covariance of outputs, whose posterior is kept.
 
 Width: the tangent kernel of a relu network with one hidden layer and inputs at 60°, beside its limit for infinite
 width, 0.942331 (the arc-cosine kernels of Cho and Saul 2009, Jacot et al. 2018): mean and spread over 40 seeds.
 
 Command: python -m experiments.curvature [--rounds 15] [--out FOLDER]; with --peer NAME=PYTHON … it measures other
-libraries instead, NAME one of curvlinops, backpack, kfac_jax, somax
+libraries instead, NAME one of curvlinops, backpack, kfac_jax, somax, laplace_torch
 """
 
 import functools
@@ -30,11 +32,13 @@ from matplotlib.figure import Figure
 import jaxbp
 from experiments import report
 from experiments.bench import peers, timing
-from experiments.peers.protocol import BATCH, Case, Quantity, direction
-from jaxbp import MLP, Affine, curvature, kronecker
+from experiments.peers.protocol import BATCH, INPUTS, PRIOR, Case, Quantity, direction
+from jaxbp import MLP, Affine, curvature, influence, kronecker
+from jaxbp.kronecker import Eigen, Kronecker
 from jaxbp.tangent_kernel import ntk
 
 SIZES, SAMPLES = ((784, 256, 256, 10), (784, 1024, 1024, 10)), 128
+SMALL = (64, 32, 32, 10)
 WIDTHS, SEEDS = (16, 64, 256, 1024), 40
 GRADIENT, JVP, LINEARIZE = "gradient", "jax.jvp of jax.grad", "jax.linearize of jax.grad, kept"
 
@@ -132,23 +136,57 @@ def make_case(sizes: tuple[int, ...]) -> Case:
     return Case([(np.asarray(w), np.asarray(b)) for w, b in params], np.asarray(x), np.asarray(y), hidden="tanh")
 
 
+def apart(blocks: Sequence[Kronecker]) -> tuple[Eigen, ...]:
+    """With the bias as a block of its own, as the other libraries have it: without Σ x in A."""
+    block_diag = lambda a: jax.scipy.linalg.block_diag(a[:-1, :-1], a[-1:, -1:])  # noqa: E731
+    return tuple(Kronecker(block_diag(a), b).eigh() for a, b in blocks)
+
+
+def laplace(net: MLP, params: Any, x: jax.Array, y: jax.Array) -> dict[str, "functools.partial[Any]"]:
+    """Laplace's approximation as compiled programs: the evidence, and the covariance of outputs at a kept posterior."""
+    blocks = lambda params, x, y: apart(kronecker.kfac(net, params, x, y))  # noqa: E731
+    evidence = functools.partial(influence.log_evidence, net, prior=PRIOR)
+    factored = lambda params, x, y: evidence(params, x, y, blocks=blocks(params, x, y))  # noqa: E731
+    covariance = functools.partial(influence.predictive_variance, net, count=len(x), prior=PRIOR)
+    return {
+        "log evidence": compiled(evidence, params, x, y),
+        "log evidence, K-FAC": compiled(factored, params, x, y),
+        "output covariance, K-FAC": compiled(covariance, params, x[:INPUTS], jax.jit(blocks)(params, x, y)),
+    }
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def evidences(net: MLP, params: Any, x: jax.Array, y: jax.Array) -> dict[str, jax.Array]:
+    """The exact evidence and those by Kronecker factors."""
+    factors = kronecker.kfac(net, params, x, y)
+    joined = tuple(block.eigh() for block in factors)
+    blocks = {"exact": None, "apart": apart(factors), "joined": joined, "EK-FAC": kronecker.ekfac(net, params, x, y)}
+    return {name: influence.log_evidence(net, params, x, y, PRIOR, found) for name, found in blocks.items()}
+
+
+def arguments_of(case: Case) -> tuple[MLP, Any, jax.Array, jax.Array]:
+    net = MLP((case.x.shape[1], *(len(b) for _, b in case.layers)), hidden=case.hidden)
+    params = tuple(Affine(*map(jnp.asarray, layer)) for layer in case.layers)
+    return net, params, jnp.asarray(case.x), jnp.asarray(case.y)
+
+
 def as_peer(case: Case) -> dict[str, Quantity]:
     """jaxbp measured as the peers are; K-FAC's factors without the 1 of the bias."""
-    sizes = (case.x.shape[1], *(len(b) for _, b in case.layers))
-    params, v = (tuple(Affine(*map(jnp.asarray, layer)) for layer in each) for each in (case.layers, direction(case)))
-    arguments = params, jnp.asarray(case.x), jnp.asarray(case.y), v
+    net, params, x, y = arguments_of(case)
+    v = tuple(Affine(*map(jnp.asarray, layer)) for layer in direction(case))
 
     def value(name: str, result: Any) -> list[Any]:
         if name == BATCH:
             return jax.tree.leaves(result[1])
-        return [f for a, b in result for f in (a[:-1, :-1], b)] if "K-FAC" in name else jax.tree.leaves(result)
+        if name.startswith("K-FAC"):
+            return [f for a, b in result for f in (a[:-1, :-1], b)]
+        return jax.tree.leaves(result)
 
-    programs = quantities(MLP(sizes, hidden=case.hidden))
+    programs = quantities(net)
     programs = {BATCH: programs.pop(GRADIENT)} | {name: programs[name] for name in programs if name != "trace kernel"}
-    return {
-        name: peers.quantity(compiled(program, *arguments).func, arguments, functools.partial(value, name))
-        for name, program in programs.items()
-    }
+    made = {name: compiled(program, params, x, y, v) for name, program in programs.items()}
+    made |= laplace(net, params, x, y)
+    return {name: peers.quantity(p.func, p.args, functools.partial(value, name)) for name, p in made.items()}
 
 
 def show_peers(network: str, found: dict[str, dict[str, Any]]) -> None:
@@ -163,12 +201,15 @@ def show_peers(network: str, found: dict[str, dict[str, Any]]) -> None:
 def compare(study: report.Study) -> None:
     """Measures the other libraries alone, writes curvature_peers.json."""
     commands = peers.commands(study.options.peer, "experiments.curvature", "curvature")
-    found = {}
-    for sizes in SIZES:
+    found, evidence = {}, {}
+    for sizes in (SMALL, *SIZES):
         network, case = "-".join(map(str, sizes)), make_case(sizes)
         found[network] = peers.measure(case, commands, as_peer(case), rounds=15, alternations=1)
         show_peers(network, found[network])
-    study._replace(name="curvature_peers").save({"networks": found})
+        evidence[network] = {name: float(value) for name, value in evidences(*arguments_of(case)).items()}
+    rows = [(network, *(f"{value:.1f}" for value in of.values())) for network, of in evidence.items()]
+    report.table("log evidence, by jaxbp", ("network", *evidence[network]), rows)
+    study._replace(name="curvature_peers").save({"networks": found, "evidence": evidence})
 
 
 def _cell(library: dict[str, Any], quantity: str) -> str:

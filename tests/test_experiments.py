@@ -14,6 +14,7 @@ from matplotlib import image
 from experiments import (
     autoencoder,
     closed_forms,
+    curvature,
     edge_of_stability,
     gpt_noise_scale,
     layers,
@@ -25,6 +26,8 @@ from experiments import (
     pruning,
     recipe,
 )
+from experiments.peers import protocol
+from jaxbp import MLP, Affine, models
 from jaxbp.private import Accounting
 from jaxbp.run import config as configs
 from jaxbp.run import loop
@@ -313,6 +316,29 @@ def test_flattened_images_with_channels_first() -> None:
     moved, b = layers.channels_first([w, np.zeros(3)])
     np.testing.assert_allclose(moved @ np.moveaxis(x, -1, 0).ravel(), w @ x.ravel(), rtol=1e-12)
     assert b.shape == (3,)
+
+
+def test_a_gpt_for_other_libraries(tmp_path: Path) -> None:
+    """Its arrays come in pairs, in the order of PyTorch's parameters: tables, norm, q k v, output, norm, up, down."""
+    net, tokens = models.gpt((4,), 5, layers=1, width=8), np.zeros((3, 4), np.int32)
+    arrays = [np.zeros(leaf.shape) for leaf in jax.tree.leaves(net.parameters)]
+    pairs = list(zip(arrays[::2], arrays[1::2], strict=True))
+    protocol.write(tmp_path / "case.npz", protocol.Case(pairs, tokens, tokens, hidden="gelu_tanh"))
+    case = protocol.read(str(tmp_path / "case.npz"))
+    block = [((8,), (8,)), ((24, 8), (24,)), ((8, 8), (8,)), ((8,), (8,)), ((32, 8), (32,)), ((8, 32), (8,))]
+    assert [(w.shape, b.shape) for w, b in case.layers] == [((5, 8), (4, 8)), *block, ((8,), (8,)), ((5, 8), (5,))]
+    assert case.tokens and not case._replace(x=np.zeros((3, 4))).tokens
+
+
+def test_evidence_with_the_biases_apart() -> None:
+    """Inputs of mean 0 have no products with the bias; one layer's K-FAC of equal samples is exact."""
+    x, net, y = jax.random.normal(jax.random.key(0), (1, 4), jnp.float64), MLP((4, 3)), jnp.zeros(2, int)
+    params = (Affine(jax.random.normal(jax.random.key(1), (3, 4), jnp.float64), jnp.ones(3)),)
+    centred = curvature.evidences(net, params, jnp.concatenate([x, -x]), y)
+    assert float(centred["apart"]) == pytest.approx(float(centred["joined"]), rel=1e-12)
+    equal = curvature.evidences(net, params, jnp.concatenate([x, x]), y)
+    assert float(equal["exact"]) == pytest.approx(float(equal["joined"]), rel=1e-12)
+    assert float(equal["apart"]) < float(equal["joined"]) - 1e-3
 
 
 def test_an_autoencoder_is_tuned_and_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

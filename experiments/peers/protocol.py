@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 BATCH = "value_and_grad"  # the quantity that all others are divided by
+PRIOR, INPUTS = 1.0, 16  # of Laplace's approximation: the precision of the prior, how many inputs have a covariance
 
 
 class Case(NamedTuple):
