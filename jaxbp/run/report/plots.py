@@ -105,7 +105,7 @@ def images(
     index: Sequence[int],
     labels: Sequence[str],
     guesses: Sequence[str],
-    values: np.ndarray,
+    values: Sequence[float] | np.ndarray,
     title: str,
     heading: str,
 ) -> Figure:

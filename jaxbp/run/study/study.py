@@ -53,9 +53,9 @@ def study(
     out = out or (source / name if source.is_dir() else Path(f"{source.stem}_{name}"))
     write = choose("--out", "extension", out.suffix, WRITERS)
     subject = prepare(source, split)
+    names, recorded = _fitting(subject, quantities, chunk), _recorded(source)
     kind = subject.problem.config.train.plot_format
     made = _made(out, kind, overwrite)
-    names, recorded = _fitting(subject, quantities, chunk), _recorded(source)
     samples = f"{len(subject.x):,} {SPLITS[split]} samples"
     text.line(console, f"{source}, {subject.state}: {subject.problem.title} · {samples} · {', '.join(names)}")
     results = measure(subject, names, chunk)
