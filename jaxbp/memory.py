@@ -15,8 +15,8 @@ XLA would undo this: it sees that x⁽ˡ⁾ is computed twice, and keeps the fir
 `optimization_barrier` between the two; on CPUs, in JAX 0.10, XLA removes the barrier too early, and nothing is saved.
 XLA never merges what is inside a `jax.lax.cond` with what is outside. So the second forward pass is inside one. Its
 predicate is always true, but XLA cannot know that. Under a `jax.vmap` over parameters a cond becomes a select: the
-numbers are the same, and nothing is saved. (A first input that XLA cannot know would do without
-a cond, but XLA takes three to five times as long to compile one program of 2,000 layers as one program a run.)
+numbers are the same, and nothing is saved. (A first input that XLA cannot know would do without a
+cond, but XLA takes three to five times as long to compile one program of 2,000 layers as one program a run.)
 
 Sources: T. Chen et al., *Training deep nets with sublinear memory cost*, 2016, §4; A. Griewank and A. Walther,
 *Algorithm 799: Revolve*, ACM Transactions on Mathematical Software 26, 2000, §2.

@@ -10,10 +10,10 @@ from rich.console import Console
 
 from jaxbp.run.config import choose
 from jaxbp.run.errors import UserError
+from jaxbp.run.keys import flat
 from jaxbp.run.report import text
 from jaxbp.run.store import files, runs
 from jaxbp.run.store.runs import Run
-from jaxbp.run.sweep.keys import flat
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -20,9 +20,9 @@ import pydantic
 from pydantic import ConfigDict, Field
 
 from jaxbp.names import Entry, lookup, nearest, short
+from jaxbp.run import keys as dotted
 from jaxbp.run import overrides
 from jaxbp.run.errors import UserError
-from jaxbp.run.sweep import keys as swept_keys
 
 STRICT = ConfigDict(extra="forbid")  # an unknown key in a table is an error
 MOST_BYTES = 10**6  # of a config file; what is larger is not one
@@ -284,9 +284,9 @@ class SweepConfig:
     def values(self) -> dict[str, tuple[Any, ...]]:
         """What is swept besides the seeds, by dotted keys; "none" clears a key, if it is no value of its own."""
         tables = {name: table for name, table in dataclasses.asdict(self).items() if isinstance(table, dict)}
-        found: dict[str, tuple[Any, ...]] = {swept_keys.LEARNING_RATE: self.learning_rate} if self.learning_rate else {}
-        for key, values in swept_keys.flat(tables).items():
-            may_be_empty = key != swept_keys.LEARNING_RATE and _fault(key, None) is None
+        found: dict[str, tuple[Any, ...]] = {dotted.LEARNING_RATE: self.learning_rate} if self.learning_rate else {}
+        for key, values in dotted.flat(tables).items():
+            may_be_empty = key != dotted.LEARNING_RATE and _fault(key, None) is None
             empty = None if may_be_empty else "none"
             found[key] = tuple(empty if value in (None, "none") else value for value in values)
         return found
@@ -419,7 +419,7 @@ def _fits(table: str, key: str, value: Any) -> bool:
 def _fault(key: str, value: Any) -> str | None:
     """Why a dotted key may not have this value; None where it may."""
     try:
-        _ADAPTER.validate_json(_json("command line", swept_keys.put({}, {key: value})), strict=True)
+        _ADAPTER.validate_json(_json("command line", dotted.put({}, {key: value})), strict=True)
     except pydantic.ValidationError as error:
         return _describe(error.errors())[0]
     return None
@@ -438,7 +438,7 @@ def _sweep_fault(sweep: SweepConfig) -> str | None:
     if sweep.seeds > 1 and "seed" in sweep.train:
         return "sweep.train.seed: sweep.seeds counts on from train.seed; leave one of them out"
     for key, values in found.items():
-        if key in swept_keys.FIXED:
+        if key in dotted.FIXED:
             return f"sweep.{key}: it can't be swept, for it belongs to the sweep as a whole"
         if fault := next(filter(None, (_fault(key, value) for value in values)), None):
             return f"sweep: {fault}"

@@ -10,6 +10,7 @@ import contextlib
 import importlib.util
 import itertools
 import os
+import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ import tomli_w
 from jaxbp.run.config import Config, to_dict
 from jaxbp.run.errors import Stopped, UserError
 from jaxbp.run.host import processes
+from jaxbp.run.keys import flat
 from jaxbp.run.report.metrics import EpochRow, FinalRow, Row, StepRecord, Timing
 from jaxbp.run.store import runs
 from jaxbp.run.store.folder import MAY_DIFFER, RunFolder
@@ -94,9 +96,9 @@ def _mlflow(folder: Path, config: Config) -> Iterator[Log]:
     client = MlflowClient(tracking_uri=(folder / "mlruns").absolute().as_uri())
     found = client.search_runs(["0"])
     run = (found[0] if found else client.create_run("0", run_name=folder.name)).info.run_id
-    flat = {f"{table}.{key}": str(value) for table, values in to_dict(config).items() for key, value in values.items()}
-    params = [Param(key, value) for key, value in flat.items() if key not in MAY_DIFFER]
-    tags = [RunTag(key, value) for key, value in flat.items() if key in MAY_DIFFER]
+    values = {key: str(value) for key, value in flat(to_dict(config)).items()}
+    params = [Param(key, value) for key, value in values.items() if key not in MAY_DIFFER]
+    tags = [RunTag(key, value) for key, value in values.items() if key in MAY_DIFFER]
     client.log_batch(run, params=params, tags=[RunTag("run_folder", str(folder)), *tags])
     client.update_run(run, "RUNNING")
     known = {key: max(m.step for m in client.get_metric_history(run, key)) for key in client.get_run(run).data.metrics}
@@ -124,12 +126,12 @@ def _wandb(folder: Path, config: Config) -> Iterator[Log]:
     os.environ["WANDB_ERROR_REPORTING"] = "false"  # it is read when wandb is imported
     import wandb
 
-    earlier = sorted(folder.glob("wandb/offline-run-*"))
+    earlier = sorted(folder.glob("wandb/offline-run-*-jaxbp*"))  # and none that is somebody else's
     quiet = wandb.Settings(silent=True, console="off", reinit="create_new", x_disable_stats=True)
     run = wandb.init(
         project="jaxbp",
         name=folder.name,
-        id=earlier[0].name.rpartition("-")[2] if earlier else None,
+        id=earlier[0].name.rpartition("-")[2] if earlier else f"jaxbp{secrets.token_hex(8)}",
         dir=folder,
         mode="offline",
         config=to_dict(config),

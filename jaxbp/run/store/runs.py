@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxbp.run.errors import UserError
-from jaxbp.run.sweep.keys import flat
+from jaxbp.run.keys import flat
 
 FILE, METRICS, TIMINGS = "params.safetensors", "metrics.jsonl", "timings.jsonl"
 MEMBERS = "members"  # of a sweep, a run folder each

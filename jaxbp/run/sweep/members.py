@@ -7,11 +7,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from jaxbp.run import config as configs
+from jaxbp.run import keys
 from jaxbp.run.compute import optimizers
 from jaxbp.run.config import Config, SweepConfig
 from jaxbp.run.errors import UserError
 from jaxbp.run.report import text
-from jaxbp.run.sweep import keys, scores
+from jaxbp.run.sweep import scores
 
 LONGEST_NAME = 200  # of a member's folder; the file systems end at 255
 
