@@ -79,7 +79,7 @@ def test_activation(name: str) -> None:
 def test_slopes_where_they_are_no_kinks() -> None:
     """An infinity has no other side, and a slope that goes through 0 is no kink."""
     for name in ("leaky_relu", "hard_silu"):
-        report = jaxbp.check(jaxbp.activations.get(name))
+        report = jaxbp.check(jaxbp.activations.get(name), dtypes="float32")
         assert report.passed, str(report)
 
 
@@ -87,7 +87,7 @@ def test_slopes_where_they_are_no_kinks() -> None:
 def test_second_derivatives_by_hand() -> None:
     """σ″ beside σ, and the Hessian of a network, which level "full" adds; each once wrong."""
     bent = jaxbp.Activation("bent", jnp.sin, lambda s, x: jnp.cos(s), d2sigma=lambda s, x: jnp.sin(s))
-    report = jaxbp.check(bent)
+    report = jaxbp.check(bent, dtypes="float32")
     assert {(row.subject, row.path) for row in report.failures} == {("second derivatives", "[0]['σ′ bent']")}
     for hidden, verdict in (("tanh", "PASS"), (bent, "FAIL")):
         *_, hessian = parts(jaxbp.MLP((2, 2, 2), hidden), 0, "full")
@@ -247,7 +247,7 @@ def test_the_report_says_when_it_ran_nothing_eagerly() -> None:
         return sum(jnp.sum(jnp.sin(x[:n])) for n in range(1, 9))
 
     ruled = custom(many, lambda x: jax.vjp(many, x), lambda pull, u: pull(u))
-    fast, full = (jaxbp.check(ruled, "f32[8]", level=level) for level in ("fast", "full"))  # type: ignore[arg-type]
+    fast, full = (jaxbp.check(ruled, "f32[8]", level=level, dtypes="float32") for level in ("fast", "full"))  # type: ignore[arg-type]
     assert fast.passed and full.passed, f"{fast}{full}"
     assert [any("eager" in note for note in report.not_covered) for report in (fast, full)] == [True, False]
 

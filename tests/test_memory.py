@@ -84,7 +84,7 @@ def test_an_empty_or_all_masked_batch_gives_zeros(batch):
 @pytest.mark.production
 @pytest.mark.parametrize("value", [jnp.nan, jnp.inf])
 def test_what_is_not_finite_comes_through(value):
-    """The predicate holds whatever the deltas are: NaN does not make the second pass begin with zeros."""
+    """The conditional is taken whatever the deltas are: NaN does not lead to the zeros of the branch never taken."""
     net = MLP(WIDTHS, "identity", loss="squared_error")
     params, x, y = oracles.data(net, seed=4, batch=3)
     y = jnp.full_like(y, value)
