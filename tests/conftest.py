@@ -41,6 +41,12 @@ hypothesis.settings.register_profile("jaxbp", deadline=None, derandomize=True, m
 hypothesis.settings.load_profile("jaxbp")
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """JAX_PLATFORMS=cuda,cpu, say, has the devices of the machine, and not the four of the CPU."""
+    if item.get_closest_marker("devices") and jax.device_count() < 4:
+        pytest.skip("it needs four devices")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Checked annotations, and XLA's options: they cannot be changed once the session has compiled something."""
     if not config.option.markexpr.startswith(("slow", "production")):

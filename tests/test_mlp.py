@@ -402,6 +402,7 @@ def test_an_empty_or_all_masked_batch_is_zero(net, batch):
     assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(run(params, x[:batch], y[:batch], jnp.zeros(batch))))
 
 
+@pytest.mark.devices
 def test_sharded_batch_gives_the_same_gradient():
     """Samples over four devices, parameters on all of them."""
     params, x, y = oracles.data(NET, seed=10, batch=8)

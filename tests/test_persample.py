@@ -632,6 +632,7 @@ def test_bfloat16_factors_accumulate_in_float32():
     assert_close(clipped.mean, jitted("clipped_mean")(rounded, 1.0).mean, 3 * 2.0**-8, "clipped")
 
 
+@pytest.mark.devices
 @pytest.mark.slow
 def test_samples_on_four_devices_give_the_same_numbers():
     _, _, _, f, _ = case(batch=8)

@@ -31,6 +31,7 @@ from jaxbp.run.errors import UserError
 from jaxbp.run.report.metrics import EpochRow, Row, StepRecord
 from jaxbp.run.store.checkpoint import Checkpoints, Position
 
+pytestmark = pytest.mark.devices
 SHAPES = [(2, 1), (1, 2), (2, 2), (4, 1)]
 RECORDED = {"quantities": ["squared_norms", "noise_scale"], "every": 4}
 NET = MLP((784, 256, 256, 10))

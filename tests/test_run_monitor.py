@@ -197,6 +197,7 @@ def test_what_does_not_fit_is_one_line(arguments: list[str], match: str, capsys:
 # --- a mesh and a sweep -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.devices
 @pytest.mark.slow
 def test_a_mesh_stops_at_the_same_epoch() -> None:
     """With class weights, on two devices whose batches are filled up: 96 samples in batches of 20."""

@@ -118,6 +118,7 @@ def test_a_step_on_the_whole_set_is_one_by_autodiff(name: str, model: dict[str, 
     assert row.train.accuracy == np.mean(np.asarray(output).argmax(axis=-1) == np.asarray(split.y))
 
 
+@pytest.mark.devices
 @pytest.mark.slow
 def test_parts_of_a_batch_and_several_devices_change_nothing() -> None:
     """The parameters, with micro-batches and on a mesh, are those of whole batches on one device up to rounding."""
@@ -132,6 +133,7 @@ def test_parts_of_a_batch_and_several_devices_change_nothing() -> None:
         np.testing.assert_allclose([getattr(r, rms) for r in (other, third)], [getattr(row, rms)] * 2, rtol=1e-6)
 
 
+@pytest.mark.devices
 @pytest.mark.slow
 def test_on_a_mesh_and_with_checkpoints_dropout_draws_the_same() -> None:
     """Losses and parameters are those of one device that stores all; and of both in a private run."""
@@ -353,7 +355,9 @@ def test_what_does_not_fit_is_one_line(data: dict[str, Any], model: dict[str, An
         ({}, {}, {}, '"mlp" gives one output'),
         ({"block": 2000}, GPT, {}, "data.block: 2000 and the next one, but"),
         ({"standardize_targets": True}, GPT, {}, "a text has classes"),
-        ({}, GPT, {"mesh": {"data": 2}}, "mesh: a text is trained on one device"),
+        pytest.param(
+            {}, GPT, {"mesh": {"data": 2}}, "mesh: a text is trained on one device", marks=pytest.mark.devices
+        ),
         ({}, {**GPT, "arguments": {"heads": 3, "width": 8}}, {}, "heads"),
     ],
 )

@@ -192,6 +192,7 @@ def test_a_member_of_a_sweep_is_the_separate_run() -> None:
     assert (member / "params.safetensors").read_bytes() == Path("alone/params.safetensors").read_bytes()
 
 
+@pytest.mark.devices
 @pytest.mark.slow
 def test_a_mesh_has_the_same_directions() -> None:
     run(*PRIVATE, "--privacy.seed", "3", "--model.dtype", "float64", folder="one")

@@ -169,6 +169,7 @@ def trained(**tables: dict[str, Any]) -> Any:
     return setup.program.fetch(setup.program.whole), found
 
 
+@pytest.mark.devices
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "tables",

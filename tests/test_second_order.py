@@ -188,7 +188,7 @@ def test_a_sweep_over_rates_is_the_runs() -> None:
         (["--train.memory", "sqrt"], "train.memory: kfac needs all layers of a batch at once"),
         (["--train.micro-batches", "2"], "train.micro_batches: kfac needs a batch as a whole"),
         (["--train.precision", "mixed"], "train.precision: kfac computes in model.dtype"),
-        (["--mesh.data", "2"], "mesh: kfac runs on one device"),
+        pytest.param(["--mesh.data", "2"], "mesh: kfac runs on one device", marks=pytest.mark.devices),
         (["--privacy.max-norm", "1", "--privacy.epsilon", "2"], "privacy: kfac looks at more of a sample than its cl"),
         (["--optimizer.weight-decay", "0.1"], "optimizer.weight_decay: kfac has none"),
         (["--optimizer.clip-norm", "1"], "optimizer.clip_norm: kfac has none"),
