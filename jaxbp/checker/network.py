@@ -84,13 +84,12 @@ def parts(subject: Checked, seed: int, level: str) -> list[Part]:
 
     reference = {"reference": lambda params, x: _outputs(subject, params, x)}
     gradient = {"value_and_grad": lambda params, x, y: network.value_and_grad(subject, params, x, y)}
-    rules, *second = _rules(sigmas, losses.get(subject.loss), outputs, seed)
+    rules = _rules(sigmas, losses.get(subject.loss), outputs, seed)
     found = [
         *layers,
-        rules,
+        *(rule for rule in rules if level == "full" or rule.name != "second derivatives"),
         Part("apply", lambda params, x: apply(subject, params, x), (params, x), reference),
         Part("value_and_grad", mean_loss, (params, x, y), gradient),
-        *(second if level == "full" else []),
     ]
     known = all(sigma.d2sigma for sigma in sigmas) and losses.get(subject.loss).hvp is not None
     if level == "full" and isinstance(subject, MLP) and known:
@@ -170,7 +169,8 @@ def _rules(
 ) -> list[Part]:
     """Every σ on a lattice and ℓ of one sample for each kind of target; then σ′ and ∂ℓ/∂x of those with curvature.
 
-    The backward is u ⊙ σ′(s) and u ∂ℓ/∂x, at a kink with the slope on the left; then u ⊙ σ″(s) and H_ℓ u.
+    The backward is u ⊙ σ′(s) and u ∂ℓ/∂x, at a kink with the slope on the left; then u ⊙ σ″(s) and H_ℓ u. A margin of
+    the hinge loss has no left: it grows with one number and falls with another.
     """
     first, second = {}, {}
     known: Any = loss
@@ -190,10 +190,13 @@ def _rules(
             )
     zero = [f"[0]['{name}']" for name, pair in first.items() if pair.b is not None and outputs[-1] == 1]
     flat = [f"[0]['{name}']" for name in second if name.split(",")[0].split()[1] in LINEAR]
-    return [
-        _joined("rules", first, {"wrt": (0,), "kinks": "left", "allow_zero": zero}),
-        *([_joined("second derivatives", second, {"wrt": (0,), "allow_zero": [*zero, *flat]})] if second else []),
+    margins = {name: first.pop(name) for name in [*first] if name.startswith("ℓ hinge,")}
+    found: list[tuple[str, dict[str, Pair], dict[str, Any]]] = [
+        ("rules", first, {"kinks": "left", "allow_zero": zero}),
+        ("margins", margins, {"kinks": "subgradient", "allow_zero": zero}),
+        ("second derivatives", second, {"allow_zero": [*zero, *flat]}),
     ]
+    return [_joined(name, pairs, {"wrt": (0,), **options}) for name, pairs, options in found if pairs]
 
 
 def _slope(sigma: Activation) -> Pair:
