@@ -112,13 +112,13 @@ def _at_kink(
 
     lasts: where the sides differ as much 10⁵ times as near; sin at 1e10 has no kink.
 
-    Where the sides agree with each other and not with autodiff at the point itself, autodiff split a tie inside a
-    smooth function (logaddexp(0, 0) by a max and a where): the derivative is the limit.
+    Where the sides agree with each other and with neither autodiff nor got at the point itself, autodiff split a tie
+    inside a smooth function (logaddexp(0, 0) by a max and a where): the derivative is the limit.
     """
     (want, bound, _), (low, high, side, least, most) = wanted, sides
     size, middle = np.maximum(np.abs(low), np.abs(high)), (low + high) / 2
     kink, rounded = high - low > _smooth(low, high), slack * size
-    removable = ~kink & (np.abs(want - middle) > _smooth(low, high))
+    removable = ~kink & (np.abs(want - middle) > _smooth(low, high)) & (error_over_bound(got, want, bound) > 1)
     want, bound = np.where(removable, middle, want), np.where(removable, bound + rounded, bound)
     if kinks in ("left", "right"):
         kink &= lasts
