@@ -145,7 +145,7 @@ def _prepared(fun: Any, args: Sequence[Any] | str, given: Mapping[str, Any]) -> 
     level, seed = given["level"], given["seed"]
     settings = Settings(
         example=leaves,
-        domain=domains(given["domain"], subject.arguments),
+        domain=domains(given["domain"], subject.arguments, leaves),
         level=level,
         seed=seed,
         probes=given["probes"] or PROBES[level],

@@ -96,8 +96,8 @@ def text_of(leaf: Any) -> str:
     return f"{short}[{','.join(map(str, leaf.shape))}]{bounds}"
 
 
-def domains(domain: Domain, arguments: Arguments) -> list[Any]:
-    """For each array leaf a pair (low, high) or a function of (key, shape, dtype).
+def domains(domain: Domain, arguments: Arguments, leaves: Sequence[Any]) -> list[Any]:
+    """For each array leaf a pair (low, high) or a function of (key, shape, dtype); None for one that keeps its numbers.
 
     Raises:
       ValueError: a name or an argument that is not there.
@@ -110,7 +110,8 @@ def domains(domain: Domain, arguments: Arguments) -> list[Any]:
             known = ", ".join(map(repr, [*range(count), *arguments.names[:count]]))
             raise ValueError(f"domain has {key!r}, the arguments are {known}")
         by_position[position] = _range(value)
-    return [by_position.get(owner, rest if n in arguments.wrt else None) for n, owner in enumerate(arguments.owners)]
+    drawn = [n in arguments.wrt or isinstance(leaf, Spec) for n, leaf in enumerate(leaves)]
+    return [by_position.get(owner, rest if drawn[n] else None) for n, owner in enumerate(arguments.owners)]
 
 
 def _range(value: Any) -> Any:
