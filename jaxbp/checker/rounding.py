@@ -2,9 +2,10 @@
 
 The reference's jaxpr, traced in the dtypes under test, is evaluated in float64, and again with the result of every
 operation moved by a random amount of the size that its own dtype would round it by: u |result|, and u (|A| |B|) for a
-matrix product or a sum. A cast to a shorter dtype is a rounding like any other. The spread is an elementwise error
-bound that knows the function's own conditioning and cancellation, and is the same kind of bound as c √K u |A||B| for
-one product (Higham 2002, §3.1), carried through all the operations that follow.
+matrix product or a sum; a matrix that is factorized by u of its largest number. A cast to a shorter dtype is a rounding
+like any other. The spread is an elementwise error bound that knows the function's own conditioning and cancellation,
+and is the same kind of bound as c √K u |A||B| for one product (Higham 2002, §3.1), carried through all the operations
+that follow.
 
 Source: J. Vignes, "A stochastic arithmetic for reliable scientific computation", Math. Comput. Simul. 35, 1993.
 """
@@ -44,6 +45,7 @@ EXACT = frozenset(
     "round scatter select_and_gather_add select_n sharding_constraint sign slice sort split squeeze stop_gradient "
     "top_k tile transpose xor".split()
 )
+FACTORIZATIONS = frozenset("cholesky eig eigh geqp3 geqrf hessenberg lu qr schur svd tridiagonal".split())
 LINEAR_SUMS = frozenset(
     "dot_general conv_general_dilated reduce_sum cumsum scatter-add scatter_add reduce_window_sum".split()
 )
@@ -124,8 +126,11 @@ def with_spread(found: Traced) -> Callable[..., Any]:
 
         def draw(noise: Array) -> list[Any]:
             def rounded(equation: Any, inputs: Sequence[Any]) -> list[Any]:
+                place = places.get(id(equation))
+                if place is not None and equation.primitive.name in FACTORIZATIONS:  # exact for a matrix u ‖A‖ away
+                    inputs = [_moved(a, units[place], _largest(a), zero, noise, place) for a in inputs]
                 outputs = _fixed(equation, inputs)
-                if (place := places.get(id(equation))) is None:
+                if place is None:
                     return outputs
                 sizes = outputs
                 if equation.primitive.name in LINEAR_SUMS:
@@ -151,6 +156,11 @@ def _moved(a: Any, u: Any, size: Any, zero: Any, noise: Array, place: int) -> An
     size = jnp.where(size == 0, zero, jnp.abs(size))
     finite = jnp.where(size < np.inf, size, 0)  # an infinity, such as that of a mask, is not rounded
     return a + (AMPLITUDE * u * _uniform(noise, a.shape, place) * finite).astype(a.dtype)
+
+
+def _largest(a: Any) -> Any:
+    """Of each matrix."""
+    return jnp.max(jnp.abs(a), axis=(-2, -1), keepdims=True)
 
 
 def _uniform(noise: Array, shape: tuple[int, ...], place: int) -> Array:
