@@ -739,3 +739,11 @@ vjp(
     domain="simplex",
 )
 vjp("domains", "arcsin", lambda: "f32[5]", jnp.arcsin, lambda r, g: (g / jnp.sqrt(1 - r[0] ** 2),), domain=(-0.9, 0.9))
+
+# singular and nearly singular matrices, at which a factorization keeps no digit of some elements
+for name, function in {
+    "pseudo-inverse": jnp.linalg.pinv,
+    "log-determinant by LU": jnp.linalg.slogdet,
+    "log-determinant by QR": functools.partial(jnp.linalg.slogdet, method="qr"),
+}.items():
+    whole("linear algebra", name, functools.partial(Subject, function, "f32[3,3]", {}))

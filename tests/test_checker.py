@@ -17,12 +17,13 @@ import real_world
 from tiers import one_in
 
 import jaxbp
+from jaxbp import losses
 from jaxbp.checker import checks, inputs
 from jaxbp.checker.diagnosis import diagnose
-from jaxbp.checker.network import layer_errors, parts
+from jaxbp.checker.network import _rules, layer_errors, parts
 from jaxbp.checker.numerics import difference
 from jaxbp.checker.report import CheckFailed, Report, Row
-from jaxbp.checker.search import numbers_of
+from jaxbp.checker.search import _moves, numbers_of
 from jaxbp.cli import main
 
 
@@ -81,6 +82,28 @@ def test_slopes_where_they_are_no_kinks() -> None:
     for name in ("leaky_relu", "hard_silu"):
         report = jaxbp.check(jaxbp.activations.get(name), dtypes="float32")
         assert report.passed, str(report)
+
+
+def test_a_margin_has_no_left() -> None:
+    """The hinge loss where a margin is exactly 0: its slope is that of one side, and the label moves the other way."""
+    margins, *_ = _rules([], losses.get("hinge"), (2,), seed=3)
+    assert jaxbp.check(margins.fun, margins.args, seed=3, **margins.options).passed
+
+
+@pytest.mark.slow
+def test_autodiff_itself_is_right_where_both_sides_have_another_slope() -> None:
+    """Products of shifts have one sign on both sides: beside the kinks of other rows this is no removable one."""
+    net = jaxbp.MLP((6, 6, 10, 8), ("relu", "gelu"), "leaky_relu", "kl_divergence")
+    (apply,) = (part for part in parts(net, 48594486, "fast") if part.name == "apply")
+    assert jaxbp.check(apply.fun, apply.args, seed=48594486, dtypes="float32", **apply.options).verdict != "FAIL"
+
+
+def test_numbers_that_xla_takes_for_0_are_not_tried() -> None:
+    """Beside the least number that a function compares with."""
+    tiny = float(np.finfo(np.float32).tiny)
+    around = dict(_moves("fast", [tiny]))["boundary 0"](np.zeros(64), np.random.default_rng(0))
+    found = np.abs(around.astype(np.float32))
+    assert np.float32(tiny) in found and np.all((found == 0) | (found >= tiny))
 
 
 @pytest.mark.slow
@@ -314,6 +337,11 @@ def test_a_kink_is_not_blamed_for_an_error_far_larger_than_it() -> None:
 def test_the_domain() -> None:
     root = custom(jnp.sqrt, lambda x: (jnp.sqrt(x),) * 2, lambda y, u: (u / (2 * y),))
     assert jaxbp.check(root, (jnp.asarray([1.0, 2.0], jnp.float32),), domain=(0.1, 5.0)).passed
+
+
+def test_what_is_drawn_and_not_differentiated_lies_in_the_domain_too() -> None:
+    rule = custom(lambda x, a: x * jnp.abs(a), lambda x, a: (x * jnp.abs(a), a), lambda a, u: (u * a, None))
+    assert jaxbp.check(rule, "f32[4], f32[4]", wrt=(0,), domain="positive", dtypes="float32").passed
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def _cond(equation: Any, inputs: Sequence[Any], walk: Walk) -> list[Any]:
         return lambda *operands: evaluate(closed.jaxpr, closed.consts, operands, walk)
 
     branches = [branch(closed) for closed in equation.params["branches"]]
-    return list(lax.switch(inputs[0].astype(jnp.int32), branches, *inputs[1:]))
+    return list(lax.switch(jnp.asarray(inputs[0], jnp.int32), branches, *inputs[1:]))
 
 
 def _while(equation: Any, inputs: Sequence[Any], walk: Walk) -> list[Any]:
@@ -214,7 +214,7 @@ def lifted(equation: Any, inputs: Sequence[Any]) -> list[Any]:
         except (TypeError, ValueError, NotImplementedError):
             pass  # an operation that float64 has no form of runs in the dtype it was traced in
     short = [
-        value.astype(atom.aval.dtype) if hasattr(value, "dtype") and wide(atom.aval.dtype) == value.dtype else value
+        value.astype(atom.aval.dtype) if hasattr(value, "astype") and wide(atom.aval.dtype) == value.dtype else value
         for value, atom in zip(inputs, equation.invars, strict=True)
     ]
     return [lift(out) for out in bound(equation, short)]

@@ -54,7 +54,10 @@ def _tangents_checked(trial: Trial) -> list[Row]:
     main = trial.main
     rows = guarded(forward, report.ALGEBRA, checks.algebra, main)
     regimes = points(forward)
-    rows += _oracles(forward, regimes, trial.settings.dtypes or (main,))[0]
+    if forward.oracle:
+        rows += _oracles(forward, regimes, trial.settings.dtypes or (main,))[0]
+    else:
+        trial.notes.append(f"float64 oracle of tangents: {forward.why_not}")
     rows += guarded(forward, report.ALGEBRA, checks.not_swallowed, main)
     rows += _transformed(forward, regimes, main)
     trial.notes += forward.notes
