@@ -1,8 +1,8 @@
 """Measures the checker: planted bugs caught, false alarms, verdicts on rules in use.
 
 Run from the repository, with the extra [dev] installed: ``python -m experiments.checker_tables mutations`` (half an
-hour), ``false-alarms`` (half an hour), ``wrong-rules`` and ``right-rules`` (10 minutes each) or ``real-world`` (20
-seconds). Writes experiments/results/checker_<table>.md.
+hour), ``false-alarms`` (half an hour), ``wrong-rules`` and ``right-rules`` (10 minutes each), ``wrong-rules-others`` (5
+minutes, with PyTorch beside) or ``real-world`` (20 seconds). Writes experiments/results/checker_<table>.md.
 
 The same mutants go through `jax.test_util.check_grads` and `chex.assert_numerical_grads`, in reverse mode, the one that
 a custom_vjp function has, and with their other defaults; whatever they raise counts as caught.
@@ -17,11 +17,13 @@ from typing import Any
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.test_util import check_grads
 
 import jaxbp
 from experiments import report
+from jaxbp.checker.trial import precise
 
 ROOT = Path(__file__).parent
 sys.path[:0] = [str(ROOT.parent / "tests")]
@@ -52,6 +54,27 @@ def by(checker: Callable[..., None], **options: Any) -> Caught:
         return False
 
     return caught
+
+
+def gradcheck(fun: Callable[..., Any], leaves: Sequence[jax.Array], order: int) -> None:
+    """`torch.autograd.gradcheck` of a flat function of JAX, in float64, as it asks for."""
+    import torch
+
+    class Rule(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *xs: Any) -> Any:
+            out, ctx.pullback = jax.vjp(fun, *(jnp.asarray(x.detach().numpy()) for x in xs))
+            ctx.tree = jax.tree.structure(out)
+            found = tuple(torch.from_numpy(np.array(a)) for a in jax.tree.leaves(out))
+            return found[0] if len(found) == 1 else found
+
+        @staticmethod
+        def backward(ctx: Any, *us: Any) -> Any:
+            cotangents = jax.tree.unflatten(ctx.tree, [jnp.asarray(u.numpy()) for u in us])
+            return tuple(torch.from_numpy(np.array(g)) for g in ctx.pullback(cotangents))
+
+    with precise():
+        torch.autograd.gradcheck(Rule.apply, [torch.tensor(np.asarray(a, float), requires_grad=True) for a in leaves])
 
 
 CHECKERS: dict[str, Caught] = {
@@ -125,6 +148,7 @@ def others() -> Iterable[str]:
     floating-point arrays, and functions of JAX.
     """
     peers = {name: caught for name, caught in CHECKERS.items() if name != "jaxbp.check"}
+    peers["torch gradcheck"] = by(gradcheck)
     yield table_head("kind", "taken", *(f"{name}: {rule} rule" for name in peers for rule in ("wrong", "right")))
     for kind in dict.fromkeys(case.kind for case in wrong_rules.CASES):
         cases = [case for case in wrong_rules.CASES if case.kind == kind]
