@@ -91,11 +91,17 @@ def test_a_margin_has_no_left() -> None:
 
 
 @pytest.mark.slow
-def test_autodiff_itself_is_right_where_both_sides_have_another_slope() -> None:
-    """Products of shifts have one sign on both sides: beside the kinks of other rows this is no removable one."""
-    net = jaxbp.MLP((6, 6, 10, 8), ("relu", "gelu"), "leaky_relu", "kl_divergence")
-    (apply,) = (part for part in parts(net, 48594486, "fast") if part.name == "apply")
-    assert jaxbp.check(apply.fun, apply.args, seed=48594486, dtypes="float32", **apply.options).verdict != "FAIL"
+@pytest.mark.parametrize(
+    ("net", "seed"),
+    [
+        (jaxbp.MLP((8, 16, 16, 4), "relu"), 0),
+        (jaxbp.MLP((6, 6, 10, 8), ("relu", "gelu"), "leaky_relu", "kl_divergence"), 48594486),
+    ],
+    ids=["no unit of one layer decides for the next", "autodiff is right where both sides have another slope"],
+)
+def test_a_sample_of_zeros_is_at_the_kinks_of_all_layers(net: jaxbp.MLP, seed: int) -> None:
+    (apply,) = (part for part in parts(net, seed, "fast") if part.name == "apply")
+    assert jaxbp.check(apply.fun, apply.args, seed=seed, dtypes="float32", **apply.options).verdict != "FAIL"
 
 
 def test_numbers_that_xla_takes_for_0_are_not_tried() -> None:

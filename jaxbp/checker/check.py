@@ -89,7 +89,8 @@ def check(
       allow_zero: arguments, or paths of leaves, whose true gradient may be 0 everywhere; True for all.
       accuracy: how well fun solves what it solves, relative to the largest element: for solvers, iterations,
         quantised rules. Default 0, or 1e-4 where fun has a while_loop.
-      order: 2 checks the derivative of the backward pass as well, 3 that one's derivative; default 3 at level "full".
+      order: 2 checks the derivative of the backward pass as well, 3 that one's derivative; default 3 at level "full"
+        without accuracy.
 
     Returns:
       A `Report`; only if every row is a PASS has it ``passed``.
@@ -149,7 +150,7 @@ def _prepared(fun: Any, args: Sequence[Any] | str, given: Mapping[str, Any]) -> 
         level=level,
         seed=seed,
         probes=given["probes"] or PROBES[level],
-        order=given["order"] or (3 if level == "full" else 1),
+        order=given["order"] or (3 if level == "full" and not given["accuracy"] else 1),
         kinks=given["kinks"],
         dtypes=_names(given["dtypes"]),
         accuracy=given["accuracy"],

@@ -20,13 +20,17 @@ Pull = Callable[[Leaves, Leaves], Leaves]
 
 def higher_orders(trial: Trial, regimes: Mapping[str, Sequence[Any]]) -> list[Row]:
     """Gradients through the rule against those through the reference, at drawn points, where there are no kinks."""
-    if not (trial.traceable and trial.oracle):
-        trial.notes.append("order 2: rule and reference must be JAX code")
-        return []
-    if "stop_gradient" in trial.operations:
-        trial.notes.append("order 2: the reference stops gradients; its second derivative need not be that of the rule")
-        return []
     subject = trial.subject
+    why_not = ""
+    if not (trial.traceable and trial.oracle):
+        why_not = "rule and reference must be JAX code"
+    elif "stop_gradient" in trial.operations:
+        why_not = "the reference stops gradients; its second derivative need not be that of the rule"
+    elif subject.project:
+        why_not = "a projection says which part of the first derivative counts, and no more"
+    if why_not:
+        trial.notes.append(f"order 2: {why_not}")
+        return []
     rng = np.random.default_rng(trial.settings.seed + 4)
     vs = [rng.standard_normal(leaf.shape) for leaf in subject.arguments.differentiated(trial.given)]
     pulls: list[Pull] = [lambda p, u: subject.pullback(p, u).cotangents, lambda p, u: subject.truth(p, u)[2]]

@@ -88,7 +88,7 @@ def _cotangents_checked(trial: Trial) -> list[Row]:
         smooth = {name: regimes[name] for name in ("ordinary", "tiny") if name in regimes}
         rows += guarded(trial, report.ORACLE, higher_orders, smooth)
     else:
-        trial.notes.append("higher derivatives: order=2 or level='full'")
+        trial.notes.append("higher derivatives: order=2" + " or level='full'" * (settings.level == "fast"))
     if (trial.oracle or not trial.traceable) and trial.failing is None:
         rows += guarded(trial, report.ORACLE, other_shapes)
     return [*rows, *_transformed(trial, regimes, main)]

@@ -46,22 +46,28 @@ EXACT = frozenset(
     "top_k tile transpose xor".split()
 )
 FACTORIZATIONS = frozenset("cholesky eig eigh geqp3 geqrf hessenberg lu qr schur svd tridiagonal".split())
+COMPARISONS = frozenset("abs argmax argmin clamp ge gt le lt max min reduce_max reduce_min sign sort top_k".split())
 LINEAR_SUMS = frozenset(
     "dot_general conv_general_dilated reduce_sum cumsum scatter-add scatter_add reduce_window_sum".split()
 )
 
 
 class Traced(NamedTuple):
-    """A jaxpr with what makes it another function of the same form: constants, float literals, units of rounding."""
+    """A jaxpr with what makes it another function of the same form: constants, float literals, units of rounding; and
+    of each operation that rounds, the share of all comparisons that come before it.
+    """
 
     text: str
     closed: Any
     consts: list[Any]
     literals: np.ndarray
     units: np.ndarray
+    depth: np.ndarray
 
 
 def traced(closed: Any) -> Traced:
+    names = [equation.primitive.name for equation in _equations(closed.jaxpr)]
+    before = np.cumsum([name in COMPARISONS for name in names])
     units = [unit_of(equation) for equation in _rounded(closed.jaxpr)]
     values = [float(atom.val) for atom in literals(closed.jaxpr)]
     own = any(name in UNENTERED | OPAQUE for name in primitives(closed.jaxpr))  # literals stay inside these
@@ -71,22 +77,28 @@ def traced(closed: Any) -> Traced:
         [lift(const) for const in closed.consts],
         np.asarray(values, np.float64),
         np.asarray(units, np.float64),
+        np.asarray([count for name, count in zip(names, before, strict=True) if name not in EXACT]) / max(1, *before),
     )
+
+
+def _equations(jaxpr: Any) -> Iterator[Any]:
+    """Those of the jaxprs that are entered too, in their order."""
+    for equation in jaxpr.eqns:
+        name, inner = equation.primitive.name, closed_call(equation)
+        if inner is not None:
+            yield from _equations(inner.jaxpr)
+        elif name == "scan":
+            yield from _equations(equation.params["jaxpr"].jaxpr)
+        elif name == "cond":
+            for branch in equation.params["branches"]:
+                yield from _equations(branch.jaxpr)
+        else:
+            yield equation
 
 
 def _rounded(jaxpr: Any) -> Iterator[Any]:
     """The equations whose results are moved."""
-    for equation in jaxpr.eqns:
-        name, inner = equation.primitive.name, closed_call(equation)
-        if inner is not None:
-            yield from _rounded(inner.jaxpr)
-        elif name == "scan":
-            yield from _rounded(equation.params["jaxpr"].jaxpr)
-        elif name == "cond":
-            for branch in equation.params["branches"]:
-                yield from _rounded(branch.jaxpr)
-        elif name not in EXACT:
-            yield equation
+    return (equation for equation in _equations(jaxpr) if equation.primitive.name not in EXACT)
 
 
 def unit_of(equation: Any) -> float:
@@ -110,14 +122,14 @@ def unit_of(equation: Any) -> float:
 
 
 def with_spread(found: Traced) -> Callable[..., Any]:
-    """(consts, leaves, literals, units, units of the leaves, what a 0 counts as, noise) ↦ (outputs, the least and the
-    greatest that rounding made of each element), in float64.
+    """(consts, leaves, literals, units, least moves of the results, units of the leaves, what a 0 of these counts as,
+    noise) ↦ (outputs, the least and the greatest that rounding made of each element), in float64.
     """
     jaxpr = found.closed.jaxpr
     places = {id(equation): n for n, equation in enumerate(_rounded(jaxpr))}
     numbers = {id(atom): n for n, atom in enumerate(literals(jaxpr))}
 
-    def run(consts: Any, leaves: Any, values: Array, units: Array, own: Array, zero: Array, noise: Array) -> Any:
+    def run(consts: Any, leaves: Any, values: Array, units: Any, least: Any, own: Any, zero: Any, noise: Array) -> Any:
         def literal(atom: Any) -> Any:
             return values[numbers[id(atom)]] if id(atom) in numbers else atom.val
 
@@ -128,16 +140,18 @@ def with_spread(found: Traced) -> Callable[..., Any]:
             def rounded(equation: Any, inputs: Sequence[Any]) -> list[Any]:
                 place = places.get(id(equation))
                 if place is not None and equation.primitive.name in FACTORIZATIONS:  # exact for a matrix u ‖A‖ away
-                    inputs = [_moved(a, units[place], _largest(a), zero, noise, place) for a in inputs]
+                    inputs = [_moved(a, units[place] * _largest(a), noise, place) for a in inputs]
                 outputs = _fixed(equation, inputs)
                 if place is None:
                     return outputs
                 sizes = outputs
                 if equation.primitive.name in LINEAR_SUMS:
                     sizes = lifted(equation, [jnp.abs(lift(a)) if is_inexact(a) else a for a in inputs])
-                return [_moved(a, units[place], b, zero, noise, place) for a, b in zip(outputs, sizes, strict=True)]
+                by = [jnp.maximum(units[place] * jnp.abs(b), least[place]) if is_inexact(b) else 0 for b in sizes]
+                return [_moved(a, b, noise, place) for a, b in zip(outputs, by, strict=True)]
 
-            moved = [_moved(leaf, own[n], leaf, zero, noise, n) for n, leaf in enumerate(leaves)]
+            by = [own[n] * jnp.where(leaf == 0, zero, jnp.abs(leaf)) for n, leaf in enumerate(leaves)]
+            moved = [_moved(a, b, noise, n) for n, (a, b) in enumerate(zip(leaves, by, strict=True))]
             return evaluate(jaxpr, consts, moved, fixed._replace(apply=rounded))
 
         drawn = lax.map(draw, noise)
@@ -146,16 +160,14 @@ def with_spread(found: Traced) -> Callable[..., Any]:
     return run
 
 
-def _moved(a: Any, u: Any, size: Any, zero: Any, noise: Array, place: int) -> Any:
-    """The result of an operation, moved by up to 4 u of its size, differently at each place."""
+def _moved(a: Any, by: Any, noise: Array, place: int) -> Any:
+    """The result of an operation, moved by up to 4 × so much, differently at each place."""
     if not is_inexact(a):
         return a
     if is_complex(a):
-        parts = (_moved(part, u, size, zero, noise, place + n) for n, part in enumerate((a.real, a.imag)))
-        return lax.complex(*parts)
-    size = jnp.where(size == 0, zero, jnp.abs(size))
-    finite = jnp.where(size < np.inf, size, 0)  # an infinity, such as that of a mask, is not rounded
-    return a + (AMPLITUDE * u * _uniform(noise, a.shape, place) * finite).astype(a.dtype)
+        return lax.complex(*(_moved(part, by, noise, place + n) for n, part in enumerate((a.real, a.imag))))
+    finite = jnp.where(by < np.inf, by, 0)  # an infinity, such as that of a mask, is not rounded
+    return a + (AMPLITUDE * _uniform(noise, a.shape, place) * finite).astype(a.dtype)
 
 
 def _largest(a: Any) -> Any:

@@ -204,7 +204,8 @@ class Trial:
         _, counts, dtypes = self._traced(dtype)
         least = min if dtype == MIXED else max  # what is given in float32 beside bfloat16 is not rounded to that
         unit = 0.0 if dtype == "float64" else least(float(jnp.finfo(d).eps) / 2 for d in dtypes)
-        exact, low, high = self._evaluated(points, us, dtype, unit, self._traced(dtype)[0].units)
+        units = self._traced(dtype)[0].units
+        exact, low, high = self._evaluated(points, us, dtype, unit, units, 0 * units)
         spread = [f64(np.maximum(e - a, b - e)) for e, a, b in zip(exact, low, high, strict=True)]
         bounds = [self._bound(str(d), v, s) for d, v, s in zip(dtypes, exact, spread, strict=True)]
         own, value = counts[0], counts[0] + counts[1]
@@ -231,16 +232,16 @@ class Trial:
         return Truth(exact[:first], cotangents, bounds[:first], bounds[value:], exact[own:value], bounds[own:value])
 
     def _evaluated(
-        self, points: Leaves, us: Leaves, dtype: str, own: Any, units: np.ndarray, zero: float = 0.0
+        self, points: Leaves, us: Leaves, dtype: str, own: Any, units: np.ndarray, least: np.ndarray, zero: float = 0.0
     ) -> tuple[Leaves, Leaves, Leaves]:
         """Outputs and cotangents in float64; the least and the greatest where the leaves and the result of every
-        operation are moved by 4 × their own units, a 0 as if it were another number.
+        operation are moved by 4 × their own units, a leaf of 0 as if it were another number.
         """
         found = self._traced(dtype)[0]
         run = self._once(("truth", found.text), lambda: jax.jit(rounding.with_spread(found), **QUICK))
         leaves, noise = [f64(a) if is_float(a) else a for a in (*points, *us)], rounding.noise_of(self.settings.seed)
         with precise():
-            outputs = run(found.consts, leaves, found.literals, units, np.full(len(leaves), own), zero, noise)
+            outputs = run(found.consts, leaves, found.literals, units, least, np.full(len(leaves), own), zero, noise)
         exact, low, high = map(arrays, outputs)
         return exact, low, high
 
@@ -268,7 +269,8 @@ class Trial:
         own = np.isin(np.arange(len(points) + len(us)), wrt) * moved
         traced, counts, _ = self._traced(self.oracle)
         units = np.full_like(traced.units, results)
-        found = self._evaluated(points, self.rounded(us, dtype), self.oracle, own, units, zero=1.0)
+        least = 10 ** (24 * traced.depth - 34) * (results > 0)  # what a comparison decides outweighs those before it
+        found = self._evaluated(points, self.rounded(us, dtype), self.oracle, own, units, least, zero=1.0)
         return [self.projected(points, part[sum(counts) :]) for part in found]
 
     def _traced(self, dtype: str) -> Any:
