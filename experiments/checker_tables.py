@@ -8,6 +8,7 @@ The same mutants go through `jax.test_util.check_grads` and `chex.assert_numeric
 a custom_vjp function has, and with their other defaults; whatever they raise counts as caught.
 """
 
+import inspect
 import logging
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -217,7 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with report.study("checker_tables", parser, arguments) as study:
         table = study.options.table
         with (study.options.out / f"checker_{table.replace('-', '_')}.md").open("w", encoding="utf-8") as file:
-            head = f"# The checker: {table.replace('-', ' ')}\n\n{TABLES[table].__doc__}"
+            head = f"# The checker: {table.replace('-', ' ')}\n\n{inspect.cleandoc(str(TABLES[table].__doc__))}"
             for line in chain([head, f"JAX {jax.__version__}, {jax.default_backend()}.\n"], TABLES[table]()):
                 print(line, file=file, flush=True)
                 print(line, flush=True)

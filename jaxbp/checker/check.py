@@ -193,9 +193,12 @@ def _refuse(net: Checked, given: Mapping[str, Any]) -> None:
 def _network(subject: Checked, start: float, **settings: Any) -> Report:
     """One report of all parts of a network: the rule that a wrong gradient would come from is checked before it."""
     found = parts(subject, settings["seed"], settings["level"])
-    reports = {part.name: check(part.fun, part.args, **part.options, **settings) for part in found}
+    given = {name: value for name, value in settings.items() if value is not None}
+    reports = {part.name: check(part.fun, part.args, **part.options | given) for part in found}
     rows = [dataclasses.replace(row, subject=name) for name, report in reports.items() for row in report.rows]
     notes = [note for report in reports.values() for note in report.not_covered]
+    if any("dtypes" in part.options.keys() - given.keys() for part in found):
+        notes.append("bfloat16 and float16 of the network as a whole: level='full'; its rules are checked in them")
     failed = any(row.verdict != "PASS" for row in rows)
     again = f"jaxbp.check(net, level={settings['level']!r}, seed={settings['seed']}).raise_if_failed()"
 

@@ -16,7 +16,6 @@ from jaxbp.checker.subject import Leaves, Pulled
 from jaxbp.checker.trial import QUICK, Trial, Truth, precise
 
 Points = Sequence[Any]
-NONLINEAR = "backward is not linear in its cotangent"
 ANOTHER_VALUE = "the forward's value is not the function's"
 
 
@@ -25,11 +24,13 @@ def algebra(trial: Trial, dtype: str) -> list[Row]:
     points, us, info = trial.given, trial.dense(), trial.info(dtype)
     top, eps = float(info.max), float(info.eps)
     rows: list[Row] = []
+    linear_in = "tangent" if trial.subject.forward else "cotangent"
+    nonlinear = f"the rule is not linear in its {linear_in}"
 
     def pulled(vs: Leaves) -> Leaves:
         return arrays(trial.run(points, vs, dtype).cotangents)
 
-    def compare(regime: str, got: Leaves, want: Leaves, bounds: Leaves, text: str = NONLINEAR) -> None:
+    def compare(regime: str, got: Leaves, want: Leaves, bounds: Leaves, text: str = nonlinear) -> None:
         for path, g, w, bound in zip(trial.paths, got, want, bounds, strict=True):
             rows.append(compared(ALGEBRA, path, dtype, regime, g, w, bound, text))
 
@@ -38,7 +39,7 @@ def algebra(trial: Trial, dtype: str) -> list[Row]:
     compare("two calls", pulled(us), first, exact, "")
     if trial.subject.kind == "gradient":
         return rows
-    text = "not 0 where the cotangent is 0: it is ignored, or something is added to it"
+    text = f"not 0 where the {linear_in} is 0: it is ignored, or something is added to it"
     zeros = [np.zeros(g.shape) for g in first]
     compare("backward(0)", pulled([0 * f64(u) for u in us]), zeros, exact, text)
     given = trial.bounds(points, us, dtype)[0]
@@ -49,7 +50,7 @@ def algebra(trial: Trial, dtype: str) -> list[Row]:
         lost = 64 * float(info.smallest_normal) / min(abs(scale), 1)
         limits = [8 * (4 * b + eps * np.abs(f)) + lost for b, f in zip(given, first, strict=True)]
         limits = [np.where(np.abs(f * scale) > top / 64, np.inf, b) for f, b in zip(first, limits, strict=True)]
-        compare(f"cotangent × {scale:.0e}", scaled, first, limits)
+        compare(f"{linear_in} × {scale:.0e}", scaled, first, limits)
     rng = np.random.default_rng(trial.settings.seed + 1)
     others = {
         "dense": [rng.standard_normal(np.shape(u)) for u in us],
