@@ -52,10 +52,8 @@ def summary(entry: Entry) -> dict[str, str]:
 HEAD = """# The checker: rules of libraries
 
 Every `custom_vjp` and `custom_jvp` that a name of the library leads to, checked at level fast. Each FAIL was looked
-into: the faults and five of the false alarms by other means, the rest by reading the code. Not exercised: no arguments
-could be found out, or JAX cannot differentiate the function. Skipped: see the reasons below. A PASS that is listed is a
-fault that was not seen. optax, distrax, rlax, optimistix, diffrax, lineax and numpyro were checked since points are
-searched, the others before. {}.
+into, the faults by other means. Not exercised: no arguments could be found out. Skipped: see the reasons below. A PASS
+that is listed is a fault that was not seen, or one of the function itself. {}.
 """
 KINDS = "Fault", "On purpose", "False alarm"  # with which a finding begins
 
