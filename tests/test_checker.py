@@ -350,6 +350,26 @@ def test_what_is_drawn_and_not_differentiated_lies_in_the_domain_too() -> None:
     assert jaxbp.check(rule, "f32[4], f32[4]", wrt=(0,), domain="positive", dtypes="float32").passed
 
 
+def test_arguments_of_unequal_domains_are_not_made_equal() -> None:
+    rule = custom(lambda x, a: x * jnp.abs(a), lambda x, a: (x * jnp.abs(a), (x, a)), lambda r, u: (u * r[1], u * r[0]))
+    assert jaxbp.check(rule, "f32[4], f32[4]", domain={0: (-3.0, 3.0), 1: (0.5, 5.0)}, dtypes="float32").passed
+
+
+def test_what_is_between_the_slopes_beside_a_kink_is_right() -> None:
+    """Of a difference of two maxima: each may choose its own argument, which no one-sided slope shows."""
+
+    def function(x: np.ndarray) -> float:
+        return float(max(x[0], x[1]) - max(x[0], x[2]))
+
+    def gradient(x: np.ndarray) -> np.ndarray:
+        first, second = float(x[0] >= x[1]), float(x[0] > x[2])
+        return np.array([first - second, 1 - first, second - 1])
+
+    assert jaxbp.check(function, (np.zeros(3),), gradient=gradient).verdict != "FAIL"
+    wrong = jaxbp.check(function, (np.zeros(3),), gradient=lambda x: 2 * gradient(x))
+    assert wrong.verdict == "FAIL"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
