@@ -11,7 +11,7 @@ from jaxbp.checker.jaxpr import primitives
 from jaxbp.checker.numerics import numerics
 from jaxbp.checker.order import higher_orders
 from jaxbp.checker.report import Row, Verdict
-from jaxbp.checker.search import Points, points
+from jaxbp.checker.search import HUGE, Points, points
 from jaxbp.checker.shapes import other_shapes
 from jaxbp.checker.subject import Leaves
 from jaxbp.checker.transformations import transformations
@@ -205,7 +205,7 @@ def _cotangents(trial: Trial) -> dict[str, Leaves]:
         return found
     found["constant"] = [np.ones(v.shape) for v in like]
     rng = np.random.default_rng(trial.settings.seed + 6)
-    count = 2 if trial.settings.level == "fast" else 8
+    count = 8 if trial.settings.level == "full" else 1 if _huge(trial) else 2
     for n, v in enumerate(like):
         if len(like) > 1:
             found[f"only output {n}"] = [u if m == n else np.zeros_like(u) for m, u in enumerate(found["dense"])]
@@ -214,6 +214,10 @@ def _cotangents(trial: Trial) -> dict[str, Leaves]:
             hot[n].flat[index] = (-1.0, 1.0)[k % 2]
             found[f"one-hot {n}.{index}"] = hot
     return found
+
+
+def _huge(trial: Trial) -> bool:
+    return sum(map(np.size, trial.given)) > HUGE
 
 
 def _oracles(trial: Trial, regimes: Points, dtypes: Sequence[str]) -> tuple[list[Row], list[Truth]]:
@@ -262,9 +266,10 @@ def _oracle_in(trial: Trial, dtype: str, regimes: Points, truths: list[Truth]) -
 
 
 def _tried(trial: Trial, regimes: Points, dtype: str) -> Iterator[tuple[str, Leaves, str, Leaves]]:
-    us = _cotangents(trial)
+    us, dense = _cotangents(trial), [("dense", trial.dense())]
+    first = dense if _huge(trial) and dtype not in ("float64", "float32") else us.items()
     for n, (regime, leaves) in enumerate(regimes.items()):
         if dtype not in ("float64", "float32") and regime.startswith("magnitudes"):
             continue  # hardly one of these is a number in the shorter dtypes
-        for name, u in us.items() if n == 0 else [("dense", us["dense"])]:
+        for name, u in first if n == 0 else dense:
             yield regime, leaves, name, u

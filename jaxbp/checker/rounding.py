@@ -11,6 +11,7 @@ Source: J. Vignes, "A stochastic arithmetic for reliable scientific computation"
 """
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -96,6 +97,13 @@ def _equations(jaxpr: Any) -> Iterator[Any]:
             yield equation
 
 
+def _inlined(jaxpr: Any) -> Iterator[Any]:
+    """The equations outside of loops and branches."""
+    for equation in jaxpr.eqns:
+        inner = closed_call(equation)
+        yield from [equation] if inner is None else _inlined(inner.jaxpr)
+
+
 def _rounded(jaxpr: Any) -> Iterator[Any]:
     """The equations whose results are moved."""
     return (equation for equation in _equations(jaxpr) if equation.primitive.name not in EXACT)
@@ -128,13 +136,22 @@ def with_spread(found: Traced) -> Callable[..., Any]:
     jaxpr = found.closed.jaxpr
     places = {id(equation): n for n, equation in enumerate(_rounded(jaxpr))}
     numbers = {id(atom): n for n, atom in enumerate(literals(jaxpr))}
+    met = Counter(map(id, _equations(jaxpr)))
+    once = {id(e) for e in _inlined(jaxpr) if e.primitive.name in LINEAR_SUMS and met[id(e)] == 1}
 
     def run(consts: Any, leaves: Any, values: Array, units: Any, least: Any, own: Any, zero: Any, noise: Array) -> Any:
         def literal(atom: Any) -> Any:
             return values[numbers[id(atom)]] if id(atom) in numbers else atom.val
 
-        fixed = Walk(_fixed, closed_call, literal, UNENTERED)
-        exact = evaluate(jaxpr, consts, leaves, fixed)
+        fixed, measured = Walk(_fixed, closed_call, literal, UNENTERED), {}
+
+        def measure(equation: Any, inputs: Sequence[Any]) -> list[Any]:
+            """As it is; the sizes of a sum outside of loops are kept, they are a second sum as large."""
+            if id(equation) in once:
+                measured[id(equation)] = _sizes(equation, inputs)
+            return _fixed(equation, inputs)
+
+        exact = evaluate(jaxpr, consts, leaves, fixed._replace(apply=measure))
 
         def draw(noise: Array) -> list[Any]:
             def rounded(equation: Any, inputs: Sequence[Any]) -> list[Any]:
@@ -146,7 +163,7 @@ def with_spread(found: Traced) -> Callable[..., Any]:
                     return outputs
                 sizes = outputs
                 if equation.primitive.name in LINEAR_SUMS:
-                    sizes = lifted(equation, [jnp.abs(lift(a)) if is_inexact(a) else a for a in inputs])
+                    sizes = measured.get(id(equation)) or _sizes(equation, inputs)
                 by = [jnp.maximum(units[place] * jnp.abs(b), least[place]) if is_inexact(b) else 0 for b in sizes]
                 return [_moved(a, b, noise, place) for a, b in zip(outputs, by, strict=True)]
 
@@ -168,6 +185,11 @@ def _moved(a: Any, by: Any, noise: Array, place: int) -> Any:
         return lax.complex(*(_moved(part, by, noise, place + n) for n, part in enumerate((a.real, a.imag))))
     finite = jnp.where(by < np.inf, by, 0)  # an infinity, such as that of a mask, is not rounded
     return a + (AMPLITUDE * _uniform(noise, a.shape, place) * finite).astype(a.dtype)
+
+
+def _sizes(equation: Any, inputs: Sequence[Any]) -> list[Any]:
+    """Σ |A| |B| for a sum Σ A B."""
+    return lifted(equation, [jnp.abs(lift(a)) if is_inexact(a) else a for a in inputs])
 
 
 def _largest(a: Any) -> Any:

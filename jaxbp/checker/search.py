@@ -21,7 +21,7 @@ from jaxbp.checker.trial import Trial
 Points = dict[str, list[np.ndarray]]
 USUAL = 1.0, -1.0, 0.5, 2.0, -2.0, 3.0, 1e-6, -1e-6, 1e-13, 1e3, -1e3, 1e5, 1e7, -1e7
 COUNTS = {"fast": {"boundary": 8, "magnitudes": 3}, "full": {"boundary": 24, "magnitudes": 9}}
-LARGE = 2**12  # elements: with more, fewer points
+LARGE, HUGE = 2**12, 2**16  # elements: with more, fewer points
 
 
 def points(trial: Trial) -> Points:
@@ -49,10 +49,11 @@ def points(trial: Trial) -> Points:
     concrete = not any(isinstance(leaf, Spec) for leaf in leaves)
     found: Points = {"given": [np.asarray(leaf) for leaf in leaves]} if concrete else {}
     found |= {regime: draw(regime) for regime in REGIMES[level]}
-    found |= {f"ordinary {k}": draw("ordinary") for k in (2, 3)}
-    small = sum(int(np.prod(leaf.shape)) for leaf in leaves) <= LARGE
+    size = sum(int(np.prod(leaf.shape)) for leaf in leaves)
+    small, every = size <= LARGE, 1 if size <= LARGE else 4 if size <= HUGE else 16
+    found |= {f"ordinary {k}": draw("ordinary") for k in (2, 3) if size <= HUGE}
     for k, (regime, move) in enumerate(_moves(level, numbers.floats)):
-        if small or k % 4 == 0:
+        if k % every == 0:
             found[regime] = [moved(n, move, k) for n in range(len(leaves))]
     first, same = next(iter(found.values())), [n for n in trial.subject.arguments.wrt if moves[n]]
     kinds = {n: (first[n].shape, str(domain[n])) for n in same}  # those that may be equal
