@@ -53,7 +53,8 @@ HEAD = """# The checker: rules of libraries
 
 Every `custom_vjp` and `custom_jvp` that a name of the library leads to, checked at level fast. Each FAIL was looked
 into, the faults by other means. Not exercised: no arguments could be found out. Skipped: see the reasons below. A PASS
-that is listed is a fault that was not seen, or one of the function itself. {}.
+that is listed is a fault that was not seen, or one of the function itself. What is not exercised in tfp-nightly, and
+optimistix, diffrax, lineax and numpyro, were checked by an earlier version of the checker. {}.
 """
 KINDS = "Fault", "On purpose", "False alarm"  # with which a finding begins
 

@@ -740,6 +740,22 @@ vjp(
 )
 vjp("domains", "arcsin", lambda: "f32[5]", jnp.arcsin, lambda r, g: (g / jnp.sqrt(1 - r[0] ** 2),), domain=(-0.9, 0.9))
 
+
+def added_twice(x: Array) -> Array:
+    """Σ x and Σ 2x in one reduction, which JAX does not differentiate."""
+    zero = jnp.zeros((), x.dtype)
+    first, second = lax.reduce((x, 2 * x), (zero, zero), lambda a, b: (a[0] + b[0], a[1] + b[1]), (0,))
+    return first + second
+
+
+vjp(
+    "no autodiff",
+    "a reduction of two arrays",
+    lambda: "f32[4]",
+    added_twice,
+    lambda r, g: (3 * g * jnp.ones_like(r[0]),),
+)
+
 # singular and nearly singular matrices, at which a factorization keeps no digit of some elements
 for name, function in {
     "pseudo-inverse": jnp.linalg.pinv,

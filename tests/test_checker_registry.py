@@ -53,6 +53,7 @@ def test_a_third_derivative_that_the_reference_loses() -> None:
 @pytest.mark.parametrize(
     ("name", "level"),
     [
+        ("a reduction of two arrays", "fast"),
         ("pseudo-inverse", "fast"),
         ("log-determinant by LU", "full"),
         ("log-determinant by QR", "fast"),
@@ -61,7 +62,9 @@ def test_a_third_derivative_that_the_reference_loses() -> None:
     ],
 )
 def test_a_right_rule_that_was_accused(name: str, level: str) -> None:
-    """Singular matrices; slopes of infinite outputs; higher derivatives of what is quantised, and of a projection."""
+    """Reductions by a function; singular matrices; slopes of infinite outputs; higher derivatives of what is quantised,
+    and of a projection.
+    """
     [case] = (case for case in right_rules.CASES if case.name == name)
     report = checked(case.right, level=level)
     assert report.verdict == "PASS", report

@@ -123,7 +123,7 @@ def bound(equation: Any, inputs: Sequence[Any], **changed: Any) -> list[Any]:
 def closed_call(equation: Any) -> Any:
     """The closed jaxpr of an equation that only calls one (jit, remat), with custom rules among them; or None."""
     name = equation.primitive.name
-    if name in LOOPS or name in OPAQUE:
+    if name in LOOPS or name in OPAQUE or name.startswith("reduce"):  # a reduction repeats its jaxpr
         return None
     inner = [equation.params[key] for key in CALLS if key in equation.params]
     if not inner:

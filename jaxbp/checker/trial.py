@@ -327,7 +327,7 @@ class Trial:
             + (float(info.eps) ** 2 + self.accuracy) * largest
             + 64 * float(info.smallest_normal)
         )
-        return np.where(np.abs(want) > float(info.max) / 16, np.inf, bound)
+        return np.where(np.abs(want) <= float(info.max) / 16, bound, np.inf)  # nor is anything said of NaN
 
     def bounds(self, leaves: Sequence[Any], us: Leaves, dtype: str) -> tuple[Leaves, Leaves]:
         """What rounding may do to each cotangent and value; where JAX cannot differentiate the reference, 256 ε."""
