@@ -43,8 +43,9 @@ docs: .venv/installed
 	$(BIN)/sphinx-build -E -W -q -c .ci/docs . .venv/docs
 
 # The suite and the benchmark on an NVIDIA GPU, to be pasted from runs/gpu.txt with all that failed or was skipped. Tests
-# that need four devices are skipped. On an H100 with JAX 0.11.2 the quick tests pass; of the slow ones 415 were tried, and
-# one fails: eager and compiled initializers differ there in their last bits. Nobody has tried those of production yet.
+# that need four devices are skipped. On an H100 with JAX 0.11.2 the quick tests passed but for six that were mended since;
+# of the slow ones 415 were tried, and one fails: eager and compiled initializers differ there in their last bits. Nobody
+# has tried those of production yet.
 CUDA ?= cuda12
 ON_GPU := JAX_PLATFORMS=cuda,cpu XLA_PYTHON_CLIENT_PREALLOCATE=false
 gpu: .venv/installed
