@@ -24,6 +24,7 @@ from jaxbp.checker.jaxpr import (
     ENTERED,
     LOOPS,
     OPAQUE,
+    TIES,
     Walk,
     closed_call,
     evaluate,
@@ -47,7 +48,7 @@ EXACT = frozenset(
     "top_k tile transpose xor".split()
 )
 FACTORIZATIONS = frozenset("cholesky eig eigh geqp3 geqrf hessenberg lu qr schur svd tridiagonal".split())
-COMPARISONS = frozenset("abs argmax argmin clamp ge gt le lt max min reduce_max reduce_min sign sort top_k".split())
+COMPARISONS = TIES | frozenset("ge gt le lt sign top_k".split())
 LINEAR_SUMS = frozenset(
     "dot_general conv_general_dilated reduce_sum cumsum scatter-add scatter_add reduce_window_sum".split()
 )

@@ -228,9 +228,7 @@ class Trial:
             for n, (scale, several) in enumerate(sums, value):
                 share = np.minimum(np.abs(exact[n]), scale) if lost < 1 else scale
                 bounds[n] = bounds[n] + unit * scale * several + lost * np.nan_to_num(share)
-        if (
-            self.oracle and self.operations & rounding.FACTORIZATIONS
-        ):  # these are accurate in norm, not element by element
+        if self.oracle and self.operations & rounding.FACTORIZATIONS:  # accurate in norm, not element by element
             bounds[value:] = [np.maximum(b, np.max(b, initial=0, where=np.isfinite(b))) for b in bounds[value:]]
         if self.subject.forward:  # nothing is said of the derivative where the output itself is infinite
             finite = map(np.isfinite, exact[own:value])
